@@ -1,0 +1,1 @@
+//! Thin images in a directory.

@@ -1,0 +1,1 @@
+//! The front: configuration, socket, credentials, routing, supervision of keepers.

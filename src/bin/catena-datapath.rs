@@ -1,0 +1,2 @@
+//! `catena-datapath`.
+fn main() {}

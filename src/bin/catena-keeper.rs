@@ -1,0 +1,2 @@
+//! `catena-keeper`.
+fn main() {}

@@ -1,0 +1,2 @@
+//! `catenad`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The SQLite catalog of one SR: the only crate that knows SQL.

@@ -1,0 +1,1 @@
+//! What to merge next, and why not: pure decisions over the tree.

@@ -1,0 +1,1 @@
+//! Messages and descriptors between keeper and datapath.

@@ -1,0 +1,1 @@
+//! Handles image bytes on behalf of a keeper.

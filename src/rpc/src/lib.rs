@@ -1,0 +1,1 @@
+//! The public wire: requests, replies, errors, framing and a client.

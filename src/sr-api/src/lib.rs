@@ -1,0 +1,1 @@
+//! What a storage back end provides: named byte containers, not formats.

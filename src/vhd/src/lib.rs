@@ -1,0 +1,1 @@
+//! The VHD image format, byte-compatible with XenServer's.
