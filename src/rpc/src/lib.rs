@@ -1,1 +1,30 @@
-//! The public wire: requests, replies, errors, framing and a client.
+//! The public wire: JSON-RPC 2.0, one object a line, over a Unix socket; descriptors travel beside the line that names them.
+//!
+//! The only crate that knows wire JSON. Client and agent speak it, and agent and keeper speak it to each other over a
+//! socketpair. Fields are added, never renamed.
+
+mod connection;
+mod documents;
+mod message;
+mod params;
+
+pub use connection::{Incoming, Reader, WireError, Writer, connect, split};
+pub use documents::{
+    CheckReport, CoalesceState, CoalesceStatus, Event, Finding, Job, MergePlan, Node, Reason, Sr, SrState,
+    Vdi,
+};
+pub use message::{Id, Message, Notification, Outcome, Request, Response};
+pub use params::{
+    CoalesceParams, EventListParams, JobParams, KeeperStart, ListParams, ReadWriteParams, ResolveParams,
+    Resolved, SrCreateParams, SrIntroduceParams, SrParams, VdiCloneParams, VdiCreateParams, VdiExportParams,
+    VdiImportParams, VdiParams, VdiSnapshotParams,
+};
+
+/// The version of every document that carries `schema_version`.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// The most bytes a line may have.
+pub const LINE_LIMIT: usize = 1 << 20;
+
+/// The most requests of one connection that may be under way.
+pub const IN_FLIGHT_LIMIT: usize = 64;

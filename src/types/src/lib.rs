@@ -18,6 +18,6 @@ pub use job::{Effects, HeaderPatch, JobId, JobKind, JobRecord, JobState, Made, P
 pub use records::{EventRecord, Format, ImageRecord, ImageState, Severity, VdiKind, VdiRecord};
 pub use sectors::SectorSet;
 pub use sizes::{
-    BLOCK_BYTES, BLOCK_SECTORS, BlockIndex, Bytes, CHAIN_LIMIT, CHAIN_WARNING, FileOffset, GuestOffset, SECTOR_BYTES,
-    SizeError, VHD_MAX_SIZE, VHD_MIN_SIZE,
+    BLOCK_BYTES, BLOCK_SECTORS, BlockIndex, Bytes, CHAIN_LIMIT, CHAIN_WARNING, FileOffset, GuestOffset,
+    SECTOR_BYTES, SizeError, VHD_MAX_SIZE, VHD_MIN_SIZE,
 };

@@ -128,7 +128,9 @@ mod tests {
 
     #[test]
     fn sizes_are_read_with_binary_units_only() {
-        for (text, bytes) in [("0", 0), ("512", 512), ("512MiB", 512 << 20), ("10GiB", 10 << 30), ("2TiB", 2 << 40)] {
+        for (text, bytes) in
+            [("0", 0), ("512", 512), ("512MiB", 512 << 20), ("10GiB", 10 << 30), ("2TiB", 2 << 40)]
+        {
             assert_eq!(text.parse::<Bytes>(), Ok(Bytes(bytes)), "{text}");
         }
         for text in ["", "MiB", "1.5GiB", "-1", "10GB", "1 0", "99999999TiB", "0x10"] {

@@ -1,0 +1,259 @@
+//! The documents of the wire: what lists and records look like to scripts. More fields are welcome, none is renamed.
+
+use catena_types::{
+    Bytes, Failure, Format, ImageId, ImageState, JobKind, JobState, Severity, SrUuid, VdiUuid,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Whether an SR is usable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SrState {
+    /// Its keeper runs.
+    Attached,
+    /// Known, not attached.
+    Detached,
+    /// Should be attached and is not: see `error`.
+    Failed,
+}
+
+/// An SR.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sr {
+    /// Its id.
+    pub uuid: SrUuid,
+    /// Its name.
+    pub name_label: String,
+    /// The back end: `file`, `lvm`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Attached, detached or failed.
+    pub state: SrState,
+    /// `thin` or `thick`.
+    pub allocation: String,
+    /// Where it is.
+    pub location: String,
+    /// Size of the storage in bytes; 0 while not attached, as are the figures below.
+    pub physical_size: Bytes,
+    /// Bytes that the SR takes.
+    pub physical_utilisation: Bytes,
+    /// Sum of the virtual sizes of its VDIs.
+    pub virtual_allocation: Bytes,
+    /// Bytes that can still be taken.
+    pub free_space: Bytes,
+    /// How many VDIs it has.
+    pub vdi_count: u64,
+    /// How many images it has.
+    pub image_count: u64,
+    /// Whether clones share blocks where the storage can (reflink).
+    pub reflink: bool,
+    /// Why it is failed.
+    #[serde(default)]
+    pub error: Option<Failure>,
+}
+
+/// A VDI.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vdi {
+    /// Its id.
+    pub uuid: VdiUuid,
+    /// Its SR.
+    pub sr: SrUuid,
+    /// Its name.
+    pub name_label: String,
+    /// A longer description.
+    pub name_description: String,
+    /// The image it points at.
+    pub image: ImageId,
+    /// The container of that image.
+    pub container: String,
+    /// The format of that image.
+    pub format: Format,
+    /// Size in bytes.
+    pub virtual_size: Bytes,
+    /// Bytes that only this VDI takes: those of the images that no other VDI reads through.
+    pub own_bytes: Bytes,
+    /// Bytes of the images that it shares.
+    pub shared_bytes: Bytes,
+    /// Images in its chain, its own included.
+    pub depth: u64,
+    /// Whether it is a snapshot.
+    pub is_a_snapshot: bool,
+    /// Of which disk.
+    pub snapshot_of: Option<VdiUuid>,
+    /// When it was made, RFC 3339.
+    pub created: String,
+    /// `ro`, `rw`, or null while detached.
+    pub attached: Option<String>,
+    /// State of its image.
+    pub state: ImageState,
+    /// Free keys and values.
+    pub other_config: BTreeMap<String, String>,
+}
+
+/// A node of the tree.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// The image.
+    pub image: ImageId,
+    /// Its container.
+    pub container: String,
+    /// Its parent.
+    pub parent: Option<ImageId>,
+    /// Its format.
+    pub format: Format,
+    /// Size of the virtual disk at this image.
+    pub virtual_size: Bytes,
+    /// Bytes of this image alone.
+    pub own_bytes: Bytes,
+    /// 1 for a root.
+    pub depth: u64,
+    /// Has no VDI: a base copy.
+    pub hidden: bool,
+    /// `ok`, `merging`, `mixed`, `garbage`, `orphan`, `corrupt`, `missing`.
+    pub state: String,
+    /// How far a merge of it into its parent is, 0 to 100.
+    #[serde(default)]
+    pub progress_percent: Option<u8>,
+    /// The VDI that points at it.
+    pub vdi: Option<Box<Vdi>>,
+    /// What hangs from it.
+    pub children: Vec<Node>,
+}
+
+/// A job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its id: the first eight digits of the SR's uuid, a hyphen, a number.
+    pub id: String,
+    /// What it does.
+    pub kind: JobKind,
+    /// Where.
+    pub sr: SrUuid,
+    /// The VDI concerned.
+    #[serde(default)]
+    pub vdi: Option<VdiUuid>,
+    /// The image concerned.
+    #[serde(default)]
+    pub image: Option<ImageId>,
+    /// What it is doing.
+    pub phase: String,
+    /// Bytes handled.
+    pub bytes_done: Bytes,
+    /// Bytes to handle.
+    pub bytes_total: Bytes,
+    /// Bytes a second, lately.
+    pub rate: Bytes,
+    /// Seconds to go at that rate.
+    pub eta_seconds: Option<u64>,
+    /// How far it is.
+    pub state: JobState,
+    /// Why it failed.
+    pub error: Option<Failure>,
+    /// What it came to, once done: `{"uuid"}`, `{"bytes"}`, a check's report, ...
+    #[serde(default)]
+    pub result: Option<serde_json::Value>,
+    /// When it was made, RFC 3339.
+    pub created: String,
+    /// When it last changed, RFC 3339.
+    pub updated: String,
+}
+
+/// An event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Its id: the first eight digits of the SR's uuid, a hyphen, a number that grows.
+    pub id: String,
+    /// When, RFC 3339.
+    pub time: String,
+    /// What.
+    pub kind: String,
+    /// How bad.
+    pub severity: Severity,
+    /// The SR.
+    pub sr: SrUuid,
+    /// The VDI.
+    pub vdi: Option<VdiUuid>,
+    /// The job's id.
+    pub job: Option<String>,
+    /// For people.
+    pub message: String,
+}
+
+/// What the coalesce worker of an SR is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CoalesceState {
+    /// Nothing to do.
+    Idle,
+    /// A merge or a removal runs.
+    Running,
+    /// An administrator paused it.
+    Paused,
+    /// What is left has failed and waits.
+    Backoff,
+    /// What is left cannot be done now.
+    Blocked,
+}
+
+/// Why the worker is in its state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// `no_work`, `paused`, `window`, `no_space`, `lease`, `foreign_image`, `failed`, `chain_attached`, ...
+    pub code: String,
+    /// For people.
+    pub text: String,
+}
+
+/// A merge that waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergePlan {
+    /// The image that goes away.
+    pub image: ImageId,
+    /// Its parent.
+    pub into: ImageId,
+    /// Bytes to copy, as far as known.
+    pub bytes: Bytes,
+}
+
+/// The worker of one SR, for `coalesce status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CoalesceStatus {
+    /// The SR.
+    pub sr: SrUuid,
+    /// What it is doing.
+    pub state: CoalesceState,
+    /// Why.
+    pub reason: Reason,
+    /// The job that runs.
+    pub current: Option<Job>,
+    /// What waits, in order.
+    pub queue: Vec<MergePlan>,
+    /// Images that merges or removal would make go away.
+    pub unmerged_images: u64,
+    /// Bytes that would come free.
+    pub reclaimable_bytes: Bytes,
+}
+
+/// A thing a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How bad.
+    pub severity: Severity,
+    /// What is concerned: a container's name, `catalog`, ...
+    pub object: String,
+    /// What is wrong.
+    pub problem: String,
+    /// What would mend it.
+    pub repair: String,
+}
+
+/// What a check came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// What was found.
+    pub findings: Vec<Finding>,
+    /// No finding of severity error.
+    pub clean: bool,
+}

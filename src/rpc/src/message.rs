@@ -1,0 +1,168 @@
+//! The envelope: requests, responses and notifications of JSON-RPC 2.0.
+
+use catena_types::{ErrorName, Failure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// A request's id, as its sender chose it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Id {
+    /// A number.
+    Number(u64),
+    /// A text.
+    Text(String),
+}
+
+/// What a request came to.
+pub type Outcome = Result<Value, Failure>;
+
+/// A call that wants an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Repeated in the answer.
+    pub id: Id,
+    /// `SR.list`, `VDI.create`, ...
+    pub method: String,
+    /// An object, or null.
+    pub params: Value,
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Response {
+    /// The request's id.
+    pub id: Id,
+    /// Result or failure.
+    pub outcome: Outcome,
+}
+
+/// A message that wants no answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Notification {
+    /// What it is: `event`, ...
+    pub method: String,
+    /// Its content.
+    pub params: Value,
+}
+
+/// One line of the wire.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Message {
+    /// A call.
+    Request(Request),
+    /// An answer.
+    Response(Response),
+    /// News.
+    Notification(Notification),
+}
+
+#[derive(Deserialize)]
+struct RawMessage {
+    jsonrpc: Option<String>,
+    id: Option<Id>,
+    method: Option<String>,
+    #[serde(default)]
+    params: Value,
+    result: Option<Value>,
+    error: Option<RawError>,
+}
+
+#[derive(Deserialize)]
+struct RawError {
+    code: i32,
+    message: String,
+    data: Option<Failure>,
+}
+
+impl Message {
+    /// Reads one line. A line that is no JSON-RPC 2.0 message is a `bad_request` that says why.
+    pub fn parse(line: &[u8]) -> Result<Self, Failure> {
+        let bad = |why: String| Failure::new(ErrorName::BadRequest, why);
+        let raw: RawMessage =
+            serde_json::from_slice(line).map_err(|e| bad(format!("not a JSON-RPC message: {e}")))?;
+        if raw.jsonrpc.as_deref() != Some("2.0") {
+            return Err(bad("not JSON-RPC 2.0".to_owned()));
+        }
+        match (raw.id, raw.method, raw.result, raw.error) {
+            (Some(id), Some(method), None, None) => {
+                Ok(Self::Request(Request { id, method, params: raw.params }))
+            }
+            (None, Some(method), None, None) => {
+                Ok(Self::Notification(Notification { method, params: raw.params }))
+            }
+            (Some(id), None, result, None) => {
+                Ok(Self::Response(Response { id, outcome: Ok(result.unwrap_or(Value::Null)) }))
+            }
+            (Some(id), None, None, Some(error)) => {
+                Ok(Self::Response(Response { id, outcome: Err(error.into_failure()) }))
+            }
+            _ => Err(bad("neither a request nor a response nor a notification".to_owned())),
+        }
+    }
+
+    /// As one line, with its newline.
+    pub fn to_line(&self) -> Vec<u8> {
+        let value = match self {
+            Self::Request(r) => json!({"jsonrpc": "2.0", "id": r.id, "method": r.method, "params": r.params}),
+            Self::Notification(n) => json!({"jsonrpc": "2.0", "method": n.method, "params": n.params}),
+            Self::Response(Response { id, outcome: Ok(result) }) => {
+                json!({"jsonrpc": "2.0", "id": id, "result": result})
+            }
+            Self::Response(Response { id, outcome: Err(failure) }) => {
+                json!({"jsonrpc": "2.0", "id": id, "error":
+                {"code": failure.name.code(), "message": failure.message, "data": failure}})
+            }
+        };
+        let mut line = value.to_string().into_bytes();
+        line.push(b'\n');
+        line
+    }
+}
+
+impl RawError {
+    fn into_failure(self) -> Failure {
+        self.data.unwrap_or_else(|| {
+            let name = ErrorName::ALL.iter().copied().find(|name| name.code() == self.code);
+            Failure::new(name.unwrap_or(ErrorName::IoError), self.message)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_message_survives_the_wire() {
+        let failure =
+            Failure::new(ErrorName::ChainTooLong, "31 images").hint("merge first").object("vdi", "x");
+        let messages = [
+            Message::Request(Request {
+                id: Id::Number(7),
+                method: "SR.list".into(),
+                params: json!({"sr": "a"}),
+            }),
+            Message::Response(Response { id: Id::Text("a".into()), outcome: Ok(json!({"srs": []})) }),
+            Message::Response(Response { id: Id::Number(1), outcome: Err(failure) }),
+            Message::Notification(Notification { method: "event".into(), params: json!({}) }),
+        ];
+        for message in messages {
+            assert_eq!(Message::parse(&message.to_line()).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn other_lines_are_bad_requests() {
+        for line in [
+            "",
+            "[]",
+            "{}",
+            "{\"jsonrpc\":\"1.0\",\"id\":1,\"method\":\"x\"}",
+            "{\"jsonrpc\":\"2.0\"}",
+            "\u{1}",
+        ] {
+            assert_eq!(Message::parse(line.as_bytes()).unwrap_err().name, ErrorName::BadRequest, "{line}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Parameters of the methods, under the names of the records' fields. An SR or VDI is named by uuid, by a unique prefix of
+//! its uuid (8 digits or more) or by a unique label; the agent turns names into uuids before a keeper sees them.
+
+use catena_types::{Bytes, SrUuid, VdiUuid};
+use serde::{Deserialize, Serialize};
+
+/// What the front tells a keeper it has started, in `Keeper.start`, before anything else.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeeperStart {
+    /// The SR: a new one's id for `create` and `introduce`.
+    pub sr: SrUuid,
+    /// The back end.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Where the SR is.
+    pub location: String,
+    /// This host's id.
+    pub host_id: String,
+    /// The id of its boot.
+    pub boot_id: String,
+}
+
+/// `SR.create`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SrCreateParams {
+    /// `file`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its name.
+    pub name_label: String,
+    /// An absolute path.
+    pub location: String,
+    /// `thin` or `thick`, where the back end has a choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocation: Option<String>,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `SR.introduce`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SrIntroduceParams {
+    /// `file`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// An absolute path.
+    pub location: String,
+    /// Its name; the directory's by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_label: Option<String>,
+    /// Only say what is there.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `SR.attach detach forget destroy get_record stat scan check`, `Coalesce.run resume`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SrParams {
+    /// The SR.
+    pub sr: String,
+    /// With `attach`: take the SR over from another host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub take_over: bool,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `SR.list`, `VDI.list`, `VDI.get_tree`, `Job.list`, `Coalesce.status`: of one SR or of all.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ListParams {
+    /// Only this SR.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sr: Option<String>,
+    /// With `get_tree`: only the tree of this VDI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vdi: Option<String>,
+}
+
+/// `VDI.create`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VdiCreateParams {
+    /// Where.
+    pub sr: String,
+    /// Size in bytes.
+    pub virtual_size: Bytes,
+    /// Its name.
+    #[serde(default)]
+    pub name_label: String,
+    /// A longer description.
+    #[serde(default)]
+    pub name_description: String,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `VDI.get_record`, `VDI.destroy`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VdiParams {
+    /// The VDI.
+    pub vdi: String,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `VDI.snapshot`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VdiSnapshotParams {
+    /// The disk.
+    pub vdi: String,
+    /// The snapshot's name; the disk's by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_label: Option<String>,
+    /// Where the chain is too long, merge it first and then go on.
+    #[serde(default)]
+    pub wait: bool,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `VDI.clone`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VdiCloneParams {
+    /// The disk or snapshot.
+    pub vdi: String,
+    /// The clones' name (numbered where there are several); the origin's by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_label: Option<String>,
+    /// How many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// Where the chain is too long, merge it first and then go on.
+    #[serde(default)]
+    pub wait: bool,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `VDI.import`. The stream is the descriptor `fd`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VdiImportParams {
+    /// Where.
+    pub sr: String,
+    /// `raw`, `vhd` or `auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// Its name.
+    #[serde(default)]
+    pub name_label: String,
+    /// Index of the descriptor in the message.
+    pub fd: u32,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `VDI.export`. The stream is the descriptor `fd`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VdiExportParams {
+    /// A VDI, or the uuid of an image (a base copy).
+    pub vdi: String,
+    /// `raw` or `vhd`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// Index of the descriptor in the message.
+    pub fd: u32,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `VDI.write`, `VDI.read`: of a detached disk, through the descriptor `fd`, from its beginning on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadWriteParams {
+    /// The VDI.
+    pub vdi: String,
+    /// Where on the disk, in bytes.
+    pub offset: u64,
+    /// How many bytes.
+    pub length: Bytes,
+    /// Index of the descriptor in the message.
+    pub fd: u32,
+}
+
+/// `Coalesce.pause`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CoalesceParams {
+    /// The SR.
+    pub sr: String,
+    /// With `pause`: until then (RFC 3339), for ever if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// With `run`: answer only when there is nothing left to do, or it failed.
+    #[serde(default)]
+    pub wait: bool,
+}
+
+/// `Job.get cancel wait`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JobParams {
+    /// The job's id.
+    pub job: String,
+    /// With `wait`: answer after this many seconds at the latest, with the job as it is then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u64>,
+}
+
+/// `Event.list`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct EventListParams {
+    /// Only this SR.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sr: Option<String>,
+    /// Only later than this (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// At most so many, the latest; 1000 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+}
+
+/// `Keeper.resolve`, front to keeper only: which VDIs (and images, by uuid) a name means.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ResolveParams {
+    /// A uuid, a prefix of 8 digits or more, or a label.
+    pub name: String,
+}
+
+/// One meaning of a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// The VDI's (or image's) uuid.
+    pub uuid: VdiUuid,
+    /// The VDI's label.
+    pub name_label: String,
+    /// Whether it is an image without a VDI (a base copy).
+    pub is_image: bool,
+}
