@@ -1,1 +1,14 @@
-//! Messages and descriptors between keeper and datapath.
+//! Messages and descriptors between a keeper and its datapath processes.
+//!
+//! The two ends share a socketpair of sequenced packets: one packet is one message, as JSON, with its descriptors beside
+//! it. The keeper decides and names images by id; the datapath holds descriptors and nothing else. A datapath ends when
+//! its keeper's end is closed.
+
+mod channel;
+mod messages;
+
+pub use channel::{Channel, ChannelError, Packet};
+pub use messages::{
+    Answer, Answered, CreateImage, ExportFormat, Handed, ImageReport, ImportFormat, ImportSource, IoClass,
+    Parent, Problem, Progress, Reply, Request, Trouble, TroubleKind,
+};

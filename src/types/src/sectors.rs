@@ -3,10 +3,11 @@
 //! Stored in the bit order of VHD bitmaps (first sector = most significant bit of the first byte), so that a bitmap on
 //! disk and a set in memory convert without shuffling. Used by `vhd`, `chain` and `datapath`.
 
-use crate::sizes::{BLOCK_SECTORS, SECTOR_BYTES};
+use crate::sizes::BLOCK_SECTORS;
 use std::ops::Range;
 
 const WORDS: usize = BLOCK_SECTORS / 64;
+const BITMAP_BYTES: usize = BLOCK_SECTORS / 8;
 
 /// 4096 bits, one for each sector of a block.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,7 +38,7 @@ impl SectorSet {
     }
 
     /// From a 512-byte VHD bitmap.
-    pub fn from_bitmap(bitmap: &[u8; SECTOR_BYTES as usize]) -> Self {
+    pub fn from_bitmap(bitmap: &[u8; BITMAP_BYTES]) -> Self {
         let mut words = [0; WORDS];
         for (word, bytes) in words.iter_mut().zip(bitmap.chunks_exact(8)) {
             let mut eight = [0; 8];
@@ -48,8 +49,8 @@ impl SectorSet {
     }
 
     /// As a 512-byte VHD bitmap.
-    pub fn to_bitmap(&self) -> [u8; SECTOR_BYTES as usize] {
-        let mut bitmap = [0; SECTOR_BYTES as usize];
+    pub fn to_bitmap(&self) -> [u8; BITMAP_BYTES] {
+        let mut bitmap = [0; BITMAP_BYTES];
         for (word, bytes) in self.0.iter().zip(bitmap.chunks_exact_mut(8)) {
             bytes.copy_from_slice(&word.to_be_bytes());
         }

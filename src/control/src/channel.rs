@@ -1,0 +1,173 @@
+//! One end of the socketpair: packets of JSON with descriptors.
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg,
+    sendmsg, socketpair,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// The most descriptors in one packet.
+const FD_LIMIT: usize = 128;
+/// The most bytes in one packet.
+const PACKET_LIMIT: usize = 160 << 10;
+
+/// Why nothing can be sent or received.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The socket failed.
+    #[error("the control channel failed")]
+    Io(#[from] io::Error),
+    /// The peer sent what this program does not understand.
+    #[error("a control message cannot be read")]
+    Malformed(#[from] serde_json::Error),
+    /// A message or its descriptors do not fit into a packet.
+    #[error("a control message is too large")]
+    TooLarge,
+}
+
+/// A message and what came with it.
+#[derive(Debug)]
+pub struct Packet<T> {
+    /// The message.
+    pub message: T,
+    /// Its descriptors, in the order in which they were sent.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// One end.
+#[derive(Debug)]
+pub struct Channel(OwnedFd);
+
+impl Channel {
+    /// A fresh pair; both ends are closed on exec.
+    pub fn pair() -> Result<(Self, Self), ChannelError> {
+        let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(io::Error::from)?;
+        Ok((Self(a), Self(b)))
+    }
+
+    /// The end behind a descriptor, such as a child's standard input.
+    pub const fn from_fd(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// The descriptor, to hand the end to a child.
+    pub fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+
+    /// A second handle of the same end, for a thread that only sends.
+    pub fn try_clone(&self) -> Result<Self, ChannelError> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
+    /// Sends one message with its descriptors (at most 128).
+    pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        let bytes = serde_json::to_vec(message)?;
+        if bytes.len() > PACKET_LIMIT || fds.len() > FD_LIMIT {
+            return Err(ChannelError::TooLarge);
+        }
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control = if raw.is_empty() { &[] } else { &rights[..] };
+        loop {
+            let parts = [IoSlice::new(&bytes)];
+            match sendmsg::<UnixAddr>(self.0.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, None) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(io::Error::from(error).into()),
+            }
+        }
+    }
+
+    /// The next message; `None` once the peer has gone. Blocks.
+    pub fn receive<T: DeserializeOwned>(&self) -> Result<Option<Packet<T>>, ChannelError> {
+        self.receive_with(MsgFlags::empty()).map(Option::flatten)
+    }
+
+    /// A message if one is waiting (`Some(None)`: the peer has gone), otherwise `None` at once.
+    pub fn poll<T: DeserializeOwned>(&self) -> Result<Option<Option<Packet<T>>>, ChannelError> {
+        self.receive_with(MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn receive_with<T: DeserializeOwned>(
+        &self,
+        flags: MsgFlags,
+    ) -> Result<Option<Option<Packet<T>>>, ChannelError> {
+        let mut bytes = vec![0; PACKET_LIMIT];
+        let mut control = cmsg_space!([RawFd; FD_LIMIT]);
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let received = loop {
+            let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+            match recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut parts, Some(&mut control), flags) {
+                Ok(received) => break received,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(Errno::ECONNRESET) => return Ok(Some(None)),
+                Err(error) => return Err(io::Error::from(error).into()),
+            }
+        };
+        let length = received.bytes;
+        let mut fds = Vec::new();
+        for message in received.cmsgs().map_err(io::Error::from)? {
+            if let ControlMessageOwned::ScmRights(raw) = message {
+                // SAFETY: the kernel has just installed these descriptors for us; nobody else knows them.
+                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        if length == 0 {
+            return Ok(Some(None));
+        }
+        Ok(Some(Some(Packet { message: serde_json::from_slice(&bytes[..length])?, fds })))
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek, Write};
+
+    #[test]
+    fn messages_keep_their_borders_and_descriptors() {
+        let (a, b) = Channel::pair().unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"content").unwrap();
+        a.send(&"one", &[]).unwrap();
+        a.send(&"x".repeat(100_000), &[file.as_fd(), file.as_fd()]).unwrap();
+        assert_eq!(b.receive::<String>().unwrap().unwrap().message, "one");
+        let mut second = b.receive::<String>().unwrap().unwrap();
+        assert_eq!((second.message.len(), second.fds.len()), (100_000, 2));
+        let mut received = std::fs::File::from(second.fds.remove(0));
+        received.rewind().unwrap();
+        let mut text = String::new();
+        received.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "content");
+    }
+
+    #[test]
+    fn an_idle_peer_and_a_gone_peer_differ() {
+        let (a, b) = Channel::pair().unwrap();
+        assert!(b.poll::<String>().unwrap().is_none());
+        drop(a);
+        assert!(matches!(b.poll::<String>(), Ok(Some(None))));
+        assert!(b.receive::<String>().unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_before_it_is_sent() {
+        let (a, b) = Channel::pair().unwrap();
+        assert!(matches!(a.send(&"x".repeat(200 << 10), &[]), Err(ChannelError::TooLarge)));
+        assert!(b.poll::<String>().unwrap().is_none());
+    }
+}

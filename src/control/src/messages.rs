@@ -1,0 +1,309 @@
+//! What a keeper asks of a worker, and what it answers.
+//!
+//! Every request lists the images it concerns as [`Handed`]; their descriptors come in the same order, after a stream's
+//! descriptor where the request has one. A worker verifies that a descriptor holds the image that it is said to hold
+//! and opens no path, ever. One request at a time; while one runs the keeper may send [`Request::Stop`].
+
+use catena_types::{Bytes, Format, HeaderPatch, ImageId, Severity};
+use serde::{Deserialize, Serialize};
+
+/// An image behind a descriptor of the message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handed {
+    /// Which image it must be.
+    pub id: ImageId,
+    /// How to read it: what the catalog says, never what the bytes suggest.
+    pub format: Format,
+}
+
+/// The parent that an image's header is to name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// The parent.
+    pub id: ImageId,
+    /// Its container's name, in the same directory.
+    pub container: String,
+    /// When that was last written, in seconds since 1970.
+    pub modified: i64,
+}
+
+/// A new, empty image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateImage {
+    /// Its id.
+    pub id: ImageId,
+    /// Its format.
+    pub format: Format,
+    /// Size of the virtual disk.
+    pub virtual_size: Bytes,
+    /// What it falls through to.
+    pub parent: Option<Parent>,
+    /// Its time of birth, in seconds since 1970.
+    pub created: i64,
+}
+
+/// The I/O class of a long job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IoClass {
+    /// Only when the disk has nothing else to do.
+    Idle,
+    /// As everybody else.
+    BestEffort,
+}
+
+/// How a stream to import is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportFormat {
+    /// Found out from the content; what is not a known format is raw.
+    Auto,
+    /// The bytes of the disk.
+    Raw,
+    /// A VHD without a parent.
+    Vhd,
+}
+
+/// How an export is to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportFormat {
+    /// The bytes of the disk.
+    Raw,
+    /// A dynamic VHD without a parent.
+    Vhd,
+}
+
+/// A request to a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "do")]
+pub enum Request {
+    /// What are these files? Descriptors: one each, read-only. Nothing is known of them yet, so they are not [`Handed`].
+    Inspect {
+        /// How they are to be read.
+        format: Format,
+        /// How many.
+        count: usize,
+    },
+    /// Write new images. Descriptors: one each, read-write, empty containers.
+    Create {
+        /// The images.
+        images: Vec<CreateImage>,
+    },
+    /// Mark an image hidden or visible. Descriptor: the image, read-write.
+    SetHidden {
+        /// The image.
+        image: Handed,
+        /// Hidden or visible.
+        hidden: bool,
+    },
+    /// Which bytes make these headers name these parents? Changes nothing. Descriptors: the images, read-only.
+    PlanReparent {
+        /// The images and their parents to be.
+        images: Vec<(Handed, Parent)>,
+    },
+    /// Write planned bytes; the headers may be torn. Descriptors: one a patch, read-write.
+    ApplyPatches {
+        /// The patches.
+        patches: Vec<HeaderPatch>,
+    },
+    /// Check images. Descriptors: the images, read-only.
+    Check {
+        /// The images, and what the catalog says is the parent of each, with its size.
+        images: Vec<(Handed, Option<(ImageId, Bytes)>)>,
+    },
+    /// Read a range of a disk into a stream. Descriptors: the stream, then the chain, leaf first.
+    Read {
+        /// The chain.
+        chain: Vec<Handed>,
+        /// Where, in bytes.
+        offset: u64,
+        /// How many bytes.
+        length: Bytes,
+    },
+    /// Write a range of a disk from a stream; durable when answered. Descriptors: the stream, then the chain, leaf first,
+    /// the leaf read-write.
+    Write {
+        /// The chain.
+        chain: Vec<Handed>,
+        /// Where, in bytes.
+        offset: u64,
+        /// How many bytes.
+        length: Bytes,
+    },
+    /// Inner merge: copy what `from` owns at or after the cursor into `into`, which is brought to its size. Reports progress.
+    /// Descriptors: `from` read-only, `into` read-write.
+    Merge {
+        /// The child.
+        from: Handed,
+        /// Its parent.
+        into: Handed,
+        /// All below it is there already.
+        cursor: u64,
+        /// Priority.
+        class: IoClass,
+    },
+    /// Leaf merge: move what `from` owns into `into`, which is brought to its size. Reports progress. Descriptors: both
+    /// read-write.
+    MoveDown {
+        /// The leaf.
+        from: Handed,
+        /// Its parent.
+        into: Handed,
+        /// Priority.
+        class: IoClass,
+    },
+    /// Read a stream into a new image. Reports progress. Descriptors: the stream, the new container read-write.
+    Import {
+        /// What the stream holds.
+        format: ImportFormat,
+        /// The new image; its size is that of the stream's disk.
+        id: ImageId,
+        /// The format it gets.
+        image_format: Format,
+        /// Its time of birth, in seconds since 1970.
+        created: i64,
+    },
+    /// Write a disk to a stream. Reports progress. Descriptors: the stream, then the chain, leaf first.
+    Export {
+        /// The chain.
+        chain: Vec<Handed>,
+        /// What to write.
+        format: ExportFormat,
+    },
+    /// Stop the running job at the next checkpoint. No descriptors, no answer of its own.
+    Stop,
+}
+
+/// What an image says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageReport {
+    /// Its id.
+    pub id: ImageId,
+    /// The parent that it names.
+    pub parent: Option<ImageId>,
+    /// Names of the parent's container, as the header and its locators have it, most telling first.
+    pub parent_names: Vec<String>,
+    /// Size of its virtual disk.
+    pub virtual_size: Bytes,
+    /// Hidden flag.
+    pub hidden: bool,
+    /// Written by neither us nor XenServer.
+    pub foreign: bool,
+    /// Whether it has a place for any block: if not, it owns nothing.
+    pub owns_blocks: bool,
+    /// Remarks, such as a missing copy of the footer; empty if all is well.
+    pub remarks: Vec<String>,
+}
+
+/// A thing that a check found in an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// How bad.
+    pub severity: Severity,
+    /// Which image (index into the request).
+    pub index: usize,
+    /// What is wrong.
+    pub text: String,
+}
+
+/// What a stream turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportSource {
+    /// Size of the new disk.
+    pub virtual_size: Bytes,
+}
+
+/// How far a long job is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Everything below this guest offset is durable.
+    pub cursor: u64,
+    /// Bytes handled.
+    pub bytes_done: Bytes,
+    /// Bytes to handle.
+    pub bytes_total: Bytes,
+}
+
+/// What a request came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "answer")]
+pub enum Answer {
+    /// Done; there is nothing to tell.
+    Done,
+    /// To `Inspect`: a report or what is wrong, for each.
+    Reports {
+        /// In the order of the request.
+        reports: Vec<Result<ImageReport, Trouble>>,
+    },
+    /// To `PlanReparent`.
+    Patches {
+        /// In the order of the request.
+        patches: Vec<HeaderPatch>,
+    },
+    /// To `Check`.
+    Problems {
+        /// All that was found.
+        problems: Vec<Problem>,
+    },
+    /// To `Import`.
+    Imported {
+        /// What came in.
+        source: ImportSource,
+    },
+    /// To `Read`, `Write` and `Export`: bytes moved.
+    Moved {
+        /// How many.
+        bytes: Bytes,
+    },
+}
+
+/// The class of a worker's failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TroubleKind {
+    /// The storage failed.
+    Io,
+    /// The storage is full.
+    NoSpace,
+    /// An image is damaged.
+    Damaged,
+    /// A format or feature that is not supported.
+    Unsupported,
+    /// A stream that must not be opened.
+    Unsafe,
+    /// The range lies outside the disk, or a size is out of range.
+    OutOfRange,
+    /// Stopped on request.
+    Stopped,
+    /// The descriptor holds another image than was said.
+    WrongImage,
+    /// The worker cannot do its part (protocol, resources).
+    Internal,
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Trouble {
+    /// The class.
+    pub kind: TroubleKind,
+    /// One line.
+    pub message: String,
+}
+
+/// The end of a request.
+pub type Answered = Result<Answer, Trouble>;
+
+/// A message from a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "tell")]
+pub enum Reply {
+    /// A long job goes on.
+    Progress(Progress),
+    /// The request is over.
+    End {
+        /// How.
+        outcome: Answered,
+    },
+}
