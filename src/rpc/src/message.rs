@@ -12,6 +12,8 @@ pub enum Id {
     Number(u64),
     /// A text.
     Text(String),
+    /// In an answer only: to a line whose id could not be read.
+    Null,
 }
 
 /// What a request came to.
@@ -94,9 +96,10 @@ impl Message {
             (Some(id), None, result, None) => {
                 Ok(Self::Response(Response { id, outcome: Ok(result.unwrap_or(Value::Null)) }))
             }
-            (Some(id), None, None, Some(error)) => {
-                Ok(Self::Response(Response { id, outcome: Err(error.into_failure()) }))
-            }
+            (id, None, None, Some(error)) => Ok(Self::Response(Response {
+                id: id.unwrap_or(Id::Null),
+                outcome: Err(error.into_failure()),
+            })),
             _ => Err(bad("neither a request nor a response nor a notification".to_owned())),
         }
     }
@@ -144,7 +147,8 @@ mod tests {
                 params: json!({"sr": "a"}),
             }),
             Message::Response(Response { id: Id::Text("a".into()), outcome: Ok(json!({"srs": []})) }),
-            Message::Response(Response { id: Id::Number(1), outcome: Err(failure) }),
+            Message::Response(Response { id: Id::Number(1), outcome: Err(failure.clone()) }),
+            Message::Response(Response { id: Id::Null, outcome: Err(failure) }),
             Message::Notification(Notification { method: "event".into(), params: json!({}) }),
         ];
         for message in messages {
