@@ -1,0 +1,75 @@
+//! Why a back end refuses or fails.
+
+use catena_types::{ErrorName, Failure};
+use std::io;
+
+/// An error of a back end. Nothing on the storage has changed when one is returned, [`Error::Io`] excepted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The storage failed.
+    #[error("{context}")]
+    Io {
+        /// What was being done, and on what.
+        context: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Owned or opened by somebody else.
+    #[error("{0}")]
+    InUse(String),
+    /// The location holds something that is not ours.
+    #[error("{0}")]
+    Foreign(String),
+    /// There is an SR, or a container of that name, already.
+    #[error("{0}")]
+    Exists(String),
+    /// There is no such container.
+    #[error("{0}")]
+    Missing(String),
+    /// The location is absent, has no marker, or the marker names another SR.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Too little space.
+    #[error("{0}")]
+    NoSpace(String),
+    /// A name, option or combination that the back end cannot take.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+impl Error {
+    /// An I/O error with what was being done; `ENOSPC` and `EDQUOT` become [`Error::NoSpace`].
+    pub fn io(context: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let context = context.into();
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::NoSpace(format!("{context}: {source}"))
+            }
+            _ => Self::Io { context, source },
+        }
+    }
+
+    /// The name under which users know the error.
+    pub const fn name(&self) -> ErrorName {
+        match self {
+            Self::Io { .. } => ErrorName::IoError,
+            Self::InUse(_) => ErrorName::SrInUse,
+            Self::Foreign(_) => ErrorName::SrNotEmpty,
+            Self::Exists(_) => ErrorName::SrExists,
+            Self::Missing(_) | Self::Unavailable(_) => ErrorName::SrUnavailable,
+            Self::NoSpace(_) => ErrorName::NoSpace,
+            Self::Unsupported(_) => ErrorName::Unsupported,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let name = error.name();
+        let message = match &error {
+            Error::Io { context, source } => format!("{context}: {source}"),
+            other => other.to_string(),
+        };
+        Self::new(name, message)
+    }
+}

@@ -1,0 +1,179 @@
+//! The two traits of a back end and the plain values they speak in.
+
+use crate::error::Error;
+use catena_types::{Bytes, SrUuid};
+use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// Who opens an SR: this host, in this boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostIdentity {
+    /// The host's id, constant over its life.
+    pub host: String,
+    /// The id of its present boot.
+    pub boot: String,
+}
+
+/// What the marker of an SR says (`sr.toml`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SrIdentity {
+    /// The SR.
+    pub uuid: SrUuid,
+    /// Its name when it was made; the catalog has the present one.
+    pub name_label: String,
+    /// The host that owns it.
+    pub owner: HostIdentity,
+}
+
+/// What is found at a location.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// Nothing: an SR can be created here.
+    Empty,
+    /// An SR of ours.
+    Ours(SrIdentity),
+    /// Files that may be images of another manager: an SR can be introduced here. Their names.
+    Images(Vec<String>),
+    /// Something else, described.
+    Foreign(String),
+}
+
+/// How a container gets its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sizing {
+    /// It grows by itself when written (a file).
+    Automatic,
+    /// It must be grown and shrunk (a logical volume).
+    Explicit,
+}
+
+/// What a back end can do beyond the required.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// How containers get their size.
+    pub sizing: Sizing,
+    /// Whether ranges of containers can share blocks (reflink).
+    pub clone_range: bool,
+    /// Whether space inside a container can be given back.
+    pub punch: bool,
+    /// Whether several hosts may hold it at once.
+    pub shared: bool,
+}
+
+impl Default for Capabilities {
+    /// The least that can be assumed.
+    fn default() -> Self {
+        Self { sizing: Sizing::Explicit, clone_range: false, punch: false, shared: false }
+    }
+}
+
+/// Read-only or read-write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// The descriptor cannot write.
+    ReadOnly,
+    /// The descriptor reads and writes.
+    ReadWrite,
+}
+
+/// A container as the back end sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerInfo {
+    /// Its name.
+    pub name: String,
+    /// Its length.
+    pub length: Bytes,
+    /// Bytes it takes on the storage.
+    pub allocated: Bytes,
+    /// When it was last written, in seconds since 1970.
+    pub modified: i64,
+}
+
+/// Figures of an SR.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreStat {
+    /// Size of the file system or volume group.
+    pub total: Bytes,
+    /// Bytes that the SR takes of it (allocated bytes of what it holds, its metadata included).
+    pub used: Bytes,
+    /// Bytes that new containers can still take.
+    pub allocatable: Bytes,
+}
+
+/// A kind of storage repository.
+pub trait Plugin: Sync {
+    /// The name in `--type`.
+    fn kind(&self) -> &'static str;
+
+    /// What is at the location. Changes nothing.
+    fn probe(&self, location: &Path) -> Result<Probe, Error>;
+
+    /// Makes an SR at an empty location (an absent directory is made) and opens it. Refuses what holds anything else.
+    fn create(&self, location: &Path, identity: &SrIdentity) -> Result<Box<dyn Store>, Error>;
+
+    /// Makes an SR of a location that holds images, touching none of them, and opens it.
+    fn adopt(&self, location: &Path, identity: &SrIdentity) -> Result<Box<dyn Store>, Error>;
+
+    /// Opens the SR `uuid` at the location, and makes `host` its owner: a marker of another host is refused unless
+    /// `take_over`. A second open of the same SR is refused as in use for as long as the first lives, in any process.
+    fn open(
+        &self,
+        location: &Path,
+        uuid: SrUuid,
+        host: &HostIdentity,
+        take_over: bool,
+    ) -> Result<Box<dyn Store>, Error>;
+
+    /// Looks at a location without owning or changing it: of the store only `list`, `info`, `stat` and read-only `activate` work.
+    /// For dry runs.
+    fn look(&self, location: &Path) -> Result<Box<dyn Store>, Error>;
+}
+
+/// An open SR: a keeper of named containers. Dropping it gives the ownership lock up.
+///
+/// A container name is one path component of at most 255 bytes without `/`, not starting with a dot.
+pub trait Store: Send + Sync {
+    /// What it can do beyond the required.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The directory of the catalog, on the SR itself.
+    fn catalog_dir(&self) -> &Path;
+
+    /// Whether the storage is still the one that was opened (the marker can be read and names the same SR).
+    fn check_marker(&self) -> Result<(), Error>;
+
+    /// Makes an empty container. `size` counts where sizing is explicit. Exists already: [`Error::Exists`].
+    /// Its name is durable when this returns.
+    fn create_container(&self, name: &str, size: Bytes) -> Result<(), Error>;
+
+    /// Removes a container; durable when this returns. One that is not there is no error: `false`.
+    fn remove(&self, name: &str) -> Result<bool, Error>;
+
+    /// All containers, and nothing else that lies about.
+    fn list(&self) -> Result<Vec<ContainerInfo>, Error>;
+
+    /// One container. Not there: [`Error::Missing`].
+    fn info(&self, name: &str) -> Result<ContainerInfo, Error>;
+
+    /// Makes a container ready and opens it. Never follows a symbolic link, never leaves the SR. Files are opened relative to
+    /// a directory descriptor held since the SR was opened.
+    fn activate(&self, name: &str, access: Access) -> Result<OwnedFd, Error>;
+
+    /// The counterpart of [`activate`](Self::activate), after the descriptor was closed.
+    fn deactivate(&self, name: &str) -> Result<(), Error>;
+
+    /// Makes a container of explicit sizing larger. Nothing to do where sizing is automatic.
+    fn grow(&self, name: &str, size: Bytes) -> Result<(), Error>;
+
+    /// Makes a container of explicit sizing smaller. Nothing to do where sizing is automatic.
+    fn shrink(&self, name: &str, size: Bytes) -> Result<(), Error>;
+
+    /// Figures.
+    fn stat(&self) -> Result<StoreStat, Error>;
+
+    /// Removes what makes the location an SR: marker, lock and catalog directory, and nothing else. Refused while there are
+    /// containers named by the caller's catalog; the caller has removed those.
+    fn destroy(self: Box<Self>) -> Result<(), Error>;
+}
