@@ -1,0 +1,7 @@
+//! The conformance suite on this back end, and what is peculiar to directories.
+
+mod bench;
+mod crashes;
+mod files;
+mod other_process;
+mod suite;
