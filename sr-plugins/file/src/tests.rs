@@ -2,6 +2,7 @@
 
 mod bench;
 mod crashes;
+mod faulty;
 mod files;
 mod other_process;
 mod suite;

@@ -5,6 +5,7 @@ use catena_sr_api::conformance::{Bench, Contents, Fixture, Place};
 use catena_sr_api::{HostIdentity, Plugin, SrIdentity};
 use catena_types::SrUuid;
 use std::fs;
+use std::hash::{DefaultHasher, Hasher};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -102,8 +103,10 @@ fn describe(root: &Path, directory: &Path, contents: &mut Contents) {
             describe(root, &path, contents);
             "directory".to_owned()
         } else if status.is_file() {
-            let bytes = fs::read(root.join(&path)).unwrap();
-            format!("file changed {}.{}: {bytes:?}", status.mtime(), status.mtime_nsec())
+            let mut hasher = DefaultHasher::new();
+            hasher.write(&fs::read(root.join(&path)).unwrap());
+            let hash = hasher.finish();
+            format!("file of {}, changed {}.{}, {hash:x}", status.len(), status.mtime(), status.mtime_nsec())
         } else if status.is_symlink() {
             format!("link to {:?}", fs::read_link(root.join(&path)).unwrap())
         } else {

@@ -167,5 +167,11 @@ fn declared_abilities_are_those_of_the_file_system() {
         nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let punched = nix::fcntl::fallocate(&file, flags, 0, 1 << 20).is_ok();
     assert_eq!(declared.punch, punched);
+    let cloned = std::process::Command::new("cp")
+        .arg("--reflink=always")
+        .args([place.location().join("a.vhd"), place.location().join("b.vhd")])
+        .output()
+        .unwrap();
+    assert_eq!(declared.clone_range, cloned.status.success());
     assert!(!place.home("try-from").exists() && !place.home("try-to").exists(), "scratch files are left");
 }
