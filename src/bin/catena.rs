@@ -1,2 +1,5 @@
-//! `catena`.
-fn main() {}
+//! `catena`: the command line.
+
+fn main() -> std::process::ExitCode {
+    catena_cli::main()
+}

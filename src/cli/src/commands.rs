@@ -1,0 +1,12 @@
+//! The verbs, one module a noun: each declares its arguments beside what it does with them.
+
+pub(crate) mod coalesce;
+pub(crate) mod event;
+pub(crate) mod job;
+mod report;
+pub(crate) mod sr;
+mod stream;
+pub(crate) mod vdi;
+
+#[cfg(test)]
+mod tests;

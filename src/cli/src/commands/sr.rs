@@ -1,0 +1,250 @@
+//! `catena sr ...`: storage repositories.
+
+use super::report;
+use crate::client::{Client, read, read_field};
+use crate::errors::{CliError, Exit};
+use crate::jobs;
+use crate::output::table::Rows;
+use crate::output::{Output, record, tree};
+use catena_rpc::{CheckReport, Finding, ListParams, Node, Sr, SrCreateParams, SrIntroduceParams, SrParams};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use std::path::{self, Path, PathBuf};
+
+/// The verbs of `sr`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SrCommand {
+    /// Make a new SR; prints its uuid
+    Create(Create),
+    /// Take over an existing SR, or a directory of XenServer VHDs; prints its uuid
+    Introduce(Introduce),
+    /// List the SRs
+    List,
+    /// Show the record of an SR
+    Show(Name),
+    /// Show the space of an SR
+    Stat(Name),
+    /// Compare the containers of an SR with its catalog
+    Scan(Name),
+    /// Check every image of an SR; exits with 7 if something is wrong
+    Check(Name),
+    /// Attach an SR to this host
+    Attach(Attach),
+    /// Detach an SR from this host
+    Detach(Name),
+    /// Forget a detached SR; its data stays
+    Forget(Name),
+    /// Destroy an SR without VDIs
+    Destroy(Destroy),
+}
+
+/// A new SR.
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The back end: file
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: String,
+    /// Its name
+    #[arg(long, value_name = "LABEL")]
+    name: String,
+    /// Its directory
+    #[arg(long, value_name = "DIR")]
+    location: PathBuf,
+    /// How disks take space
+    #[arg(long, value_parser = ["thin", "thick"])]
+    allocation: Option<String>,
+}
+
+/// An SR that exists.
+#[derive(Debug, Args)]
+pub(crate) struct Introduce {
+    /// The back end: file
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: String,
+    /// Its directory
+    #[arg(long, value_name = "DIR")]
+    location: PathBuf,
+    /// Its name; the directory's by default
+    #[arg(long, value_name = "LABEL")]
+    name: Option<String>,
+    /// Only say what is there; changes nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Which SR.
+#[derive(Debug, Args)]
+pub(crate) struct Name {
+    /// The SR
+    sr: String,
+}
+
+/// An SR to attach.
+#[derive(Debug, Args)]
+pub(crate) struct Attach {
+    /// The SR
+    sr: String,
+    /// Take it over from the host that owns it
+    #[arg(long)]
+    take_over: bool,
+}
+
+/// An SR to destroy.
+#[derive(Debug, Args)]
+pub(crate) struct Destroy {
+    /// The SR
+    sr: String,
+    /// Yes, destroy it
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Does what `command` says.
+pub(crate) fn run(command: SrCommand, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    match command {
+        SrCommand::Create(create) => self::create(create, agent, out),
+        SrCommand::Introduce(introduce) if introduce.dry_run => dry_run(introduce, agent, out),
+        SrCommand::Introduce(introduce) => self::introduce(introduce, agent, out),
+        SrCommand::List => list(agent, out),
+        SrCommand::Show(Name { sr }) => {
+            let document = agent.call("SR.get_record", &params(sr))?;
+            out.show(&document, || Ok(record::render(&document)))?;
+            Ok(Exit::OK)
+        }
+        SrCommand::Stat(Name { sr }) => stat(sr, agent, out),
+        SrCommand::Scan(Name { sr }) => scan(sr, agent, out),
+        SrCommand::Check(Name { sr }) => check(sr, agent, out),
+        SrCommand::Attach(Attach { sr, take_over }) => {
+            plain("SR.attach", &SrParams { take_over, ..params(sr) }, agent, out)
+        }
+        SrCommand::Detach(Name { sr }) => plain("SR.detach", &params(sr), agent, out),
+        SrCommand::Forget(Name { sr }) => plain("SR.forget", &params(sr), agent, out),
+        SrCommand::Destroy(Destroy { sr, yes: true }) => plain("SR.destroy", &params(sr), agent, out),
+        SrCommand::Destroy(Destroy { sr, yes: false }) => Err(CliError::bad_request(format!(
+            "destroying {sr} cannot be undone: repeat the command with --yes"
+        ))),
+    }
+}
+
+fn params(sr: String) -> SrParams {
+    SrParams { sr, take_over: false, request_id: None }
+}
+
+/// A verb whose answer has nothing to show.
+fn plain(method: &str, params: &SrParams, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    let document = agent.call(method, params)?;
+    out.show(&document, || Ok(String::new()))?;
+    Ok(Exit::OK)
+}
+
+/// The location as the agent wants it: absolute, since its working directory is another.
+fn absolute(location: &Path) -> Result<String, CliError> {
+    let location = path::absolute(location).map_err(|error| CliError::file("use", location, &error))?;
+    let name = location.display().to_string();
+    location.into_os_string().into_string().map_err(|_| CliError::bad_request(format!("{name} is not UTF-8")))
+}
+
+fn create(create: Create, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    let params = SrCreateParams {
+        kind: create.kind,
+        name_label: create.name,
+        location: absolute(&create.location)?,
+        allocation: create.allocation,
+        request_id: None,
+    };
+    let document = agent.call("SR.create", &params)?;
+    out.show(&document, || Ok(read_field::<String>(&document, "uuid")? + "\n"))?;
+    Ok(Exit::OK)
+}
+
+fn introduce_params(introduce: Introduce) -> Result<SrIntroduceParams, CliError> {
+    Ok(SrIntroduceParams {
+        kind: introduce.kind,
+        location: absolute(&introduce.location)?,
+        name_label: introduce.name,
+        dry_run: introduce.dry_run,
+        request_id: None,
+    })
+}
+
+fn introduce(introduce: Introduce, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    let job = jobs::run(agent, out, "SR.introduce", &introduce_params(introduce)?, &[])?;
+    out.show(&json!({"uuid": job.sr}), || Ok(format!("{}\n", job.sr)))?;
+    out.say("coalescing is paused; `catena coalesce resume` lets it begin");
+    Ok(Exit::OK)
+}
+
+fn dry_run(introduce: Introduce, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    let document = agent.call("SR.introduce", &introduce_params(introduce)?)?;
+    out.show(&document, || {
+        let images: Vec<Node> = read_field(&document, "images")?;
+        let findings: Vec<Finding> = read_field(&document, "findings")?;
+        Ok(tree::render(&images) + &report::findings(&findings))
+    })?;
+    Ok(Exit::OK)
+}
+
+fn list(agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    let document = agent.call("SR.list", &ListParams::default())?;
+    out.show(&document, || Ok(sr_table(&read_field::<Vec<Sr>>(&document, "srs")?)))?;
+    if !out.is_json() {
+        for sr in read_field::<Vec<Sr>>(&document, "srs")? {
+            if let Some(failure) = sr.error {
+                out.say(&format!("{}: {failure}", crate::output::printable(&sr.name_label)));
+            }
+        }
+    }
+    Ok(Exit::OK)
+}
+
+fn sr_table(srs: &[Sr]) -> String {
+    let mut rows = Rows::new(&["NAME", "UUID", "TYPE", "STATE", ">SIZE", ">USED", ">VIRTUAL", ">VDIS"]);
+    for sr in srs {
+        rows.push([
+            sr.name_label.clone(),
+            sr.uuid.to_string(),
+            sr.kind.clone(),
+            record::word(&sr.state),
+            sr.physical_size.to_string(),
+            sr.physical_utilisation.to_string(),
+            sr.virtual_allocation.to_string(),
+            sr.vdi_count.to_string(),
+        ]);
+    }
+    rows.render()
+}
+
+fn stat(sr: String, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    let document = agent.call("SR.stat", &params(sr))?;
+    out.show(&document, || {
+        const FIELDS: [&str; 6] = [
+            "physical_size",
+            "physical_utilisation",
+            "virtual_allocation",
+            "free_space",
+            "vdi_count",
+            "image_count",
+        ];
+        Ok(FIELDS.iter().map(|field| record::line(field, 20, &document[field])).collect())
+    })?;
+    Ok(Exit::OK)
+}
+
+fn scan(sr: String, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    let job = jobs::run(agent, out, "SR.scan", &params(sr), &[])?;
+    let document = job.result.unwrap_or(Value::Null);
+    out.show(&document, || match document.get("findings") {
+        Some(_) => Ok(report::findings(&read_field::<Vec<Finding>>(&document, "findings")?)),
+        None => Ok(String::new()),
+    })?;
+    Ok(Exit::OK)
+}
+
+fn check(sr: String, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    let job = jobs::run(agent, out, "SR.check", &params(sr), &[])?;
+    let document = job.result.unwrap_or(Value::Null);
+    let report: CheckReport = read(&document)?;
+    out.show(&document, || Ok(report::findings(&report.findings)))?;
+    out.say(if report.clean { "clean" } else { "not clean" });
+    Ok(if report.clean { Exit::OK } else { Exit::NOT_CLEAN })
+}

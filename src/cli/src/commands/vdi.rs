@@ -1,0 +1,256 @@
+//! `catena vdi ...`: disks and their snapshots. What moves bytes through files is in `stream`.
+
+use super::stream::{self, Export, Import, ReadAt, WriteAt};
+use crate::client::{Client, read, read_field};
+use crate::errors::{CliError, Exit};
+use crate::output::table::Rows;
+use crate::output::{Output, dot, record, tree};
+use catena_rpc::{
+    ListParams, Node, SrParams, Vdi, VdiCloneParams, VdiCreateParams, VdiParams, VdiSnapshotParams,
+};
+use catena_types::{Bytes, ErrorName, Failure, VdiUuid};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+/// The verbs of `vdi`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VdiCommand {
+    /// Make an empty disk; prints its uuid
+    Create(Create),
+    /// List disks and snapshots
+    List(List),
+    /// Show the record of a disk or snapshot
+    Show(Name),
+    /// Show how images hang together
+    Tree(Tree),
+    /// Take a snapshot; prints its uuid
+    Snapshot(Snapshot),
+    /// Make disks that share the blocks of a disk or snapshot; prints a uuid a line
+    Clone(CloneVdi),
+    /// Destroy disks or snapshots
+    Destroy(Destroy),
+    /// Make a disk of an image; prints its uuid
+    Import(Import),
+    /// Write a disk to a new file
+    Export(Export),
+    /// Write bytes to a detached disk
+    #[command(hide = true)]
+    Write(WriteAt),
+    /// Read bytes of a detached disk
+    #[command(hide = true)]
+    Read(ReadAt),
+}
+
+/// A new disk.
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The SR
+    #[arg(long)]
+    sr: String,
+    /// Its size: bytes, or with KiB, MiB, GiB, TiB
+    #[arg(long)]
+    size: Bytes,
+    /// Its name
+    #[arg(long, value_name = "LABEL")]
+    name: String,
+}
+
+/// Which disks to list.
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only those of this SR
+    #[arg(long)]
+    sr: Option<String>,
+}
+
+/// Which disk.
+#[derive(Debug, Args)]
+pub(crate) struct Name {
+    /// The disk or snapshot
+    vdi: String,
+}
+
+/// Which tree.
+#[derive(Debug, Args)]
+pub(crate) struct Tree {
+    /// Only those of this SR, or the one of this disk
+    #[arg(value_name = "SR|VDI")]
+    name: Option<String>,
+    /// For graphviz
+    #[arg(long)]
+    dot: bool,
+}
+
+/// A snapshot to take.
+#[derive(Debug, Args)]
+pub(crate) struct Snapshot {
+    /// The disk
+    vdi: String,
+    /// Its name; the disk's by default
+    #[arg(long, value_name = "LABEL")]
+    name: Option<String>,
+    /// Where the chain is too long, wait until it has been merged
+    #[arg(long)]
+    wait: bool,
+}
+
+/// Clones to make.
+#[derive(Debug, Args)]
+pub(crate) struct CloneVdi {
+    /// The disk or snapshot
+    vdi: String,
+    /// Their name (numbered where there are several); the origin's by default
+    #[arg(long, value_name = "LABEL")]
+    name: Option<String>,
+    /// How many
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    count: Option<u32>,
+    /// Where the chain is too long, wait until it has been merged
+    #[arg(long)]
+    wait: bool,
+}
+
+/// Disks to destroy.
+#[derive(Debug, Args)]
+pub(crate) struct Destroy {
+    /// The disks or snapshots, by uuid (by label only with --yes)
+    #[arg(required = true, value_name = "VDI")]
+    vdis: Vec<String>,
+    /// Yes, destroy what these labels mean
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Does what `command` says.
+pub(crate) fn run(command: VdiCommand, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    match command {
+        VdiCommand::Create(create) => self::create(create, agent, out)?,
+        VdiCommand::List(List { sr }) => list(sr, agent, out)?,
+        VdiCommand::Show(Name { vdi }) => {
+            let document = agent.call("VDI.get_record", &params(&vdi))?;
+            out.show(&document, || Ok(record::render(&document)))?;
+        }
+        VdiCommand::Tree(tree) => self::tree(tree, agent, out)?,
+        VdiCommand::Snapshot(Snapshot { vdi, name, wait }) => {
+            let params = VdiSnapshotParams { vdi, name_label: name, wait, request_id: None };
+            show_uuids(&agent.call("VDI.snapshot", &params)?, out)?;
+        }
+        VdiCommand::Clone(CloneVdi { vdi, name, count, wait }) => {
+            let params = VdiCloneParams { vdi, name_label: name, count, wait, request_id: None };
+            show_uuids(&agent.call("VDI.clone", &params)?, out)?;
+        }
+        VdiCommand::Destroy(Destroy { vdis, yes }) => destroy(&vdis, yes, agent, out)?,
+        VdiCommand::Import(import) => stream::import(import, agent, out)?,
+        VdiCommand::Export(export) => stream::export(export, agent, out)?,
+        VdiCommand::Write(write) => stream::write(write, agent, out)?,
+        VdiCommand::Read(read) => stream::read(read, agent, out)?,
+    }
+    Ok(Exit::OK)
+}
+
+fn params(vdi: &str) -> VdiParams {
+    VdiParams { vdi: vdi.to_owned(), request_id: None }
+}
+
+fn create(create: Create, agent: &mut Client, out: &mut Output) -> Result<(), CliError> {
+    let params = VdiCreateParams {
+        sr: create.sr,
+        virtual_size: create.size,
+        name_label: create.name,
+        name_description: String::new(),
+        request_id: None,
+    };
+    let document = agent.call("VDI.create", &params)?;
+    out.show(&document, || Ok(read_field::<String>(&document, "uuid")? + "\n"))
+}
+
+fn show_uuids(document: &Value, out: &mut Output) -> Result<(), CliError> {
+    out.show(document, || {
+        let uuids: Vec<VdiUuid> = read_field(document, "vdis")?;
+        Ok(uuids.iter().map(|uuid| format!("{uuid}\n")).collect())
+    })
+}
+
+fn list(sr: Option<String>, agent: &mut Client, out: &mut Output) -> Result<(), CliError> {
+    let document = agent.call("VDI.list", &ListParams { sr, vdi: None })?;
+    out.show(&document, || {
+        let mut rows =
+            Rows::new(&["NAME", "UUID", ">SIZE", ">OWN", ">SHARED", ">DEPTH", "SNAPSHOT", "ATTACHED"]);
+        for vdi in read_field::<Vec<Vdi>>(&document, "vdis")? {
+            rows.push([
+                vdi.name_label,
+                vdi.uuid.to_string(),
+                vdi.virtual_size.to_string(),
+                vdi.own_bytes.to_string(),
+                vdi.shared_bytes.to_string(),
+                vdi.depth.to_string(),
+                vdi.is_a_snapshot.to_string(),
+                vdi.attached.unwrap_or_else(|| "-".to_owned()),
+            ]);
+        }
+        Ok(rows.render())
+    })
+}
+
+fn tree(tree: Tree, agent: &mut Client, out: &mut Output) -> Result<(), CliError> {
+    if tree.dot && out.is_json() {
+        return Err(CliError::bad_request("--dot and --json are two formats: choose one"));
+    }
+    let params = tree_params(tree.name, agent)?;
+    let document = agent.call("VDI.get_tree", &params)?;
+    out.show(&document, || {
+        let roots: Vec<Node> = read_field(&document, "roots")?;
+        Ok(if tree.dot { dot::render(&roots) } else { tree::render(&roots) })
+    })
+}
+
+/// A name that may mean an SR or a disk: an SR if there is one.
+fn tree_params(name: Option<String>, agent: &mut Client) -> Result<ListParams, CliError> {
+    let Some(name) = name else { return Ok(ListParams::default()) };
+    let record = SrParams { sr: name.clone(), take_over: false, request_id: None };
+    match agent.call("SR.get_record", &record) {
+        Ok(_) => return Ok(ListParams { sr: Some(name), vdi: None }),
+        Err(CliError::Failure(failure)) if failure.name == ErrorName::SrUnavailable && !failure.retry => {}
+        Err(other) => return Err(other),
+    }
+    match agent.call("VDI.get_record", &params(&name)) {
+        Err(CliError::Failure(failure)) if failure.name == ErrorName::VdiMissing => {
+            let message = format!("'{name}' is neither an SR nor a VDI");
+            Err(Failure { message, ..failure }.into())
+        }
+        answer => answer.map(|_| ListParams { sr: None, vdi: Some(name) }),
+    }
+}
+
+/// Destroys the disks one after the other. All names are looked up before the first is destroyed, so that a wrong one stops
+/// the command while nothing has happened.
+fn destroy(names: &[String], yes: bool, agent: &mut Client, out: &mut Output) -> Result<(), CliError> {
+    let mut uuids: Vec<VdiUuid> = Vec::new();
+    for name in names {
+        let vdi: Vdi = read(&agent.call("VDI.get_record", &params(name))?)?;
+        if !yes && name.parse() != Ok(vdi.uuid) {
+            let message = format!("'{name}' is not a full uuid, and destroying cannot be undone");
+            let hint = format!("it means {}: give that uuid, or --yes", vdi.uuid);
+            return Err(Failure::new(ErrorName::BadRequest, message)
+                .hint(hint)
+                .object("vdi", vdi.uuid)
+                .into());
+        }
+        if !uuids.contains(&vdi.uuid) {
+            uuids.push(vdi.uuid);
+        }
+    }
+    let mut destroyed: Vec<String> = Vec::new();
+    for uuid in uuids {
+        match agent.call_to_end("VDI.destroy", &params(&uuid.to_string()), &[]) {
+            Ok(_) => destroyed.push(uuid.to_string()),
+            Err(CliError::Failure(failure)) if !destroyed.is_empty() => {
+                let message = format!("{} (destroyed before: {})", failure.message, destroyed.join(", "));
+                return Err(Failure { message, ..failure }.object("destroyed", destroyed.join(",")).into());
+            }
+            Err(error) => return Err(error),
+        }
+        agent.interrupt().check(crate::interrupt::Patience::FirstSignal)?;
+    }
+    out.show(&json!({"destroyed": destroyed}), || Ok(String::new()))
+}

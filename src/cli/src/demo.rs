@@ -1,0 +1,97 @@
+//! `catena demo`: everything on a private agent in a temporary directory, in under a minute.
+//!
+//! The demonstration runs the very commands it prints, through the same code as a shell would, and believes nothing: every
+//! disk is exported again and its SHA-256 compared. It ends with 0 only if all of it held; the agent and the directory are gone
+//! afterwards in any case.
+
+mod adopt;
+mod agent;
+mod archive;
+mod chain;
+mod disks;
+mod hash;
+mod stage;
+
+use crate::errors::{CliError, Exit};
+use crate::interrupt::Interrupt;
+use crate::output::Output;
+use anyhow::{Context, Result};
+use stage::Stage;
+use std::time::Instant;
+
+/// What the steps hand to each other.
+struct Demo {
+    stage: Stage,
+    /// Space that each SR took, at moments worth comparing.
+    space: Vec<(String, String)>,
+}
+
+/// Plays the demonstration to its end, or to the first thing that does not hold.
+pub(crate) fn run(interrupt: &Interrupt, out: &Output) -> Result<Exit, CliError> {
+    if out.is_json() {
+        return Err(CliError::bad_request("the demonstration is for people: leave out --json"));
+    }
+    play(interrupt, out.is_quiet()).map_err(into_cli_error)?;
+    Ok(Exit::OK)
+}
+
+fn play(interrupt: &Interrupt, quiet: bool) -> Result<()> {
+    let started = Instant::now();
+    let mut demo = Demo { stage: Stage::open(interrupt, quiet)?, space: Vec::new() };
+    let played = demo.all_steps();
+    if let Err(error) = played {
+        let log = demo.stage.agent_log();
+        // Where the end fails too, the first error is the one to tell.
+        let _ = demo.stage.close();
+        return Err(error.context(log));
+    }
+    let voice = demo.stage.voice();
+    demo.stage.close().context("stopping the agent and removing its directory")?;
+    voice.say(&format!(
+        "\nAll of it held, in {:.1} s. The agent is stopped and its directory removed.",
+        started.elapsed().as_secs_f64()
+    ));
+    Ok(())
+}
+
+/// A failure of a command keeps its exit code only if it is an interruption: the demonstration itself has failed.
+fn into_cli_error(error: anyhow::Error) -> CliError {
+    match error.downcast::<CliError>() {
+        Ok(CliError::Interrupted) => CliError::Interrupted,
+        Ok(other) => CliError::Demo(other.to_string()),
+        Err(error) => CliError::Demo(format!("{error:#}")),
+    }
+}
+
+impl Demo {
+    fn all_steps(&mut self) -> Result<()> {
+        let adopted = self.adopt()?;
+        let golden = self.make_disks()?;
+        self.clone_forty_times(&golden)?;
+        let chain = self.snapshot_to_the_limit()?;
+        self.merge_the_chain(&chain)?;
+        self.merge_what_was_adopted(&adopted)?;
+        self.look_back()
+    }
+
+    /// Remembers what `sr` takes now.
+    fn note_space(&mut self, moment: &str, sr: &str) -> Result<()> {
+        let used = self.stage.number(&["sr", "stat", sr], "physical_utilisation")?;
+        self.space.push((format!("{sr}, {moment}"), catena_types::Bytes(used).to_string()));
+        Ok(())
+    }
+
+    fn look_back(&mut self) -> Result<()> {
+        self.stage.title("What is left, and what it takes");
+        self.stage.run(&["vdi", "tree", adopt::SR])?;
+        self.stage.run(&["vdi", "tree", chain::DISK])?;
+        for (moment, used) in &self.space {
+            self.stage.voice().say(&format!("{moment:40} {used:>10}"));
+        }
+        self.stage.run(&["sr", "list"])?;
+        for sr in [adopt::SR, disks::SR] {
+            self.stage.run(&["sr", "check", sr]).with_context(|| format!("{sr} is not in order"))?;
+        }
+        Ok(())
+    }
+}
