@@ -1,1 +1,38 @@
 //! The VHD image format, byte-compatible with XenServer's.
+//!
+//! An [`Image`] maps the blocks of one virtual disk to places in a container and keeps that map on disk; it implements
+//! [`catena_chain::Layer`] and [`catena_chain::LayerMut`] and moves no data itself. Callers are the workers in `datapath`, which
+//! alone parse images. Invariants: at any instant a crash leaves an image that opens and passes [`check`] without errors; what
+//! was committed before a flush is found again (durability rules D1 to D6, named where code relies on them); hostile bytes lead
+//! to an [`Error`], never to a panic or to an allocation that the container's size does not justify.
+
+mod bat;
+mod batmap;
+mod bitmaps;
+mod bytes;
+mod check;
+mod create;
+mod error;
+mod footer;
+mod footers;
+mod geometry;
+mod giveup;
+mod grow;
+mod header;
+mod image;
+mod layer;
+mod layout;
+mod locator;
+mod open;
+mod reparent;
+mod report;
+mod space;
+mod write;
+
+pub use check::{CheckOptions, Problem, check};
+pub use create::{CreateSpec, ParentSpec, create};
+pub use error::{Error, Result};
+pub use footer::{DiskKind, vhd_timestamp};
+pub use image::{FooterState, Image, Mode};
+pub use reparent::{Patch, apply_patch};
+pub use report::{ImageInfo, ParentInfo};

@@ -1,0 +1,108 @@
+//! Giving sectors up (D2): the batmap is clear, then the bits, then the block-table entries, then the space, each
+//! durable before the next. A batch of any size takes the same few barriers.
+
+use crate::error::{Error, Result};
+use crate::footer::DiskKind;
+use crate::image::{Image, Session};
+use crate::layout::{SLOT_SECTORS, Slot};
+use catena_types::{BlockIndex, Bytes, FileOffset, SECTOR_BYTES, SectorSet};
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+/// What is left of one block.
+#[derive(Debug)]
+struct Change {
+    block: BlockIndex,
+    slot: Slot,
+    before: SectorSet,
+    after: SectorSet,
+}
+
+impl Image {
+    /// The sectors are durably unowned when this returns. If it fails the image refuses further changes: which of
+    /// them are still owned is then unknown, and a write to one must not rely on either.
+    pub(crate) fn give_up_sectors(&mut self, sectors: &[(BlockIndex, SectorSet)]) -> Result<()> {
+        for (block, _) in sectors {
+            self.check_block(*block)?;
+        }
+        self.commit_pointers()?;
+        let changes = self.changes(sectors)?;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        if self.begin_change()? {
+            self.barrier()?;
+        }
+        self.writer()?.session = Session::Changing;
+        let result = self.take_away(&changes);
+        if result.is_err()
+            && let Some(writer) = &mut self.writer
+        {
+            writer.session = Session::Failed;
+        }
+        result
+    }
+
+    fn changes(&self, sectors: &[(BlockIndex, SectorSet)]) -> Result<Vec<Change>> {
+        let mut wanted: BTreeMap<BlockIndex, SectorSet> = BTreeMap::new();
+        for (block, set) in sectors {
+            let all = wanted.entry(*block).or_default();
+            *all = all.union(set);
+        }
+        let mut changes = Vec::new();
+        for (block, set) in wanted {
+            let Some(slot) = self.bat.get(block) else { continue };
+            let before = self.stored_bits(block, slot)?;
+            let after = before.minus(&set);
+            if after != before || after.is_empty() {
+                changes.push(Change { block, slot, before, after });
+            }
+        }
+        Ok(changes)
+    }
+
+    fn take_away(&mut self, changes: &[Change]) -> Result<()> {
+        for change in changes.iter().filter(|change| change.before != change.after) {
+            self.store_bits(change.block, change.slot, &change.after)?;
+        }
+        // D2: a block whose entry is gone must not come back with its old bits when its slot is used again.
+        self.barrier()?;
+        let emptied: Vec<&Change> = changes.iter().filter(|change| change.after.is_empty()).collect();
+        for change in &emptied {
+            self.bat.set(change.block, None);
+            self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner).forget(change.block);
+        }
+        if !emptied.is_empty() {
+            self.bat.write_dirty(&*self.container)?;
+            // D2: nothing durable names the slots from here on, so they may be punched and used again.
+            self.barrier()?;
+        }
+        for change in &emptied {
+            self.return_space(change.slot.bitmap_at(), SLOT_SECTORS * SECTOR_BYTES);
+            self.writer()?.space.release(change.slot);
+        }
+        if self.footer.kind == DiskKind::Dynamic {
+            self.zero_dropped(changes)?;
+        }
+        Ok(())
+    }
+
+    /// The space is already free to be used again; a storage that cannot take it back now loses nothing.
+    fn return_space(&self, at: FileOffset, len: u64) {
+        if let Err(error) = self.container.punch(at, Bytes(len)) {
+            tracing::warn!(%error, at = at.0, "freed space could not be given back");
+        }
+    }
+
+    /// Sectors without a bit must read as zero in a disk without parent: other programs look at the data alone.
+    fn zero_dropped(&self, changes: &[Change]) -> Result<()> {
+        for change in changes.iter().filter(|change| !change.after.is_empty()) {
+            for run in change.before.minus(&change.after).runs() {
+                let at = FileOffset(change.slot.data_at().0 + run.start as u64 * SECTOR_BYTES);
+                let len = Bytes(run.len() as u64 * SECTOR_BYTES);
+                self.container.punch(at, len).map_err(Error::io("clearing sectors"))?;
+            }
+        }
+        Ok(())
+    }
+}
