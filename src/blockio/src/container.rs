@@ -1,4 +1,6 @@
 //! What this crate offers to everything above it: a named-by-nobody run of bytes with positional I/O.
+//!
+//! The trait is the contract of all implementations; whoever writes images relies on no more than it says.
 
 use catena_types::{Bytes, FileOffset};
 use std::io;
@@ -25,8 +27,10 @@ pub trait Container: Send + Sync {
     /// with `ENOSPC` and changes nothing.
     fn write_at(&self, buf: &[u8], at: FileOffset) -> io::Result<()>;
 
-    /// Barrier: everything written before is durable when this returns. An error means that what was written since the last
-    /// successful flush may be lost.
+    /// Barrier: every change made before (writes, punches, sizes) is durable when this returns. An error means that what was
+    /// written since the last successful flush may be lost, and every later flush of this container fails too: the kernel
+    /// tells of lost pages once, so a second try would promise what nobody knows. The way on is to open the container again
+    /// and to write anew whatever was not flushed.
     fn flush(&self) -> io::Result<()>;
 
     /// Its length.
@@ -40,7 +44,13 @@ pub trait Container: Send + Sync {
 
     /// Makes the range share the blocks of `source`'s range. `Ok(false)` where the two cannot share (another file system, not
     /// supported, misaligned): then nothing was changed.
-    fn clone_range(&self, at: FileOffset, source: &dyn Container, source_at: FileOffset, len: Bytes) -> io::Result<bool>;
+    fn clone_range(
+        &self,
+        at: FileOffset,
+        source: &dyn Container,
+        source_at: FileOffset,
+        len: Bytes,
+    ) -> io::Result<bool>;
 
     /// Bytes that it takes on the storage.
     fn allocated(&self) -> io::Result<Bytes>;
