@@ -36,7 +36,7 @@ pub(crate) struct Ticket(u64);
 impl Client {
     /// Connects to the socket. No agent there is `sr_unavailable`, with a hint how to start one.
     pub(crate) fn connect(socket: &Path, interrupt: &Interrupt) -> Result<Self, CliError> {
-        let (reader, writer) = catena_rpc::connect(socket).map_err(|error| unreachable(socket, &error))?;
+        let (reader, writer) = catena_rpc::connect(socket).map_err(|error| no_agent(socket, &error))?;
         reader.stream().set_read_timeout(Some(TICK)).map_err(|error| broken(&error))?;
         Ok(Self { reader, writer, last_id: 0, early: HashMap::new(), interrupt: interrupt.clone() })
     }
@@ -134,7 +134,7 @@ pub(crate) fn read_field<T: DeserializeOwned>(value: &Value, field: &str) -> Res
     read(value.get(field).unwrap_or(&Value::Null))
 }
 
-fn unreachable(socket: &Path, error: &io::Error) -> CliError {
+fn no_agent(socket: &Path, error: &io::Error) -> CliError {
     let hint = if error.kind() == io::ErrorKind::PermissionDenied {
         "root and the members of the group catena may use it"
     } else {

@@ -15,15 +15,18 @@ mod stage;
 use crate::errors::{CliError, Exit};
 use crate::interrupt::Interrupt;
 use crate::output::Output;
+use crate::output::tree::flatten;
 use anyhow::{Context, Result};
+use catena_rpc::Node;
+use catena_types::Bytes;
 use stage::Stage;
 use std::time::Instant;
 
 /// What the steps hand to each other.
 struct Demo {
     stage: Stage,
-    /// Space that each SR took, at moments worth comparing.
-    space: Vec<(String, String)>,
+    /// What the images of an SR took, at moments worth comparing.
+    space: Vec<(String, Bytes)>,
 }
 
 /// Plays the demonstration to its end, or to the first thing that does not hold.
@@ -74,19 +77,27 @@ impl Demo {
         self.look_back()
     }
 
-    /// Remembers what `sr` takes now.
+    /// Remembers what the images of `sr` take now.
     fn note_space(&mut self, moment: &str, sr: &str) -> Result<()> {
-        let used = self.stage.number(&["sr", "stat", sr], "physical_utilisation")?;
-        self.space.push((format!("{sr}, {moment}"), catena_types::Bytes(used).to_string()));
+        let roots = self.roots(sr)?;
+        let taken = flatten(&roots).iter().map(|node| node.own_bytes.0).sum();
+        self.space.push((format!("{sr}, {moment}"), Bytes(taken)));
         Ok(())
+    }
+
+    /// The trees of an SR.
+    fn roots(&self, sr: &str) -> Result<Vec<Node>> {
+        let document = self.stage.json(&["vdi", "tree", sr])?;
+        serde_json::from_value(document["roots"].clone()).context("a tree that cannot be read")
     }
 
     fn look_back(&mut self) -> Result<()> {
         self.stage.title("What is left, and what it takes");
         self.stage.run(&["vdi", "tree", adopt::SR])?;
         self.stage.run(&["vdi", "tree", chain::DISK])?;
-        for (moment, used) in &self.space {
-            self.stage.voice().say(&format!("{moment:40} {used:>10}"));
+        self.stage.voice().say("What the images took:");
+        for (moment, taken) in &self.space {
+            self.stage.voice().say(&format!("  {moment:32} {taken:>10}"));
         }
         self.stage.run(&["sr", "list"])?;
         for sr in [adopt::SR, disks::SR] {

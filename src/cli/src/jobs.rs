@@ -25,10 +25,7 @@ pub(crate) fn run(
     let job: Job = read(&agent.call_to_end(method, params, fds)?)?;
     let id = job.id.clone();
     match wait(agent, out, job) {
-        Err(CliError::Interrupted) => {
-            cancel(agent, &id)?;
-            Err(CliError::Interrupted)
-        }
+        Err(CliError::Interrupted) => cancel(agent, &id),
         done => done,
     }
 }
@@ -43,13 +40,22 @@ pub(crate) fn wait(agent: &mut Client, out: &Output, mut job: Job) -> Result<Job
     outcome(job)
 }
 
-fn cancel(agent: &mut Client, id: &str) -> Result<(), CliError> {
+/// Cancels a job and waits for its end. One that had taken effect already is done, and its result is told.
+fn cancel(agent: &mut Client, id: &str) -> Result<Job, CliError> {
     let params = JobParams { job: id.to_owned(), timeout_seconds: None };
-    let mut job: Job = read(&agent.call_to_end("Job.cancel", &params, &[])?)?;
-    while !job.state.is_over() {
-        job = read(&agent.call_to_end("Job.wait", &wait_params(id), &[])?)?;
+    match agent.call_to_end("Job.cancel", &params, &[]) {
+        // Refused, for instance because the job is past its commit: its end tells more than the refusal.
+        Ok(_) | Err(CliError::Failure(_)) => {}
+        Err(other) => return Err(other),
     }
-    Ok(())
+    loop {
+        let job: Job = read(&agent.call_to_end("Job.wait", &wait_params(id), &[])?)?;
+        match job.state {
+            JobState::Cancelled => return Err(CliError::Interrupted),
+            state if state.is_over() => return outcome(job),
+            _ => {}
+        }
+    }
 }
 
 fn wait_params(id: &str) -> JobParams {
@@ -110,8 +116,10 @@ mod tests {
         );
     }
 
-    /// An agent whose job runs until it is cancelled; a signal comes with the first wait.
+    /// An agent whose job runs until somebody tries to cancel it, and is then in the state `end`; a signal comes with the first
+    /// wait.
     fn interrupted(
+        end: JobState,
         work: impl FnOnce(&mut Client) -> Result<Job, CliError>,
     ) -> (Result<Job, CliError>, Vec<String>) {
         let calls = Arc::<Mutex<Vec<String>>>::default();
@@ -126,7 +134,7 @@ mod tests {
                 raise.lock().unwrap().as_ref().unwrap().raise();
                 return;
             }
-            let state = if call.method == "Job.wait" { JobState::Cancelled } else { JobState::Running };
+            let state = if call.method == "Job.wait" { end } else { JobState::Running };
             reply(call.id, document(state, None));
         });
         let mut client = agent.client();
@@ -139,15 +147,25 @@ mod tests {
 
     #[test]
     fn ctrl_c_cancels_the_job_and_waits_for_its_end() {
-        let (done, calls) =
-            interrupted(|client| run(client, &Output::new(false, true), "VDI.export", &Value::Null, &[]));
+        let (done, calls) = interrupted(JobState::Cancelled, |client| {
+            run(client, &Output::new(false, true), "VDI.export", &Value::Null, &[])
+        });
         assert!(matches!(done, Err(CliError::Interrupted)));
         assert_eq!(calls, ["VDI.export", "Job.wait", "Job.cancel", "Job.wait"]);
     }
 
     #[test]
+    fn a_job_that_was_done_before_ctrl_c_came_is_done() {
+        let import =
+            |client: &mut Client| run(client, &Output::new(false, true), "VDI.import", &Value::Null, &[]);
+        assert_eq!(interrupted(JobState::Done, import).0.unwrap().state, JobState::Done);
+        assert_eq!(interrupted(JobState::Failed, import).0.unwrap_err().exit_code(), 1);
+    }
+
+    #[test]
     fn ctrl_c_leaves_alone_a_job_that_is_only_watched() {
-        let (done, calls) = interrupted(|client| wait(client, &Output::new(false, true), job(1, 2)));
+        let (done, calls) =
+            interrupted(JobState::Cancelled, |client| wait(client, &Output::new(false, true), job(1, 2)));
         assert!(matches!(done, Err(CliError::Interrupted)));
         assert_eq!(calls, ["Job.wait"]);
     }

@@ -196,29 +196,29 @@ fn tree(tree: Tree, agent: &mut Client, out: &mut Output) -> Result<(), CliError
     if tree.dot && out.is_json() {
         return Err(CliError::bad_request("--dot and --json are two formats: choose one"));
     }
-    let params = tree_params(tree.name, agent)?;
-    let document = agent.call("VDI.get_tree", &params)?;
+    let document = get_tree(tree.name, agent)?;
     out.show(&document, || {
         let roots: Vec<Node> = read_field(&document, "roots")?;
         Ok(if tree.dot { dot::render(&roots) } else { tree::render(&roots) })
     })
 }
 
-/// A name that may mean an SR or a disk: an SR if there is one.
-fn tree_params(name: Option<String>, agent: &mut Client) -> Result<ListParams, CliError> {
-    let Some(name) = name else { return Ok(ListParams::default()) };
+/// The trees of what a name means, which may be an SR or a disk: of the SR if there is one.
+fn get_tree(name: Option<String>, agent: &mut Client) -> Result<Value, CliError> {
+    let Some(name) = name else { return agent.call("VDI.get_tree", &ListParams::default()) };
     let record = SrParams { sr: name.clone(), take_over: false, request_id: None };
     match agent.call("SR.get_record", &record) {
-        Ok(_) => return Ok(ListParams { sr: Some(name), vdi: None }),
+        Ok(_) => return agent.call("VDI.get_tree", &ListParams { sr: Some(name), vdi: None }),
+        // Waiting helps where an SR exists and does not answer; this one does not exist.
         Err(CliError::Failure(failure)) if failure.name == ErrorName::SrUnavailable && !failure.retry => {}
         Err(other) => return Err(other),
     }
-    match agent.call("VDI.get_record", &params(&name)) {
+    match agent.call("VDI.get_tree", &ListParams { sr: None, vdi: Some(name.clone()) }) {
         Err(CliError::Failure(failure)) if failure.name == ErrorName::VdiMissing => {
             let message = format!("'{name}' is neither an SR nor a VDI");
             Err(Failure { message, ..failure }.into())
         }
-        answer => answer.map(|_| ListParams { sr: None, vdi: Some(name) }),
+        answer => answer,
     }
 }
 

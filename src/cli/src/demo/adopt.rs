@@ -4,7 +4,6 @@ use super::stage::text;
 use super::{Demo, archive};
 use crate::output::tree::flatten;
 use anyhow::{Context, Result, ensure};
-use catena_rpc::Node;
 
 /// The name of the SR that is taken over.
 pub(super) const SR: &str = "xen";
@@ -51,11 +50,5 @@ impl Demo {
         ensure!(flatten(&roots).iter().all(|node| !node.hidden), "base copies are left in {SR}");
         self.stage.verify("the disk after the merge", &adopted.leaf, &adopted.sha256)?;
         self.note_space("merged", SR)
-    }
-
-    /// The trees of an SR.
-    fn roots(&self, sr: &str) -> Result<Vec<Node>> {
-        let document = self.stage.json(&["vdi", "tree", sr])?;
-        serde_json::from_value(document["roots"].clone()).context("a tree that cannot be read")
     }
 }

@@ -1,6 +1,6 @@
 //! Lists and records as text.
 
-use super::{SR, VDI, agent, coalesce_status, job, methods, text, vdi, willing};
+use super::{SR, VDI, agent, coalesce_status, job, methods, text, willing};
 use catena_types::{ErrorName, Failure};
 use serde_json::{Value, json};
 
@@ -78,14 +78,13 @@ fn a_tree_is_asked_of_an_sr_first_and_then_of_a_disk() {
 
     let (of_vdi, log) = agent(|call| match call.method.as_str() {
         "SR.get_record" => Err(Failure::new(ErrorName::SrUnavailable, "no such SR")),
-        "VDI.get_record" if call.params["vdi"] == "none" => {
+        "VDI.get_tree" if call.params["vdi"] == "none" => {
             Err(Failure::new(ErrorName::VdiMissing, "no such VDI"))
         }
-        "VDI.get_record" => Ok(vdi(VDI, "web01")),
         _ => willing(call),
     });
     text(&of_vdi, "vdi tree web01");
-    assert_eq!(log.lock().unwrap()[2].1, json!({"vdi": "web01"}));
+    assert_eq!(log.lock().unwrap()[1].1, json!({"vdi": "web01"}));
     let error = super::run(&of_vdi, "vdi tree none").0.unwrap_err();
     assert_eq!((error.to_string().as_str(), error.exit_code()), ("'none' is neither an SR nor a VDI", 3));
     assert_eq!(super::run(&of_vdi, "--json vdi tree web01 --dot").0.unwrap_err().exit_code(), 2);
