@@ -1,2 +1,7 @@
-//! `catenad`.
-fn main() {}
+//! `catenad`: the agent's front.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    catena_agent::main()
+}

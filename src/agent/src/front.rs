@@ -1,0 +1,231 @@
+//! What the front does with a request: admits it, finds whose it is, relays it or answers itself.
+//!
+//! Every request has a thread of its own (see `session`), so anything here may wait for a keeper. Nothing here touches storage.
+
+use crate::access::Access;
+use crate::launch::Starter;
+use crate::resolve;
+use crate::routes::{self, Method, Own, Route};
+use crate::srd::Store;
+use crate::supervise::{Phase, Sr};
+use crate::table::Table;
+use catena_rpc::{Outcome, SCHEMA_VERSION};
+use catena_types::{ErrorName, Failure};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The parameters of a request.
+pub(crate) type Params = Map<String, Value>;
+
+/// The front.
+pub(crate) struct Front {
+    /// Started with `--root`.
+    pub(crate) private: bool,
+    /// What a private agent leaves out.
+    pub(crate) skipped: Vec<&'static str>,
+    /// The known SRs.
+    pub(crate) table: Table,
+    /// What is remembered of them.
+    pub(crate) store: Store,
+    /// Starts their keepers.
+    pub(crate) starter: Arc<Starter>,
+    /// When the front was started.
+    pub(crate) started: Instant,
+    /// Connections that are open, or have requests under way.
+    pub(crate) connections: Arc<AtomicUsize>,
+    /// The front is about to end: no keeper is started any more.
+    pub(crate) stopping: AtomicBool,
+}
+
+/// The method of that name, if the caller may call it.
+pub(crate) fn admit(access: Access, name: &str) -> Result<&'static Method, Failure> {
+    let method = routes::find(name)
+        .ok_or_else(|| Failure::new(ErrorName::Unsupported, format!("no such method: {name}")))?;
+    if access == Access::Read && !method.for_readers {
+        let text = format!("{name} is not for readers");
+        return Err(
+            Failure::new(ErrorName::BadRequest, text).hint("root and the members of the group may call it")
+        );
+    }
+    Ok(method)
+}
+
+impl Front {
+    /// Carries out a request.
+    pub(crate) fn answer(
+        &self,
+        access: Access,
+        method: &Method,
+        params: Value,
+        fds: Vec<OwnedFd>,
+    ) -> Outcome {
+        let mut params = match params {
+            Value::Object(params) => params,
+            Value::Null => Params::new(),
+            _ => return Err(bad_request("the parameters are not an object")),
+        };
+        match method.route {
+            Route::Front(own) => self.own(access, own, params),
+            Route::Sr => {
+                let sr = self.named_sr(&mut params)?;
+                relay(&sr, method, params, fds)
+            }
+            Route::Vdi => self.relay_by_vdi(method, params, fds),
+            Route::Job => {
+                let sr = resolve::job(&self.table.all(), text(&params, "job")?)?;
+                relay(&sr, method, params, fds)
+            }
+            Route::All(_) if is_given(&params, "vdi") => self.relay_by_vdi(method, params, fds),
+            Route::All(_) if is_given(&params, "sr") => {
+                let sr = self.named_sr(&mut params)?;
+                relay(&sr, method, params, fds)
+            }
+            Route::All(array) => Ok(self.list_of_all(method, array, &params)),
+        }
+    }
+
+    fn own(&self, access: Access, own: Own, mut params: Params) -> Outcome {
+        match own {
+            Own::Version => {
+                Ok(json!({"schema_version": SCHEMA_VERSION, "version": env!("CARGO_PKG_VERSION")}))
+            }
+            Own::Stats => Ok(self.stats()),
+            // The session has subscribed the connection.
+            Own::Subscribe => Ok(json!({})),
+            Own::SrList => self.sr_list(&mut params),
+            Own::SrRecord => Ok(self.sr_record(&self.named_sr(&mut params)?)),
+            Own::SrCreate => self.create(access, params),
+            Own::SrIntroduce => self.introduce(access, params),
+            Own::SrAttach => self.attach(params),
+            Own::SrDetach => self.detach(params),
+            Own::SrForget => self.forget(params),
+            Own::SrDestroy => self.destroy(params),
+        }
+    }
+
+    /// The SR that the parameter `sr` names, which becomes its uuid.
+    pub(crate) fn named_sr(&self, params: &mut Params) -> Result<Arc<Sr>, Failure> {
+        let sr = resolve::sr(&self.table.all(), text(params, "sr")?)?;
+        params.insert("sr".to_owned(), json!(sr.uuid()));
+        Ok(sr)
+    }
+
+    fn relay_by_vdi(&self, method: &Method, mut params: Params, fds: Vec<OwnedFd>) -> Outcome {
+        let name = text(&params, "vdi")?.to_owned();
+        let among =
+            if is_given(&params, "sr") { vec![self.named_sr(&mut params)?] } else { self.table.all() };
+        match resolve::vdi(&among, &name) {
+            Ok((sr, uuid)) => {
+                params.insert("vdi".to_owned(), json!(uuid));
+                relay(&sr, method, params, fds)
+            }
+            Err(missing)
+                if missing.name == ErrorName::VdiMissing
+                    && is_given(&params, "request_id")
+                    && fds.is_empty() =>
+            {
+                repeated(&among, method, &params).ok_or(missing)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn stats(&self) -> Value {
+        let srs: Vec<Value> = self.table.all().iter().map(|sr| {
+            let state = sr.state();
+            json!({"sr": sr.uuid(), "state": state.phase.name(), "keeper_pid": state.keeper_pid, "restarts": state.restarts})
+        }).collect();
+        json!({
+            "schema_version": SCHEMA_VERSION,
+            "pid": std::process::id(),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "root": self.private,
+            "skipped": self.skipped,
+            "connections": self.connections.load(Ordering::SeqCst),
+            "srs": srs,
+        })
+    }
+
+    /// Starts the keepers of all SRs that are to be attached. Does not wait for them.
+    pub(crate) fn attach_all(&self) {
+        for sr in self.table.all() {
+            if sr.entry().attach
+                && let Err(failure) = sr.start(&self.starter, false)
+            {
+                tracing::error!(sr = %sr.uuid(), %failure, "not attached");
+            }
+        }
+    }
+
+    /// Ends all keepers in order; waits for at most `limit`. Those that are not done by then end with this process, as after
+    /// a crash.
+    pub(crate) fn stop_all(&self, limit: Duration) {
+        self.stopping.store(true, Ordering::SeqCst);
+        let (sender, stopped) = channel();
+        let mut left = 0;
+        for sr in self.table.all() {
+            if sr.state().phase == Phase::Detached {
+                continue;
+            }
+            let sender = sender.clone();
+            let stop = move || {
+                if let Err(error) = sr.stop("SR.detach", json!({})) {
+                    tracing::warn!(sr = %sr.uuid(), %error, "not detached in order");
+                }
+                // Nobody listens when the time is over.
+                let _ = sender.send(());
+            };
+            left += usize::from(thread::Builder::new().name("stop".to_owned()).spawn(stop).is_ok());
+        }
+        let deadline = Instant::now() + limit;
+        while left > 0 && stopped.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {
+            left -= 1;
+        }
+        if left > 0 {
+            tracing::warn!(keepers = left, "keepers are left that have not ended in time");
+        }
+    }
+}
+
+/// Sends a request to the keeper of an SR and waits for its answer.
+fn relay(sr: &Sr, method: &Method, params: Params, fds: Vec<OwnedFd>) -> Outcome {
+    let result = sr.link()?.call(method.name, Value::Object(params), fds, method.patience);
+    result.map_err(|error| sr.failure(error))
+}
+
+/// A repeated request may name a VDI that its first run has destroyed. The keeper that carried it out still knows its answer;
+/// to all others the VDI is as unknown as to us.
+fn repeated(among: &[Arc<Sr>], method: &Method, params: &Params) -> Option<Value> {
+    let params = Value::Object(params.clone());
+    let replies = crate::fanout::ask(among, method.name, |_| params.clone(), routes::PATIENCE, |_| true);
+    replies.into_iter().find_map(|reply| reply.outcome.ok())
+}
+
+/// The text of a parameter.
+pub(crate) fn text<'a>(params: &'a Params, name: &str) -> Result<&'a str, Failure> {
+    params
+        .get(name)
+        .and_then(Value::as_str)
+        .filter(|text| !text.is_empty())
+        .ok_or_else(|| bad_request(format!("the parameter '{name}' is missing or no text")))
+}
+
+/// Reads the parameters of a method as what they should be.
+pub(crate) fn read<T: DeserializeOwned>(params: Params) -> Result<T, Failure> {
+    serde_json::from_value(Value::Object(params)).map_err(|error| bad_request(format!("parameters: {error}")))
+}
+
+/// A request that cannot be understood.
+pub(crate) fn bad_request(message: impl Into<String>) -> Failure {
+    Failure::new(ErrorName::BadRequest, message)
+}
+
+fn is_given(params: &Params, name: &str) -> bool {
+    params.get(name).is_some_and(|value| !value.is_null())
+}

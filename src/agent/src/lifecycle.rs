@@ -1,0 +1,287 @@
+//! The life of an SR on this host: create, introduce, attach, detach, forget, destroy.
+//!
+//! The keeper does it, then `sr.d` says so, then the client is told. A crash between the first two leaves an SR that `sr.d` does
+//! not name yet (introduce it, or repeat the request) or still names (it fails to attach; forget it). One such request at a
+//! time for each SR; others are told to try again.
+
+use crate::access::Access;
+use crate::front::{Front, Params, bad_request, read};
+use crate::keeper::CallError;
+use crate::launch::Keeper;
+use crate::routes::PATIENCE;
+use crate::srd::{MadeBy, SrEntry};
+use crate::supervise::{Phase, Sr};
+use catena_rpc::{Job, Outcome, SrCreateParams, SrIntroduceParams, SrParams};
+use catena_types::{ErrorName, Failure, JobState, SrUuid};
+use serde_json::{Value, json};
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, TryLockError};
+
+impl Front {
+    /// `SR.create`.
+    pub(crate) fn create(&self, access: Access, params: Params) -> Outcome {
+        let mut params: SrCreateParams = read(params)?;
+        params.location = self.location(access, &params.location)?;
+        let entry = new_entry(&params.kind, &params.location, &params.name_label);
+        let request_id = params.request_id.clone();
+        self.bring_in(entry, "SR.create", wire(&params)?, request_id, false)
+    }
+
+    /// `SR.introduce`.
+    pub(crate) fn introduce(&self, access: Access, params: Params) -> Outcome {
+        let mut params: SrIntroduceParams = read(params)?;
+        params.location = self.location(access, &params.location)?;
+        let entry = new_entry(&params.kind, &params.location, params.name_label.as_deref().unwrap_or(""));
+        if params.dry_run {
+            let (keeper, started) = self.starter.start(&entry)?;
+            let outcome = keeper.first_call(started, "SR.introduce", wire(&params)?);
+            keeper.end();
+            return outcome.map_err(|error| error.into_failure(entry.uuid));
+        }
+        let request_id = params.request_id.clone();
+        self.bring_in(entry, "SR.introduce", wire(&params)?, request_id, true)
+    }
+
+    /// Lets a new keeper create or introduce an SR and keeps it as the SR's keeper.
+    fn bring_in(
+        &self,
+        mut entry: SrEntry,
+        method: &str,
+        params: Value,
+        request_id: Option<String>,
+        by_job: bool,
+    ) -> Outcome {
+        self.refuse_while_stopping()?;
+        if let Some(answer) = request_id.as_deref().and_then(|id| self.answer_to(id)) {
+            return Ok(answer);
+        }
+        let _claim = self.table.claim(&entry.location)?;
+        let (keeper, started) = self.starter.start(&entry)?;
+        let outcome = keeper.first_call(started, method, params);
+        let made = outcome.map_err(|error| error.into_failure(entry.uuid)).and_then(|answer| {
+            let uuid = if by_job { introduced(&answer) } else { created(&answer) }?;
+            Ok((uuid, answer))
+        });
+        let (uuid, answer) = match made {
+            Ok((Some(uuid), answer)) => (uuid, answer),
+            Ok((None, answer)) => {
+                keeper.end();
+                return Ok(answer);
+            }
+            Err(failure) => {
+                keeper.end();
+                return Err(failure);
+            }
+        };
+        crate::points::SR_MADE.pass();
+        entry.uuid = uuid;
+        if entry.name_label.is_empty() {
+            entry.name_label = label_of(&keeper, &entry);
+        }
+        entry.made_by = request_id.map(|request_id| MadeBy { request_id, answer: answer.to_string() });
+        self.take_in(entry, keeper)?;
+        Ok(answer)
+    }
+
+    /// Remembers an SR and supervises the keeper that has made it.
+    fn take_in(&self, entry: SrEntry, keeper: Keeper) -> Result<(), Failure> {
+        let uuid = entry.uuid;
+        if self.table.contains(uuid) {
+            keeper.end();
+            let text = format!("{} is the SR {uuid}, which is known at another location", entry.location);
+            return Err(Failure::new(ErrorName::SrExists, text).object("sr", uuid));
+        }
+        if let Err(error) = self.store.save(&entry) {
+            keeper.end();
+            return Err(not_remembered(uuid, &error).hint(format!(
+                "then: catena sr introduce --type {} --location {}",
+                entry.kind, entry.location
+            )));
+        }
+        tracing::info!(sr = %uuid, location = entry.location, "SR taken in");
+        let sr = Arc::new(Sr::new(entry));
+        self.table.insert(&sr);
+        sr.adopt(&self.starter, keeper)
+    }
+
+    /// `SR.attach`.
+    pub(crate) fn attach(&self, mut params: Params) -> Outcome {
+        let sr = self.named_sr(&mut params)?;
+        let params: SrParams = read(params)?;
+        let _alone = alone(&sr)?;
+        self.refuse_while_stopping()?;
+        // First the wish: an SR that cannot be attached now shows as failed, and is tried again at the next start.
+        self.remember_attach(&sr, true)?;
+        sr.start(&self.starter, params.take_over)?;
+        sr.wait_started()?;
+        Ok(json!({}))
+    }
+
+    /// `SR.detach`.
+    pub(crate) fn detach(&self, mut params: Params) -> Outcome {
+        let sr = self.named_sr(&mut params)?;
+        let _alone = alone(&sr)?;
+        match sr.stop("SR.detach", json!({})) {
+            // A keeper that died over it is gone all the same, and is not restarted.
+            Ok(()) | Err(CallError::Died | CallError::Gone) => {}
+            Err(error) => return Err(sr.failure(error)),
+        }
+        self.remember_attach(&sr, false)?;
+        Ok(json!({}))
+    }
+
+    /// `SR.forget`.
+    pub(crate) fn forget(&self, mut params: Params) -> Outcome {
+        let sr = self.named_sr(&mut params)?;
+        let _alone = alone(&sr)?;
+        let entry = sr.entry();
+        if sr.state().phase != Phase::Detached {
+            let text = format!("SR {} ({}) is not detached", entry.uuid, entry.name_label);
+            return Err(Failure::new(ErrorName::SrInUse, text)
+                .hint(format!("first: catena sr detach {}", entry.uuid))
+                .object("sr", entry.uuid));
+        }
+        self.drop_entry(entry.uuid)?;
+        Ok(json!({}))
+    }
+
+    /// `SR.destroy`.
+    pub(crate) fn destroy(&self, mut params: Params) -> Outcome {
+        let sr = self.named_sr(&mut params)?;
+        let params: SrParams = read(params)?;
+        let _alone = alone(&sr)?;
+        self.refuse_while_stopping()?;
+        let was_attached = matches!(sr.state().phase, Phase::Attached | Phase::Starting | Phase::Waiting);
+        if let Err(failure) = sr.start(&self.starter, false).and_then(|()| sr.wait_started()) {
+            self.settle(&sr, was_attached);
+            return Err(failure);
+        }
+        let request = params.request_id.map_or_else(|| json!({}), |id| json!({"request_id": id}));
+        if let Err(error) = sr.stop("SR.destroy", request) {
+            let failure = sr.failure(error);
+            self.settle(&sr, was_attached);
+            return Err(failure);
+        }
+        crate::points::SR_DESTROYED.pass();
+        self.drop_entry(sr.uuid())?;
+        Ok(json!({}))
+    }
+
+    /// Brings an SR that was not destroyed back to how it was.
+    fn settle(&self, sr: &Arc<Sr>, was_attached: bool) {
+        let result = if was_attached {
+            sr.start(&self.starter, false)
+        } else {
+            sr.stop("SR.detach", json!({})).map_err(|error| sr.failure(error))
+        };
+        if let Err(failure) = result {
+            tracing::warn!(sr = %sr.uuid(), %failure, "an SR is not as it was");
+        }
+    }
+
+    /// Writes down whether the SR is to be attached when the agent starts.
+    fn remember_attach(&self, sr: &Sr, attach: bool) -> Result<(), Failure> {
+        let mut entry = sr.entry();
+        if entry.attach != attach {
+            entry.attach = attach;
+            self.store.save(&entry).map_err(|error| not_remembered(entry.uuid, &error))?;
+            sr.set_entry(entry);
+        }
+        Ok(())
+    }
+
+    fn drop_entry(&self, uuid: SrUuid) -> Result<(), Failure> {
+        self.store.remove(uuid).map_err(|error| not_remembered(uuid, &error))?;
+        self.table.remove(uuid);
+        tracing::info!(sr = %uuid, "SR forgotten");
+        Ok(())
+    }
+
+    /// The answer that the request of this key was given when it made an SR known.
+    fn answer_to(&self, request_id: &str) -> Option<Value> {
+        let made_by = |sr: &Arc<Sr>| sr.entry().made_by.filter(|made| made.request_id == request_id);
+        let made = self.table.all().iter().find_map(made_by)?;
+        serde_json::from_str(&made.answer).ok()
+    }
+
+    fn refuse_while_stopping(&self) -> Result<(), Failure> {
+        if self.stopping.load(Ordering::SeqCst) {
+            return Err(Failure::new(ErrorName::TryAgain, "the agent is about to end"));
+        }
+        Ok(())
+    }
+
+    /// A location as it is kept: absolute, without detours. Compared as text: a look at the storage might hang.
+    fn location(&self, access: Access, location: &str) -> Result<String, Failure> {
+        if access != Access::Root && !self.private {
+            return Err(bad_request("only root may name a location"));
+        }
+        let path = Path::new(location);
+        if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
+            return Err(bad_request(format!("'{location}' is not an absolute path without '..'")));
+        }
+        let plain: PathBuf = path.components().collect();
+        Ok(plain.to_string_lossy().into_owned())
+    }
+}
+
+fn new_entry(kind: &str, location: &str, label: &str) -> SrEntry {
+    SrEntry {
+        uuid: SrUuid::random(),
+        kind: kind.to_owned(),
+        name_label: label.to_owned(),
+        location: location.to_owned(),
+        attach: true,
+        made_by: None,
+    }
+}
+
+/// What `SR.create` has made.
+fn created(answer: &Value) -> Result<Option<SrUuid>, Failure> {
+    let uuid = answer["uuid"].as_str().and_then(|text| text.parse().ok());
+    uuid.map(Some).ok_or_else(|| nonsense("SR.create", "no uuid"))
+}
+
+/// What the job of `SR.introduce` has made; nothing, if it failed.
+fn introduced(answer: &Value) -> Result<Option<SrUuid>, Failure> {
+    let job: Job = serde_json::from_value(answer.clone())
+        .map_err(|error| nonsense("SR.introduce", &error.to_string()))?;
+    Ok((job.state == JobState::Done).then_some(job.sr))
+}
+
+fn nonsense(method: &str, why: &str) -> Failure {
+    Failure::new(ErrorName::IoError, format!("the keeper's answer to {method} makes no sense: {why}"))
+}
+
+/// The label that an introduced SR has, or the name of its directory.
+fn label_of(keeper: &Keeper, entry: &SrEntry) -> String {
+    let record = keeper.link.call("SR.get_record", json!({"sr": entry.uuid}), Vec::new(), Some(PATIENCE));
+    let label = record.ok().and_then(|record| record["name_label"].as_str().map(str::to_owned));
+    label.filter(|label| !label.is_empty()).unwrap_or_else(|| {
+        Path::new(&entry.location)
+            .file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    })
+}
+
+/// The right to change the life of an SR.
+fn alone(sr: &Sr) -> Result<MutexGuard<'_, ()>, Failure> {
+    match sr.lifecycle.try_lock() {
+        Ok(guard) => Ok(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => {
+            let text = format!("SR {} is just being attached, detached or destroyed", sr.uuid());
+            Err(Failure::new(ErrorName::TryAgain, text).object("sr", sr.uuid()))
+        }
+    }
+}
+
+fn not_remembered(sr: SrUuid, error: &std::io::Error) -> Failure {
+    let text = format!("it was done, but the file of SR {sr} cannot be changed: {error}");
+    Failure::new(ErrorName::IoError, text).hint("mend the directory of the SR files").object("sr", sr)
+}
+
+fn wire(params: &impl serde::Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(params).map_err(|error| bad_request(error.to_string()))
+}

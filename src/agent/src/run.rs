@@ -1,0 +1,163 @@
+//! The program: reads the configuration, binds the socket, attaches the SRs, serves until a signal, ends in order.
+//!
+//! Called by `catenad`'s main. Exit codes: 0 ended in order or only printed something, 1 cannot start, 2 usage.
+
+use crate::access::{self, Rules};
+use crate::config::{self, Config};
+use crate::events::Hub;
+use crate::front::Front;
+use crate::launch::{KeeperProgram, Starter};
+use crate::notify::{self, Word};
+use crate::server::{Door, Server};
+use crate::session::LIMITS;
+use crate::srd::Store;
+use crate::supervise::Sr;
+use crate::table::Table;
+use anyhow::{Context, Result};
+use clap::Parser;
+use clap::error::ErrorKind;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::Uid;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use std::{env, fs, io, thread};
+use tracing_subscriber::EnvFilter;
+
+/// How long keepers may take to end, all together.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// The agent of Catena: serves the socket, starts and watches a keeper for each attached SR.
+#[derive(Debug, Parser)]
+#[command(name = "catenad", version)]
+struct Args {
+    /// Puts etc/catena and run/catena below DIR; the running user counts as root. At most 40 bytes.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Reads FILE, and catenad.d beside it, in place of catenad.toml.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Prints the points where CATENA_CRASH_AT can end a debug build.
+    #[arg(long)]
+    list_crash_points: bool,
+}
+
+/// `catenad`.
+pub fn main() -> ExitCode {
+    catena_types::arm_crash_points();
+    let args = match parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let code = if error.use_stderr() { 2 } else { 0 };
+            // Nothing is left to be done where the message cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    if args.list_crash_points {
+        for point in crate::points::ALL {
+            println!("{}", point.0);
+        }
+        return ExitCode::SUCCESS;
+    }
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("catenad: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The command line; a root that cannot be used is a usage error.
+fn parse() -> Result<Args, clap::Error> {
+    let mut args = Args::try_parse()?;
+    if let Some(root) = &args.root {
+        let usage = |error| clap::Error::raw(ErrorKind::ValueValidation, format!("{error}\n"));
+        args.root = Some(config::private_root(root).map_err(usage)?);
+    }
+    Ok(args)
+}
+
+fn run(args: &Args) -> Result<()> {
+    let config = config::load(args.root.as_deref(), args.config.as_deref())?;
+    let filter = EnvFilter::try_new(&config.log).context("the key 'log' of the configuration")?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    raise_descriptor_limit();
+    let rules = rules(&config);
+    let door = Door { group: rules.group, readers: rules.readers.is_some() };
+    let server = Server::bind(&config.run_dir, &config.socket, door)?;
+    let front = Arc::new(front(&config)?);
+    // Before any keeper is started, so that a signal always ends them in order.
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;
+    front.attach_all();
+    thread::scope(|scope| {
+        let accepting = thread::Builder::new()
+            .spawn_scoped(scope, || server.serve(&front, &rules, LIMITS))
+            .context("threads")?;
+        tracing::info!(socket = %config.socket.display(), private = config.private, "ready");
+        notify::tell(Word::Ready);
+        let signal = signals.forever().next();
+        tracing::info!(signal, "stopping");
+        notify::tell(Word::Stopping);
+        front.stopping.store(true, Ordering::SeqCst);
+        server.close();
+        front.stop_all(STOP_LIMIT);
+        if accepting.join().is_err() {
+            tracing::error!("the accepting thread has panicked");
+        }
+        Ok(())
+    })
+}
+
+/// Whom to let in. A private agent has no groups: it is for its user.
+fn rules(config: &Config) -> Rules {
+    if config.private {
+        return Rules { own: Some(Uid::effective()), group: None, readers: None };
+    }
+    let readers = config.readers.as_deref().and_then(access::group_id);
+    Rules { own: None, group: access::group_id(&config.group), readers }
+}
+
+fn front(config: &Config) -> Result<Front> {
+    let store = Store::open(&config.sr_dir).with_context(|| config.sr_dir.display().to_string())?;
+    let (entries, bad) = store.load().with_context(|| config.sr_dir.display().to_string())?;
+    for (path, error) in bad {
+        tracing::error!(file = %path.display(), %error, "an SR is not known, its file cannot be used");
+    }
+    let table = Table::default();
+    for entry in entries {
+        table.insert(&Arc::new(Sr::new(entry)));
+    }
+    let program = env::current_exe().context("where this program is")?.with_file_name("catena-keeper");
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the id of this boot")?;
+    let starter = Starter {
+        launcher: Box::new(KeeperProgram { path: program, log: config.log.clone() }),
+        host_id: config.host_id.clone(),
+        boot_id: boot_id.trim().to_owned(),
+        hub: Arc::new(Hub::default()),
+    };
+    Ok(Front {
+        private: config.private,
+        skipped: if config.private { vec!["the socket's group", "groups of peers"] } else { Vec::new() },
+        table,
+        store,
+        starter: Arc::new(starter),
+        started: Instant::now(),
+        connections: Arc::default(),
+        stopping: false.into(),
+    })
+}
+
+/// Connections and the descriptors that pass through them may be many. What the system does not allow is lived with.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of descriptors stays as it is");
+    }
+}

@@ -1,0 +1,169 @@
+//! The socket: one agent at a time, nobody but those let in, at most so many connections.
+//!
+//! A lock file keeps a second agent away; it is freed by the kernel however the agent ends, so a socket found while holding the
+//! lock is stale, unless somebody still answers there. Called by `run`.
+
+use crate::access::{self, Rules};
+use crate::front::Front;
+use crate::session::{self, Counted, Limits, Session};
+use catena_types::{ErrorName, Failure};
+use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::Gid;
+use std::fs::{self, File, Permissions, TryLockError};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+/// How long to wait before accepting again when the process has too many descriptors open.
+const BREATH: Duration = Duration::from_millis(100);
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServerError {
+    /// Another agent runs.
+    #[error("another catenad is running: {0}")]
+    Running(String),
+    /// Something else is where the socket should be.
+    #[error("{0} exists and is not a socket")]
+    NotASocket(PathBuf),
+    /// The system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// What was touched.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A bound socket. Dropped, it removes the socket's file.
+#[derive(Debug)]
+pub(crate) struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Held for life.
+    _lock: File,
+}
+
+/// Who may open the socket's file. The credentials of the peer decide in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Door {
+    /// The file's group, if it is to be changed.
+    pub(crate) group: Option<Gid>,
+    /// Members of another group may read: the file lets everybody in, for the file system knows one group only.
+    pub(crate) readers: bool,
+}
+
+impl Server {
+    /// Takes the lock in `run_dir` and binds the socket. Called before any thread is started: it changes the umask for a
+    /// moment.
+    pub(crate) fn bind(run_dir: &Path, path: &Path, door: Door) -> Result<Self, ServerError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ServerError::Io { path, source }
+        };
+        fs::create_dir_all(run_dir).map_err(failed(run_dir))?;
+        let lock_path = run_dir.join("agent.lock");
+        let lock = File::create(&lock_path).map_err(failed(&lock_path))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => ServerError::Running(format!("{} is locked", lock_path.display())),
+            TryLockError::Error(source) => ServerError::Io { path: lock_path.clone(), source },
+        })?;
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(failed(parent))?;
+        }
+        remove_stale(path)?;
+        // Nobody comes in before the group is right.
+        let before = umask(Mode::from_bits_truncate(0o177));
+        let bound = UnixListener::bind(path);
+        umask(before);
+        let server = Self { listener: bound.map_err(failed(path))?, path: path.to_owned(), _lock: lock };
+        if let Some(group) = door.group {
+            std::os::unix::fs::chown(path, None, Some(group.as_raw())).map_err(failed(path))?;
+        }
+        let mode = if door.readers { 0o666 } else { 0o660 };
+        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed(path))?;
+        Ok(server)
+    }
+
+    /// Accepts connections until [`Server::close`].
+    pub(crate) fn serve(&self, front: &Arc<Front>, rules: &Rules, limits: Limits) {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => welcome(front, rules, limits, stream),
+                Err(_) if front.stopping.load(Ordering::SeqCst) => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::error!(%error, "a connection was not accepted");
+                    thread::sleep(BREATH);
+                }
+            }
+        }
+    }
+
+    /// Accepts no more.
+    pub(crate) fn close(&self) {
+        // Wakes the accepting thread; an error would mean that it does not sleep.
+        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(%error, socket = %self.path.display(), "the socket was not removed");
+        }
+    }
+}
+
+/// Removes a socket that nobody answers.
+fn remove_stale(path: &Path) -> Result<(), ServerError> {
+    let failed = |source| ServerError::Io { path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(ServerError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(ServerError::Running(format!("it answers at {}", path.display()))),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Gives a connection its thread, or refuses it.
+fn welcome(front: &Arc<Front>, rules: &Rules, limits: Limits, stream: UnixStream) {
+    let Some(place) = Counted::take(&front.connections, limits.connections) else {
+        let text = format!("{} connections are open", limits.connections);
+        return session::refuse(stream, Failure::new(ErrorName::TryAgain, text));
+    };
+    let peer = match access::peer(&stream) {
+        Ok(peer) => peer,
+        Err(error) => return tracing::warn!(%error, "the peer of a connection is unknown"),
+    };
+    let Some(access) = rules.access(&peer) else {
+        tracing::warn!(pid = peer.pid, uid = %peer.uid, "not let in");
+        return session::refuse(stream, session::not_allowed(&peer));
+    };
+    let front = Arc::clone(front);
+    let serve = move || {
+        if let Err(error) = Session::serve(front, stream, (peer, access), limits, place) {
+            tracing::warn!(%error, "a connection was not served");
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("session".to_owned()).spawn(serve) {
+        tracing::error!(%error, "a connection gets no thread");
+    }
+}

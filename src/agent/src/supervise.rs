@@ -1,0 +1,391 @@
+//! One SR and the supervision of its keeper.
+//!
+//! ```text
+//!               start              attached
+//!  Detached ───────────▶ Starting ───────────▶ Attached
+//!    ▲  ▲                │  ▲   │                │  │  ▲
+//!    │  │ stop   refused │  │   │ died           │  │  │ stop refused
+//!    │  ├──── Failed ◀───┘  │   ▼                │  │  │
+//!    │  │       └───────────┴─ Waiting ◀── died ─┘  ▼  │
+//!    │  └───────── stop ────────┘ (start)        Stopping
+//!    └───────────────────── died, refused ──────────┘
+//! ```
+//!
+//! `stop` also leads from Starting to Stopping. A thread for each SR that is meant to be attached starts its keeper, sends
+//! `SR.attach`, waits for the keeper's end and starts the next one after a back-off. A refusal is final: an administrator has to
+//! look. Requests find the keeper through [`Sr::link`]; `lifecycle` starts and stops.
+
+use crate::keeper::{CallError, Link};
+use crate::launch::{Keeper, Starter};
+use crate::srd::SrEntry;
+use catena_types::{ErrorName, Failure, SrUuid};
+use serde_json::{Value, json};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The first pause before a keeper is started again.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest one.
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+/// A keeper that has lived so long is not counted with those that died before it.
+const LONG_LIFE: Duration = Duration::from_secs(60);
+/// How long a request waits for a keeper that is just being started, and a stop for one that is about to end.
+const MOMENT: Duration = Duration::from_secs(15);
+
+/// How an SR is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// No keeper, and none is wanted.
+    Detached,
+    /// A keeper was started and has not said yet that the SR is attached.
+    Starting,
+    /// The keeper serves.
+    Attached,
+    /// The keeper died; another is started after a pause.
+    Waiting,
+    /// The keeper was told to end.
+    Stopping,
+    /// The keeper refused to attach.
+    Failed,
+}
+
+/// What happens to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Happening {
+    /// A keeper is wanted.
+    Start,
+    /// The keeper has attached the SR.
+    Attached,
+    /// The keeper has refused to attach it, and has ended.
+    Refused,
+    /// The keeper has ended.
+    Died,
+    /// No keeper is wanted.
+    Stop,
+    /// The keeper has refused to end.
+    StopRefused,
+}
+
+impl Phase {
+    /// Its name, for statistics.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Detached => "detached",
+            Self::Starting => "starting",
+            Self::Attached => "attached",
+            Self::Waiting => "waiting",
+            Self::Stopping => "stopping",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// The phase that follows; the same where the happening means nothing in it.
+    pub(crate) const fn after(self, happening: Happening) -> Self {
+        match (self, happening) {
+            (Self::Detached | Self::Failed | Self::Waiting, Happening::Start) => Self::Starting,
+            (Self::Starting, Happening::Attached) | (Self::Stopping, Happening::StopRefused) => {
+                Self::Attached
+            }
+            (Self::Starting, Happening::Refused) => Self::Failed,
+            (Self::Starting | Self::Attached, Happening::Died) => Self::Waiting,
+            (Self::Starting | Self::Attached, Happening::Stop) => Self::Stopping,
+            (Self::Waiting | Self::Failed, Happening::Stop)
+            | (Self::Stopping, Happening::Died | Happening::Refused) => Self::Detached,
+            _ => self,
+        }
+    }
+}
+
+/// How many keepers died in a row, after one more that lived for `life`.
+pub(crate) fn deaths_in_a_row(before: u32, life: Duration) -> u32 {
+    if life >= LONG_LIFE { 1 } else { before.saturating_add(1) }
+}
+
+/// The pause after so many deaths in a row.
+pub(crate) fn pause(deaths: u32) -> Duration {
+    let doublings = deaths.saturating_sub(1).min(16);
+    (FIRST_PAUSE * (1 << doublings)).min(LAST_PAUSE)
+}
+
+/// An SR that this host knows.
+#[derive(Debug)]
+pub(crate) struct Sr {
+    entry: Mutex<SrEntry>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Held by who attaches, detaches, forgets or destroys it.
+    pub(crate) lifecycle: Mutex<()>,
+}
+
+/// How an SR is, for lists and statistics.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    /// Its phase.
+    pub(crate) phase: Phase,
+    /// Its keeper's process.
+    pub(crate) keeper_pid: Option<u32>,
+    /// How often a keeper was started in the place of one that died.
+    pub(crate) restarts: u64,
+    /// Why it is not attached.
+    pub(crate) error: Option<Failure>,
+    link: Option<Arc<Link>>,
+    /// The next attach takes the SR over from another host.
+    take_over: bool,
+    /// The SR has a supervising thread. One that has seen no use for itself clears this under the same lock, so there is
+    /// never a second one.
+    supervised: bool,
+}
+
+impl Sr {
+    /// A detached SR.
+    pub(crate) fn new(entry: SrEntry) -> Self {
+        let state = State {
+            phase: Phase::Detached,
+            keeper_pid: None,
+            restarts: 0,
+            error: None,
+            link: None,
+            take_over: false,
+            supervised: false,
+        };
+        Self {
+            entry: Mutex::new(entry),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            lifecycle: Mutex::new(()),
+        }
+    }
+
+    /// What is known of it.
+    pub(crate) fn entry(&self) -> SrEntry {
+        self.entry.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes what is known of it. Who calls it has written it down before.
+    pub(crate) fn set_entry(&self, entry: SrEntry) {
+        *self.entry.lock().unwrap_or_else(PoisonError::into_inner) = entry;
+    }
+
+    /// Its id.
+    pub(crate) fn uuid(&self) -> SrUuid {
+        self.entry.lock().unwrap_or_else(PoisonError::into_inner).uuid
+    }
+
+    /// How it is.
+    pub(crate) fn state(&self) -> State {
+        self.lock().clone()
+    }
+
+    /// The keeper, to send it requests. While the SR is being attached, the keeper queues them.
+    pub(crate) fn link(&self) -> Result<Arc<Link>, Failure> {
+        let state = self.wait_while(MOMENT, |state| state.phase == Phase::Starting && state.link.is_none());
+        match (state.phase, state.link) {
+            (Phase::Starting | Phase::Attached, Some(link)) => Ok(link),
+            (phase, _) => Err(self.unavailable(phase, state.error)),
+        }
+    }
+
+    /// What a client gets for a request that its keeper did not carry out.
+    pub(crate) fn failure(&self, error: CallError) -> Failure {
+        match (error, self.state().phase) {
+            // It has not been silent, only busy with what comes first.
+            (CallError::Silent, Phase::Starting) => self.unavailable(Phase::Starting, None),
+            (error, _) => error.into_failure(self.uuid()),
+        }
+    }
+
+    fn unavailable(&self, phase: Phase, error: Option<Failure>) -> Failure {
+        let entry = self.entry();
+        let name = format!("SR {} ({})", entry.uuid, entry.name_label);
+        let why = error.map(|error| format!(": {}", error.message)).unwrap_or_default();
+        let failure = |what: &str| Failure::new(ErrorName::SrUnavailable, format!("{name} {what}"));
+        let failure = match phase {
+            Phase::Detached => {
+                failure("is not attached").hint(format!("attach it: catena sr attach {}", entry.uuid))
+            }
+            Phase::Failed => failure(&format!("could not be attached{why}"))
+                .hint(format!("mend the cause, then: catena sr attach {}", entry.uuid)),
+            Phase::Starting | Phase::Attached => failure("is being attached").retry(),
+            Phase::Waiting => failure(&format!("has lost its keeper, which is being restarted{why}")).retry(),
+            Phase::Stopping => failure("is being detached").retry(),
+        };
+        failure.object("sr", entry.uuid)
+    }
+
+    /// Starts the supervision with a keeper that is told to attach. Means nothing while the SR is attached or about to be,
+    /// but ends the pause before a restart.
+    pub(crate) fn start(self: &Arc<Self>, starter: &Arc<Starter>, take_over: bool) -> Result<(), Failure> {
+        let mut state = self.lock();
+        state.take_over = take_over;
+        state.error = None;
+        self.supervise_from(state, starter, None)
+    }
+
+    /// Starts the supervision with a keeper that has just created or introduced the SR.
+    pub(crate) fn adopt(self: &Arc<Self>, starter: &Arc<Starter>, keeper: Keeper) -> Result<(), Failure> {
+        self.publish(&keeper);
+        self.supervise_from(self.lock(), starter, Some(keeper))?;
+        self.happened(Happening::Attached);
+        Ok(())
+    }
+
+    fn supervise_from(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        starter: &Arc<Starter>,
+        keeper: Option<Keeper>,
+    ) -> Result<(), Failure> {
+        let phase = state.phase.after(Happening::Start);
+        if !state.supervised {
+            let (sr, starter) = (Arc::clone(self), Arc::clone(starter));
+            let thread = thread::Builder::new().name("supervisor".to_owned());
+            thread.spawn(move || sr.supervise(&starter, keeper)).map_err(|error| {
+                Failure::new(ErrorName::TryAgain, format!("no thread can be started: {error}"))
+            })?;
+            state.supervised = true;
+        }
+        state.phase = phase;
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Waits until a start has come to something: the SR attached, or why not.
+    pub(crate) fn wait_started(&self) -> Result<(), Failure> {
+        let state = self.lock();
+        let state = self.changed.wait_while(state, |state| state.phase == Phase::Starting);
+        let state = state.unwrap_or_else(PoisonError::into_inner).clone();
+        match (state.phase, state.error) {
+            (Phase::Attached, _) => Ok(()),
+            (Phase::Failed, Some(error)) => Err(error),
+            (phase, error) => Err(self.unavailable(phase, error)),
+        }
+    }
+
+    /// Ends the keeper in order, with `SR.detach` or `SR.destroy`, and waits until it has ended. Means nothing for an SR
+    /// without a keeper. The result is the keeper's; a keeper that dies over it is an error of its own.
+    pub(crate) fn stop(&self, method: &str, params: Value) -> Result<(), CallError> {
+        let mut state = self.lock();
+        let before = state.phase;
+        state.phase = before.after(Happening::Stop);
+        state.error = None;
+        self.changed.notify_all();
+        drop(state);
+        let link = match before {
+            Phase::Starting | Phase::Attached => {
+                self.wait_while(MOMENT, |state| state.phase == Phase::Stopping && state.link.is_none()).link
+            }
+            Phase::Detached | Phase::Waiting | Phase::Stopping | Phase::Failed => None,
+        };
+        let Some(link) = link else { return Ok(()) };
+        let outcome = link.call(method, params, Vec::new(), None);
+        if let Err(CallError::Refused(_) | CallError::Silent) = outcome {
+            self.happened(Happening::StopRefused);
+            return outcome.map(drop);
+        }
+        if !link.wait_ended(Some(MOMENT)) {
+            link.close();
+        }
+        self.wait_while(MOMENT, |state| state.phase == Phase::Stopping);
+        outcome.map(drop)
+    }
+
+    /// The thread of an SR that is meant to be attached.
+    fn supervise(&self, starter: &Starter, keeper: Option<Keeper>) {
+        let mut deaths = 0;
+        let mut running = keeper;
+        loop {
+            let born = Instant::now();
+            match running.take() {
+                Some(keeper) => self.watch(keeper, Happening::Died),
+                None => self.attach_and_watch(starter),
+            }
+            deaths = deaths_in_a_row(deaths, born.elapsed());
+            if !self.is_wanted_after(pause(deaths)) {
+                return;
+            }
+        }
+    }
+
+    fn attach_and_watch(&self, starter: &Starter) {
+        let entry = self.entry();
+        let take_over = std::mem::take(&mut self.lock().take_over);
+        let (keeper, started) = match starter.start(&entry) {
+            Ok(started) => started,
+            Err(failure) => {
+                tracing::error!(sr = %entry.uuid, %failure, "no keeper");
+                self.lock().error = Some(failure);
+                return self.happened(Happening::Died);
+            }
+        };
+        tracing::info!(sr = %entry.uuid, pid = keeper.pid, "keeper started");
+        self.publish(&keeper);
+        let params = json!({"sr": entry.uuid, "take_over": take_over});
+        let end = match keeper.first_call(started, "SR.attach", params) {
+            Ok(_) => {
+                tracing::info!(sr = %entry.uuid, "attached");
+                self.happened(Happening::Attached);
+                Happening::Died
+            }
+            Err(CallError::Refused(failure)) => {
+                tracing::error!(sr = %entry.uuid, %failure, "not attached");
+                self.lock().error = Some(failure);
+                keeper.link.close();
+                Happening::Refused
+            }
+            Err(_) => Happening::Died,
+        };
+        self.watch(keeper, end);
+    }
+
+    /// Waits for the end of the keeper, then tells it as `end`: so a successor never meets its predecessor.
+    fn watch(&self, keeper: Keeper, end: Happening) {
+        keeper.link.wait_ended(None);
+        self.lock().link = None;
+        keeper.end();
+        self.lock().keeper_pid = None;
+        self.happened(end);
+    }
+
+    /// Waits out the pause before a restart; false, and the end of the supervision, where no keeper is wanted.
+    fn is_wanted_after(&self, pause: Duration) -> bool {
+        let mut state = self.lock();
+        if state.phase == Phase::Waiting {
+            tracing::warn!(sr = %self.uuid(), seconds = pause.as_secs_f32(), "the keeper ended; restart");
+            let waited = self.changed.wait_timeout_while(state, pause, |state| state.phase == Phase::Waiting);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if state.phase == Phase::Waiting {
+                state.phase = state.phase.after(Happening::Start);
+                state.restarts += 1;
+            }
+        }
+        state.supervised = state.phase == Phase::Starting;
+        state.supervised
+    }
+
+    fn publish(&self, keeper: &Keeper) {
+        let mut state = self.lock();
+        state.link = Some(Arc::clone(&keeper.link));
+        state.keeper_pid = keeper.pid;
+        self.changed.notify_all();
+    }
+
+    fn happened(&self, happening: Happening) {
+        let mut state = self.lock();
+        state.phase = state.phase.after(happening);
+        if state.phase == Phase::Attached {
+            state.error = None;
+        }
+        self.changed.notify_all();
+    }
+
+    /// The state once `busy` no longer holds, or as it is after `limit`.
+    fn wait_while(&self, limit: Duration, busy: impl Fn(&State) -> bool) -> State {
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, |state| busy(state));
+        waited.unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

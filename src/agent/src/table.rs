@@ -1,0 +1,82 @@
+//! The SRs that this host knows, in memory: what `sr.d` says, with the supervision of each.
+//!
+//! Also keeps two requests from making an SR of one location at the same time. Filled by `run` at start and by `lifecycle`.
+
+use crate::supervise::Sr;
+use catena_types::{ErrorName, Failure, SrUuid};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The SRs.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    srs: Mutex<BTreeMap<SrUuid, Arc<Sr>>>,
+    claimed: Mutex<BTreeSet<String>>,
+}
+
+/// The right to make an SR of a location; ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Claim<'a> {
+    table: &'a Table,
+    location: String,
+}
+
+impl Table {
+    /// All SRs, by uuid.
+    pub(crate) fn all(&self) -> Vec<Arc<Sr>> {
+        self.srs().values().cloned().collect()
+    }
+
+    /// Adds an SR; false where there is one of that uuid.
+    pub(crate) fn insert(&self, sr: &Arc<Sr>) -> bool {
+        let uuid = sr.uuid();
+        let mut srs = self.srs();
+        if srs.contains_key(&uuid) {
+            return false;
+        }
+        srs.insert(uuid, Arc::clone(sr)).is_none()
+    }
+
+    /// Forgets an SR.
+    pub(crate) fn remove(&self, uuid: SrUuid) {
+        self.srs().remove(&uuid);
+    }
+
+    /// Whether there is an SR of that uuid.
+    pub(crate) fn contains(&self, uuid: SrUuid) -> bool {
+        self.srs().contains_key(&uuid)
+    }
+
+    /// Takes a location for a new SR; refused while another request does the same, or where a known SR is.
+    pub(crate) fn claim(&self, location: &str) -> Result<Claim<'_>, Failure> {
+        if !self.claimed().insert(location.to_owned()) {
+            return Err(Failure::new(
+                ErrorName::TryAgain,
+                format!("another request is making an SR of {location}"),
+            ));
+        }
+        let claim = Claim { table: self, location: location.to_owned() };
+        match self.all().iter().map(|sr| sr.entry()).find(|entry| entry.location == location) {
+            None => Ok(claim),
+            Some(entry) => Err(Failure::new(
+                ErrorName::SrExists,
+                format!("{location} is the SR {} ({})", entry.uuid, entry.name_label),
+            )
+            .object("sr", entry.uuid)),
+        }
+    }
+
+    fn srs(&self) -> MutexGuard<'_, BTreeMap<SrUuid, Arc<Sr>>> {
+        self.srs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn claimed(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.table.claimed().remove(&self.location);
+    }
+}
