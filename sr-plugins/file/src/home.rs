@@ -171,3 +171,23 @@ fn require(location: &Directory, uuid: SrUuid) -> Result<SrIdentity, Error> {
         State::Strange(what) => Err(Error::Unavailable(format!("there is no SR at {place}: {what}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_overtaken_while_making_an_sr_leaves_the_others() {
+        let place = tempfile::tempdir().unwrap();
+        let location = Directory::open(&place.path().canonicalize().unwrap()).unwrap();
+        let owner = HostIdentity { host: "a".to_owned(), boot: "b".to_owned() };
+        let identity =
+            || SrIdentity { uuid: SrUuid::random(), name_label: String::new(), owner: owner.clone() };
+        let first = identity();
+        let home = Home::make(&location, &first).unwrap();
+        assert!(matches!(Home::make(&location, &identity()), Err(Error::InUse(_))), "still being made");
+        drop(home);
+        assert!(matches!(Home::make(&location, &identity()), Err(Error::Exists(_))), "made meanwhile");
+        assert!(matches!(state(&location).unwrap(), State::Sr(found) if found == first));
+    }
+}

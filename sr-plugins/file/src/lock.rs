@@ -25,6 +25,10 @@ impl OwnerLock {
         let fd = home
             .open_file(LOCK, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NONBLOCK)
             .map_err(home.failed("opening", LOCK))?;
+        Self::lock(home, fd)
+    }
+
+    fn lock(home: &Directory, fd: OwnedFd) -> Result<Option<Self>, Error> {
         match fcntl(&fd, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
             Ok(_) => {}
             Err(Errno::EAGAIN | Errno::EACCES) => return Ok(None),
@@ -59,5 +63,36 @@ fn whole_file(kind: libc::c_int) -> libc::flock {
         l_start: 0,
         l_len: 0,
         l_pid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn home() -> (tempfile::TempDir, Directory) {
+        let place = tempfile::tempdir().unwrap();
+        let home = Directory::open(&place.path().canonicalize().unwrap()).unwrap();
+        (place, home)
+    }
+
+    #[test]
+    fn a_copy_of_the_descriptor_does_not_keep_the_lock() {
+        let (_place, home) = home();
+        let lock = OwnerLock::take(&home).unwrap().unwrap();
+        // As a process that is being started has one.
+        let copy = lock.0.try_clone().unwrap();
+        assert!(OwnerLock::take(&home).unwrap().is_none());
+        drop(lock);
+        assert!(OwnerLock::take(&home).unwrap().is_some());
+        drop(copy);
+    }
+
+    #[test]
+    fn a_lock_file_that_was_removed_meanwhile_makes_no_owner() {
+        let (_place, home) = home();
+        let fd = home.open_file(LOCK, OFlag::O_RDWR | OFlag::O_CREAT).unwrap();
+        home.remove(LOCK).unwrap();
+        assert!(matches!(OwnerLock::lock(&home, fd), Err(Error::Unavailable(_))));
     }
 }

@@ -47,6 +47,7 @@ impl DirectoryPlace {
                 fs::write(location.join("one.vhd"), "an image").unwrap();
                 fs::write(location.join("Two.VHD"), "another image").unwrap();
                 fs::write(location.join("notes.txt"), "not an image").unwrap();
+                fs::write(location.join(".hidden.vhd"), "not a container's name").unwrap();
                 fs::create_dir(location.join("directory.vhd")).unwrap();
             }
         }

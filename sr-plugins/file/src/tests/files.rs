@@ -68,6 +68,29 @@ fn the_marker_check_notices_a_take_over_and_a_lost_marker() {
 }
 
 #[test]
+fn the_marker_check_notices_a_copy_of_the_sr() {
+    let place = DirectoryPlace::new(Fixture::Empty);
+    let store = FilePlugin.create(place.location(), &identity()).unwrap();
+    let marker = fs::read(place.home("sr.toml")).unwrap();
+    place.replace_storage();
+    fs::create_dir(place.home("")).unwrap();
+    fs::write(place.home("sr.toml"), marker).unwrap();
+    assert!(matches!(store.check_marker(), Err(Error::Unavailable(_))));
+}
+
+#[test]
+fn metadata_counts_as_used() {
+    let place = DirectoryPlace::new(Fixture::Empty);
+    let store = FilePlugin.create(place.location(), &identity()).unwrap();
+    let before = store.stat().unwrap().used;
+    let reserve = fs::File::create(place.home("reserve")).unwrap();
+    nix::fcntl::fallocate(&reserve, nix::fcntl::FallocateFlags::empty(), 0, 1 << 20).unwrap();
+    let used = store.stat().unwrap().used;
+    assert!(used.0 >= before.0 + (1 << 20), "{before:?}, {used:?}");
+    assert_eq!(FilePlugin.look(place.location()).unwrap().stat().unwrap().used, used);
+}
+
+#[test]
 fn foreign_files_and_odd_names_do_not_disturb_a_listing() {
     use std::os::unix::ffi::OsStrExt;
     let (place, identity) = closed_sr();

@@ -160,6 +160,7 @@ fn figures_grow_with_what_is_written(bench: &dyn Bench) {
     let before = store.stat().expect("stat");
     assert!(before.total > Bytes(0), "a size: {before:?}");
     assert!(before.allocatable <= before.total && before.used <= before.total, "plausible: {before:?}");
+    assert!(before.allocatable >= SIZE, "room for what is written next: {before:?}");
     store.create_container("a.vhd", SIZE).expect("create a container");
     let file = open(&*store, "a.vhd", Access::ReadWrite);
     file.write_all_at(&noise(), 0).expect("write");
