@@ -291,7 +291,10 @@ fn shell_commands(text: &str) -> BTreeSet<String> {
         let mut words = line.split_whitespace().skip_while(|word| word.contains('='));
         match words.next() {
             Some("catena") if inside => {
-                let command: Vec<&str> = words.take(2).filter(|word| !word.starts_with('-')).collect();
+                let command: Vec<&str> = words
+                    .take(2)
+                    .take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase()))
+                    .collect();
                 found.insert(format!("catena {}", command.join(" ")));
             }
             Some(path) if inside && path.contains('/') => {
@@ -397,7 +400,7 @@ mod checks {
 
     #[test]
     fn commands_are_read_from_shell_blocks_only() {
-        let text = "catena no no\n```\ncatena no no\n```\n```sh\ncatena sr list --json  # why\nA=b catena vdi tree\ncatena demo\n\
+        let text = "catena no no\n```\ncatena no no\n```\n```sh\ncatena sr list --json  # why\nA=b catena vdi tree\ncatena demo # all\n\
                     tests/run --nightly\nls\n```\ncatena no no\n";
         let found = ["catena demo", "catena sr list", "catena vdi tree", "tests/run"];
         assert_eq!(shell_commands(text), found.map(str::to_owned).into());
