@@ -229,3 +229,104 @@ pub(crate) fn bad_request(message: impl Into<String>) -> Failure {
 fn is_given(params: &Params, name: &str) -> bool {
     params.get(name).is_some_and(|value| !value.is_null())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Script, front};
+    use catena_types::VdiUuid;
+
+    fn ask(front: &Front, method: &str, params: Value) -> Outcome {
+        front.answer(Access::Root, admit(Access::Root, method)?, params, Vec::new())
+    }
+
+    fn knowing(vdi: VdiUuid) -> Script {
+        let one = json!({"uuid": vdi, "name_label": "web", "is_image": false});
+        Script::new().answer("Keeper.resolve", json!({"matches": [one]}))
+    }
+
+    fn ignorant() -> Script {
+        Script::new().answer("Keeper.resolve", json!({"matches": []}))
+    }
+
+    #[test]
+    fn readers_and_unknown_methods_are_turned_away() {
+        assert!(admit(Access::Read, "VDI.list").is_ok());
+        assert_eq!(admit(Access::Read, "VDI.destroy").unwrap_err().name, ErrorName::BadRequest);
+        assert!(admit(Access::Change, "VDI.destroy").is_ok());
+        let unknown = admit(Access::Root, "VDI.fly").unwrap_err();
+        assert_eq!(
+            (unknown.name, unknown.message.as_str()),
+            (ErrorName::Unsupported, "no such method: VDI.fly")
+        );
+    }
+
+    #[test]
+    fn a_request_reaches_the_keeper_of_its_sr_with_names_made_uuids() {
+        let (a, b) = (Script::new(), Script::new());
+        let (front, _directory) = front([a.clone(), b.clone()]);
+        let b_uuid = resolve::sr(&front.table.all(), "b").unwrap().uuid();
+        ask(&front, "VDI.create", json!({"sr": "b", "virtual_size": 1, "request_id": "r"})).unwrap();
+        let call = b.calls().pop().unwrap();
+        assert_eq!(call.method, "VDI.create");
+        assert_eq!(call.params, json!({"sr": b_uuid, "virtual_size": 1, "request_id": "r"}));
+        let job = format!("{}-3", &b_uuid.to_string()[..8]);
+        ask(&front, "Job.get", json!({"job": job})).unwrap();
+        assert_eq!(b.calls().pop().unwrap().params, json!({"job": job}));
+        assert_eq!(a.methods(), ["Keeper.start", "SR.attach"]);
+        for params in [json!({}), json!({"sr": 1}), json!({"sr": ""}), json!([])] {
+            assert_eq!(ask(&front, "SR.stat", params).unwrap_err().name, ErrorName::BadRequest);
+        }
+        assert_eq!(ask(&front, "SR.stat", json!({"sr": "c"})).unwrap_err().name, ErrorName::SrUnavailable);
+    }
+
+    #[test]
+    fn a_request_reaches_the_keeper_of_its_vdi() {
+        let vdi = VdiUuid::random();
+        let (a, b) = (ignorant(), knowing(vdi).answer("VDI.get_tree", json!({"roots": [1]})));
+        let (front, _directory) = front([a.clone(), b.clone()]);
+        ask(&front, "VDI.snapshot", json!({"vdi": "web"})).unwrap();
+        assert_eq!(b.calls().pop().unwrap().params, json!({"vdi": vdi}));
+        let tree = ask(&front, "VDI.get_tree", json!({"vdi": "web", "sr": null})).unwrap();
+        assert_eq!(tree, json!({"roots": [1]}));
+        assert_eq!(a.methods(), ["Keeper.start", "SR.attach", "Keeper.resolve", "Keeper.resolve"]);
+    }
+
+    #[test]
+    fn lists_are_of_one_sr_or_of_all() {
+        let list = |n: u64| Script::new().answer("VDI.list", json!({"vdis": [n]}));
+        let (front, _directory) = front([list(1), list(2)]);
+        let mut all = ask(&front, "VDI.list", Value::Null).unwrap()["vdis"].as_array().unwrap().clone();
+        all.sort_by_key(Value::as_u64);
+        assert_eq!(all, [json!(1), json!(2)]);
+        assert_eq!(ask(&front, "VDI.list", json!({"sr": "b"})).unwrap()["vdis"], json!([2]));
+        assert_eq!(ask(&front, "SR.list", Value::Null).unwrap()["srs"].as_array().unwrap().len(), 2);
+        assert_eq!(ask(&front, "SR.list", json!({"sr": "a"})).unwrap()["srs"].as_array().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_repeated_destroy_gets_the_answer_that_its_keeper_kept() {
+        let unknown = Failure::new(ErrorName::VdiMissing, "never seen");
+        let (front, _directory) = front([
+            ignorant().refuse("VDI.destroy", unknown),
+            ignorant().answer("VDI.destroy", json!({"kept": true})),
+        ]);
+        let vdi = VdiUuid::random();
+        let again = ask(&front, "VDI.destroy", json!({"vdi": vdi, "request_id": "r"}));
+        assert_eq!(again, Ok(json!({"kept": true})));
+        let first = ask(&front, "VDI.destroy", json!({"vdi": vdi})).unwrap_err();
+        assert_eq!(first.name, ErrorName::VdiMissing);
+    }
+
+    #[test]
+    fn a_stop_ends_keepers_in_order_and_does_not_wait_for_the_stuck() {
+        let (good, stuck) = (Script::new(), Script::new().ignore("SR.detach"));
+        let (front, _directory) = front([good.clone(), stuck]);
+        front.stop_all(Duration::from_millis(300));
+        assert_eq!(good.methods().pop().unwrap(), "SR.detach");
+        let refused = ask(&front, "SR.attach", json!({"sr": "a"})).unwrap_err();
+        assert_eq!(refused.name, ErrorName::TryAgain);
+        // What was to be attached at the next start still is.
+        assert!(front.store.load().unwrap().0.iter().all(|entry| entry.attach));
+    }
+}

@@ -285,3 +285,136 @@ fn not_remembered(sr: SrUuid, error: &std::io::Error) -> Failure {
 fn wire(params: &impl serde::Serialize) -> Result<Value, Failure> {
     serde_json::to_value(params).map_err(|error| bad_request(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Script, bare_front, front};
+
+    fn params(value: Value) -> Params {
+        value.as_object().unwrap().clone()
+    }
+
+    fn creating(request_id: &str) -> Params {
+        params(json!({"type": "file", "name_label": "a", "location": "/srv//a/", "request_id": request_id}))
+    }
+
+    fn job(sr: SrUuid, state: &str) -> Value {
+        json!({"id": "00000000-1", "kind": "introduce", "sr": sr, "phase": "", "bytes_done": 0, "bytes_total": 0,
+            "rate": 0, "eta_seconds": null, "state": state, "error": null, "created": "", "updated": ""})
+    }
+
+    fn remembered(front: &Front) -> Vec<SrEntry> {
+        front.store.load().unwrap().0
+    }
+
+    #[test]
+    fn a_created_sr_is_remembered_and_kept_by_its_keeper() {
+        let uuid = SrUuid::random();
+        let script = Script::new().answer("SR.create", json!({"uuid": uuid}));
+        let (front, _directory) = bare_front([script.clone()]);
+        let answer = front.create(Access::Root, creating("r")).unwrap();
+        assert_eq!(answer, json!({"uuid": uuid}));
+        let entry = remembered(&front).pop().unwrap();
+        assert_eq!((entry.uuid, entry.location.as_str(), entry.attach), (uuid, "/srv/a", true));
+        assert_eq!(front.table.all()[0].state().phase, Phase::Attached);
+        assert_eq!(front.create(Access::Root, creating("r")), Ok(answer));
+        assert_eq!(front.create(Access::Root, creating("s")).unwrap_err().name, ErrorName::SrExists);
+        assert_eq!(script.methods(), ["Keeper.start", "SR.create"]);
+    }
+
+    #[test]
+    fn a_refused_creation_leaves_nothing() {
+        let script = Script::new().refuse("SR.create", Failure::new(ErrorName::SrNotEmpty, "foreign"));
+        let (front, _directory) = bare_front([script, Script::new().die("SR.create")]);
+        assert_eq!(front.create(Access::Root, creating("r")).unwrap_err().name, ErrorName::SrNotEmpty);
+        assert_eq!(front.create(Access::Root, creating("r")).unwrap_err().name, ErrorName::SrUnavailable);
+        assert!(remembered(&front).is_empty() && front.table.all().is_empty());
+    }
+
+    #[test]
+    fn only_root_names_a_location_and_only_a_plain_one() {
+        let (front, _directory) = bare_front([Script::new()]);
+        let refused = front.create(Access::Change, creating("r")).unwrap_err();
+        assert!(refused.message.contains("root"), "{refused}");
+        for location in ["srv/a", "", "/srv/../a"] {
+            let text = front.location(Access::Root, location).unwrap_err().message;
+            assert!(text.contains("absolute"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_introduced_sr_keeps_the_uuid_and_label_it_has() {
+        let uuid = SrUuid::random();
+        let script = Script::new()
+            .answer("SR.introduce", job(uuid, "done"))
+            .answer("SR.get_record", json!({"name_label": "old name"}));
+        let failing = Script::new().answer("SR.introduce", job(uuid, "failed"));
+        let (front, _directory) = bare_front([failing, script.clone(), script]);
+        let introduce = |location: &str, dry_run: bool| {
+            let value = json!({"type": "file", "location": location, "dry_run": dry_run});
+            front.introduce(Access::Root, params(value))
+        };
+        assert_eq!(introduce("/srv/a", false).unwrap()["state"], "failed");
+        assert!(remembered(&front).is_empty());
+        assert_eq!(introduce("/srv/a", false).unwrap()["sr"], json!(uuid));
+        let entry = remembered(&front).pop().unwrap();
+        assert_eq!((entry.uuid, entry.name_label.as_str()), (uuid, "old name"));
+        // The same SR under another path.
+        assert_eq!(introduce("/mnt/a", false).unwrap_err().name, ErrorName::SrExists);
+        introduce("/mnt/b", true).unwrap();
+        assert_eq!(remembered(&front).len(), 1);
+        assert_eq!(front.table.all().len(), 1);
+    }
+
+    #[test]
+    fn detach_attach_and_forget_are_remembered() {
+        let (front, _directory) = front([Script::new()]);
+        let sr = || params(json!({"sr": "a"}));
+        assert_eq!(front.forget(sr()).unwrap_err().name, ErrorName::SrInUse);
+        front.detach(sr()).unwrap();
+        front.detach(sr()).unwrap();
+        assert!(!remembered(&front)[0].attach);
+        front.attach(sr()).unwrap();
+        front.attach(sr()).unwrap();
+        assert!(remembered(&front)[0].attach);
+        front.detach(sr()).unwrap();
+        front.forget(sr()).unwrap();
+        assert!(remembered(&front).is_empty() && front.table.all().is_empty());
+    }
+
+    #[test]
+    fn a_refused_destroy_leaves_the_sr_as_it_was() {
+        let script = Script::new().refuse("SR.destroy", Failure::new(ErrorName::SrNotEmpty, "2 VDIs"));
+        let (front, _directory) = front([script.clone()]);
+        let sr = || params(json!({"sr": "a"}));
+        assert_eq!(front.destroy(sr()).unwrap_err().name, ErrorName::SrNotEmpty);
+        assert_eq!(front.table.all()[0].state().phase, Phase::Attached);
+        front.detach(sr()).unwrap();
+        assert_eq!(front.destroy(sr()).unwrap_err().name, ErrorName::SrNotEmpty);
+        assert_eq!(front.table.all()[0].state().phase, Phase::Detached);
+        assert!(!remembered(&front)[0].attach);
+        assert_eq!(script.methods().pop().unwrap(), "SR.detach");
+    }
+
+    #[test]
+    fn a_destroyed_sr_is_forgotten_attached_or_not() {
+        let script = Script::new();
+        let (front, _directory) = front([script.clone(), script.clone()]);
+        let sr = |name: &str| params(json!({"sr": name, "request_id": "r"}));
+        front.detach(sr("b")).unwrap();
+        front.destroy(sr("a")).unwrap();
+        front.destroy(sr("b")).unwrap();
+        assert!(remembered(&front).is_empty() && front.table.all().is_empty());
+        assert_eq!(script.calls().pop().unwrap().params, json!({"request_id": "r"}));
+    }
+
+    #[test]
+    fn one_change_of_life_at_a_time() {
+        let (front, _directory) = front([Script::new()]);
+        let srs = front.table.all();
+        let _held = srs[0].lifecycle.lock().unwrap();
+        let refused = front.detach(params(json!({"sr": "a"}))).unwrap_err();
+        assert_eq!(refused.name, ErrorName::TryAgain);
+    }
+}

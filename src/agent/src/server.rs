@@ -7,8 +7,10 @@ use crate::access::{self, Rules};
 use crate::front::Front;
 use crate::session::{self, Counted, Limits, Session};
 use catena_types::{ErrorName, Failure};
-use nix::sys::socket::{Shutdown, shutdown};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::socket::{
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, listen, shutdown, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::Gid;
 use std::fs::{self, File, Permissions, TryLockError};
 use std::io;
@@ -23,6 +25,9 @@ use std::time::Duration;
 
 /// How long to wait before accepting again when the process has too many descriptors open.
 const BREATH: Duration = Duration::from_millis(100);
+
+/// How many connections may wait to be accepted.
+const BACKLOG: i32 = 128;
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +67,7 @@ pub(crate) struct Door {
 }
 
 impl Server {
-    /// Takes the lock in `run_dir` and binds the socket. Called before any thread is started: it changes the umask for a
-    /// moment.
+    /// Takes the lock in `run_dir` and binds the socket.
     pub(crate) fn bind(run_dir: &Path, path: &Path, door: Door) -> Result<Self, ServerError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -80,11 +84,8 @@ impl Server {
             fs::create_dir_all(parent).map_err(failed(parent))?;
         }
         remove_stale(path)?;
-        // Nobody comes in before the group is right.
-        let before = umask(Mode::from_bits_truncate(0o177));
-        let bound = UnixListener::bind(path);
-        umask(before);
-        let server = Self { listener: bound.map_err(failed(path))?, path: path.to_owned(), _lock: lock };
+        let listener = bind_for_owner(path).map_err(|error| failed(path)(error.into()))?;
+        let server = Self { listener, path: path.to_owned(), _lock: lock };
         if let Some(group) = door.group {
             std::os::unix::fs::chown(path, None, Some(group.as_raw())).map_err(failed(path))?;
         }
@@ -121,6 +122,16 @@ impl Drop for Server {
             tracing::warn!(%error, socket = %self.path.display(), "the socket was not removed");
         }
     }
+}
+
+/// Binds a socket whose file has the mode 0600 from the start: nobody else comes in before the group is right. (The mode of
+/// an unbound socket becomes that of its file.)
+fn bind_for_owner(path: &Path) -> nix::Result<UnixListener> {
+    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen(&fd, Backlog::new(BACKLOG)?)?;
+    Ok(UnixListener::from(fd))
 }
 
 /// Removes a socket that nobody answers.
@@ -165,5 +176,54 @@ fn welcome(front: &Arc<Front>, rules: &Rules, limits: Limits, stream: UnixStream
     };
     if let Err(error) = thread::Builder::new().name("session".to_owned()).spawn(serve) {
         tracing::error!(%error, "a connection gets no thread");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    const DOOR: Door = Door { group: None, readers: false };
+
+    fn bind_in(directory: &Path) -> Result<Server, ServerError> {
+        Server::bind(&directory.join("run"), &directory.join("run/agent.sock"), DOOR)
+    }
+
+    #[test]
+    fn a_second_agent_is_told_of_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = bind_in(directory.path()).unwrap();
+        let path = directory.path().join("run/agent.sock");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
+        assert!(matches!(bind_in(directory.path()), Err(ServerError::Running(_))));
+        // Another lock, the same socket: somebody answers there.
+        let other = Server::bind(&directory.path().join("other"), &path, DOOR);
+        assert!(matches!(other, Err(ServerError::Running(_))));
+        drop(first);
+        assert!(!path.exists());
+        bind_in(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_nothing_else_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/agent.sock");
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        drop(UnixListener::bind(&path).unwrap());
+        drop(bind_in(directory.path()).unwrap());
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(bind_in(directory.path()), Err(ServerError::NotASocket(_))));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn the_file_lets_everybody_in_only_where_there_are_readers() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        let _server =
+            Server::bind(directory.path(), &path, Door { group: Some(Gid::current()), readers: true })
+                .unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o666);
     }
 }

@@ -69,7 +69,10 @@ pub(crate) struct Session {
     access: Access,
     limits: Limits,
     writer: Writer,
+    /// Requests that are not answered.
     in_flight: Arc<AtomicUsize>,
+    /// Threads of requests: those, and the ones that are sending an answer.
+    threads: Arc<AtomicUsize>,
     subscription: Option<Subscription>,
     /// Shared with the threads of its requests: the place is free when the last has ended.
     place: Arc<Counted>,
@@ -96,9 +99,17 @@ impl Session {
         stream.set_read_timeout(Some(limits.idle))?;
         stream.set_write_timeout(Some(limits.write))?;
         let (reader, writer) = catena_rpc::split(stream);
-        let in_flight = Arc::default();
-        let place = Arc::new(place);
-        let mut session = Self { front, peer, access, limits, writer, in_flight, subscription: None, place };
+        let mut session = Self {
+            front,
+            peer,
+            access,
+            limits,
+            writer,
+            in_flight: Arc::default(),
+            threads: Arc::default(),
+            subscription: None,
+            place: Arc::new(place),
+        };
         session.run(reader);
         Ok(())
     }
@@ -113,7 +124,7 @@ impl Session {
                     Err(failure) => self.complain(failure),
                 },
                 Err(WireError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.in_flight.load(Ordering::SeqCst) == 0 && self.subscription.is_none() {
+                    if self.threads.load(Ordering::SeqCst) == 0 && self.subscription.is_none() {
                         return self.complain(Failure::new(ErrorName::TryAgain, "the connection was idle"));
                     }
                 }
@@ -141,9 +152,11 @@ impl Session {
     /// Starts the thread of a request, which answers it.
     fn begin(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<(), Failure> {
         let busy = |text: String| Failure::new(ErrorName::TryAgain, text);
-        let Some(counted) = Counted::take(&self.in_flight, self.limits.in_flight) else {
-            let text = format!("{} requests of this connection are under way", self.limits.in_flight);
-            return Err(busy(text).hint("wait for an answer before the next request"));
+        let limit = self.limits.in_flight;
+        let counted = Counted::take(&self.in_flight, limit);
+        let (Some(counted), Some(thread)) = (counted, Counted::take(&self.threads, 2 * limit)) else {
+            return Err(busy(format!("{limit} requests of this connection are under way"))
+                .hint("take an answer before the next request"));
         };
         let method = front::admit(self.access, &request.method)?;
         if method.route == Route::Front(Own::Subscribe) && self.subscription.is_none() {
@@ -160,9 +173,10 @@ impl Session {
                 Err(failure) => tracing::info!(method = method.name, pid, %uid, %failure, "refused"),
             }
             crate::points::BEFORE_REPLY.pass();
-            // The answer is on its way before the next request may take its place.
+            // Who has got the answer may send the next request at once; who takes none runs out of threads.
+            drop(counted);
             reply(&writer, request.id, outcome);
-            drop((counted, place));
+            drop((thread, place));
         };
         let thread = thread::Builder::new().name("request".to_owned()).stack_size(STACK_BYTES);
         thread.spawn(work).map(drop).map_err(|error| busy(format!("no thread can be started: {error}")))
@@ -183,4 +197,151 @@ pub(crate) fn not_allowed(peer: &Peer) -> Failure {
     Failure::new(ErrorName::BadRequest, format!("user {} may not use this agent", peer.uid))
         .hint("root and the members of the group catena may")
         .object("uid", json!(peer.uid.as_raw()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::{Door, Server};
+    use crate::testing::{Script, front};
+    use catena_rpc::connect;
+    use std::io::Write;
+    use std::path::PathBuf;
+
+    const SMALL: Limits = Limits {
+        connections: 2,
+        in_flight: 2,
+        idle: Duration::from_secs(3600),
+        write: Duration::from_secs(3600),
+    };
+
+    /// Runs `client` against a server with these limits, whose SR "a" has a keeper that follows the script.
+    fn served(limits: Limits, script: Script, client: impl FnOnce(PathBuf)) {
+        let (front, directory) = front([script]);
+        let front = Arc::new(front);
+        let socket = directory.path().join("agent.sock");
+        let server = Server::bind(directory.path(), &socket, Door { group: None, readers: false }).unwrap();
+        let rules =
+            crate::access::Rules { own: Some(nix::unistd::Uid::effective()), group: None, readers: None };
+        thread::scope(|scope| {
+            scope.spawn(|| server.serve(&front, &rules, limits));
+            client(socket);
+            front.stopping.store(true, Ordering::SeqCst);
+            server.close();
+        });
+    }
+
+    fn send(writer: &Writer, id: u64, method: &str) {
+        let params = json!({"sr": "a"});
+        let request = Request { id: Id::Number(id), method: method.to_owned(), params };
+        writer.send(&Message::Request(request), &[]).unwrap();
+    }
+
+    fn receive(reader: &mut Reader) -> Option<Response> {
+        match reader.next_message().unwrap()?.message.unwrap() {
+            Message::Response(response) => Some(response),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn answers_come_as_they_are_ready_and_too_many_requests_are_refused() {
+        served(SMALL, Script::new().ignore("SR.scan").ignore("SR.check"), |socket| {
+            let (mut reader, writer) = connect(&socket).unwrap();
+            send(&writer, 1, "SR.scan");
+            for id in 2..20 {
+                send(&writer, id, "SR.stat");
+                assert_eq!(
+                    receive(&mut reader).unwrap(),
+                    Response { id: Id::Number(id), outcome: Ok(json!({})) }
+                );
+            }
+            send(&writer, 20, "SR.check");
+            send(&writer, 21, "SR.stat");
+            let refused = receive(&mut reader).unwrap();
+            assert_eq!(
+                (refused.id, refused.outcome.unwrap_err().name),
+                (Id::Number(21), ErrorName::TryAgain)
+            );
+        });
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_and_the_connection_goes_on() {
+        served(SMALL, Script::new(), |socket| {
+            let mut stream = UnixStream::connect(socket).unwrap();
+            stream.write_all(b"hello\n{\"jsonrpc\":\"2.0\",\"method\":\"x\"}\n").unwrap();
+            let (mut reader, writer) = catena_rpc::split(stream);
+            for _ in 0..2 {
+                let refused = receive(&mut reader).unwrap();
+                assert_eq!(
+                    (refused.id, refused.outcome.unwrap_err().name),
+                    (Id::Null, ErrorName::BadRequest)
+                );
+            }
+            send(&writer, 1, "SR.fly");
+            assert_eq!(receive(&mut reader).unwrap().outcome.unwrap_err().name, ErrorName::Unsupported);
+            send(&writer, 2, "Agent.version");
+            assert!(receive(&mut reader).unwrap().outcome.unwrap()["version"].is_string());
+        });
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_ends_the_connection() {
+        served(SMALL, Script::new(), |socket| {
+            let mut stream = UnixStream::connect(socket).unwrap();
+            // The other end may close before it has read all.
+            let _ = stream.write_all(&vec![b'x'; catena_rpc::LINE_LIMIT + 1]);
+            let (mut reader, _writer) = catena_rpc::split(stream);
+            let refused = receive(&mut reader).unwrap().outcome.unwrap_err();
+            assert!(refused.message.contains("longer"), "{refused}");
+            assert!(!matches!(reader.next_message(), Ok(Some(_))));
+        });
+    }
+
+    #[test]
+    fn an_idle_connection_ends_but_not_one_that_waits() {
+        let limits = Limits { idle: Duration::from_millis(20), ..SMALL };
+        served(limits, Script::new().ignore("SR.scan"), |socket| {
+            let (mut waiting, writer) = connect(&socket).unwrap();
+            send(&writer, 1, "SR.scan");
+            let (mut idle, _writer) = connect(&socket).unwrap();
+            assert_eq!(receive(&mut idle).unwrap().id, Id::Null);
+            assert_eq!(receive(&mut idle), None);
+            send(&writer, 2, "SR.stat");
+            assert_eq!(receive(&mut waiting).unwrap().id, Id::Number(2));
+        });
+    }
+
+    #[test]
+    fn a_connection_too_many_is_refused() {
+        served(SMALL, Script::new(), |socket| {
+            let mut kept = Vec::new();
+            for _ in 0..SMALL.connections {
+                let (mut reader, writer) = connect(&socket).unwrap();
+                send(&writer, 1, "SR.stat");
+                receive(&mut reader).unwrap();
+                kept.push((reader, writer));
+            }
+            let (mut reader, _writer) = connect(&socket).unwrap();
+            assert_eq!(receive(&mut reader).unwrap().outcome.unwrap_err().name, ErrorName::TryAgain);
+            assert_eq!(receive(&mut reader), None);
+        });
+    }
+
+    #[test]
+    fn a_subscriber_gets_what_keepers_tell() {
+        served(SMALL, Script::new().tell("SR.scan", json!({"id": "e"})), |socket| {
+            let (mut reader, writer) = connect(&socket).unwrap();
+            send(&writer, 1, "Event.subscribe");
+            assert_eq!(receive(&mut reader).unwrap().id, Id::Number(1));
+            send(&writer, 2, "SR.scan");
+            loop {
+                match reader.next_message().unwrap().unwrap().message.unwrap() {
+                    Message::Notification(event) => break assert_eq!(event.params, json!({"id": "e"})),
+                    other => assert!(matches!(other, Message::Response(_))),
+                }
+            }
+        });
+    }
 }

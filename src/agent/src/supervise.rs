@@ -360,6 +360,7 @@ impl Sr {
             }
         }
         state.supervised = state.phase == Phase::Starting;
+        self.changed.notify_all();
         state.supervised
     }
 
@@ -387,5 +388,134 @@ impl Sr {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Script, attached, detached, starter};
+
+    #[test]
+    fn phases_follow_the_diagram_and_nothing_else_moves_them() {
+        use Happening as H;
+        use Phase as P;
+        let moves = [
+            (P::Detached, H::Start, P::Starting),
+            (P::Failed, H::Start, P::Starting),
+            (P::Waiting, H::Start, P::Starting),
+            (P::Starting, H::Attached, P::Attached),
+            (P::Starting, H::Refused, P::Failed),
+            (P::Starting, H::Died, P::Waiting),
+            (P::Attached, H::Died, P::Waiting),
+            (P::Starting, H::Stop, P::Stopping),
+            (P::Attached, H::Stop, P::Stopping),
+            (P::Waiting, H::Stop, P::Detached),
+            (P::Failed, H::Stop, P::Detached),
+            (P::Stopping, H::Died, P::Detached),
+            (P::Stopping, H::Refused, P::Detached),
+            (P::Stopping, H::StopRefused, P::Attached),
+        ];
+        for phase in [P::Detached, P::Starting, P::Attached, P::Waiting, P::Stopping, P::Failed] {
+            for happening in [H::Start, H::Attached, H::Refused, H::Died, H::Stop, H::StopRefused] {
+                let known = moves.iter().find(|(from, by, _)| (*from, *by) == (phase, happening));
+                assert_eq!(
+                    phase.after(happening),
+                    known.map_or(phase, |(_, _, to)| *to),
+                    "{phase:?} {happening:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn pauses_double_up_to_half_a_minute_and_a_long_life_starts_anew() {
+        let mut deaths = 0;
+        let mut pauses = Vec::new();
+        for _ in 0..11 {
+            deaths = deaths_in_a_row(deaths, Duration::from_secs(59));
+            pauses.push(pause(deaths).as_millis());
+        }
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
+        assert_eq!(deaths_in_a_row(deaths, Duration::from_secs(60)), 1);
+        assert_eq!(pause(u32::MAX), Duration::from_secs(30));
+    }
+
+    /// Waits until the SR is in that phase.
+    fn until(sr: &Sr, phase: Phase) -> State {
+        let state = sr.wait_while(Duration::from_secs(60), |state| state.phase != phase);
+        assert_eq!(state.phase, phase);
+        state
+    }
+
+    #[test]
+    fn a_keeper_that_dies_is_replaced() {
+        let (first, second) = (Script::new().die("SR.scan"), Script::new());
+        let sr = detached("a");
+        sr.start(&starter([first.clone(), second.clone()]), true).unwrap();
+        sr.wait_started().unwrap();
+        let died = sr.link().unwrap().call("SR.scan", json!({}), Vec::new(), None).unwrap_err();
+        let failure = sr.failure(died);
+        assert!(failure.retry && failure.message.contains("unknown"), "{failure}");
+        assert_eq!(sr.wait_while(Duration::from_secs(60), |state| state.restarts == 0).restarts, 1);
+        until(&sr, Phase::Attached);
+        assert_eq!(first.methods(), ["Keeper.start", "SR.attach", "SR.scan"]);
+        assert_eq!(second.methods(), ["Keeper.start", "SR.attach"]);
+        // A take-over is asked for once, not by every restart.
+        assert_eq!(first.calls()[1].params["take_over"], true);
+        assert_eq!(second.calls()[1].params["take_over"], false);
+    }
+
+    #[test]
+    fn a_refusal_is_final_until_somebody_asks_again() {
+        let refusing = Script::new().refuse("SR.attach", Failure::new(ErrorName::SrInUse, "elsewhere"));
+        let willing = Script::new();
+        let (sr, starter) = (detached("a"), starter([refusing.clone(), willing.clone()]));
+        sr.start(&starter, false).unwrap();
+        assert_eq!(sr.wait_started().unwrap_err().name, ErrorName::SrInUse);
+        assert_eq!(sr.state().phase, Phase::Failed);
+        let failure = sr.link().unwrap_err();
+        assert!(
+            failure.name == ErrorName::SrUnavailable && failure.message.contains("elsewhere"),
+            "{failure}"
+        );
+        sr.start(&starter, false).unwrap();
+        sr.wait_started().unwrap();
+        assert_eq!((refusing.calls().len(), willing.calls().len()), (2, 2));
+        assert_eq!(sr.state().error, None);
+    }
+
+    #[test]
+    fn an_sr_whose_keepers_die_can_be_detached() {
+        let dying = Script::new().die("SR.attach");
+        let sr = detached("a");
+        sr.start(&starter([dying]), false).unwrap();
+        assert!(sr.wait_started().unwrap_err().retry);
+        sr.stop("SR.detach", json!({})).ok();
+        until(&sr, Phase::Detached);
+        assert_eq!(sr.wait_while(Duration::from_secs(60), |state| state.supervised).phase, Phase::Detached);
+    }
+
+    #[test]
+    fn a_keeper_that_refuses_to_end_goes_on() {
+        let script = Script::new().refuse("SR.detach", Failure::new(ErrorName::SrInUse, "busy"));
+        let sr = attached("a", script);
+        assert!(matches!(sr.stop("SR.detach", json!({})), Err(CallError::Refused(_))));
+        assert_eq!(sr.state().phase, Phase::Attached);
+        sr.link().unwrap().call("SR.stat", json!({}), Vec::new(), None).unwrap();
+    }
+
+    #[test]
+    fn however_fast_starts_follow_stops_there_is_one_keeper_at_a_time() {
+        let script = Script::new();
+        let (sr, starter) = (detached("a"), starter([script.clone()]));
+        for _ in 0..100 {
+            sr.start(&starter, false).unwrap();
+            sr.wait_started().unwrap();
+            sr.stop("SR.detach", json!({})).unwrap();
+            assert_eq!(sr.state().phase, Phase::Detached);
+        }
+        let round = ["Keeper.start", "SR.attach", "SR.detach"];
+        assert_eq!(script.methods(), round.repeat(100));
     }
 }

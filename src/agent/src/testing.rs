@@ -1,10 +1,12 @@
 //! For the tests: keepers that are threads and follow a script.
 
 use crate::events::Hub;
+use crate::front::Front;
 use crate::launch::{Launcher, Starter};
-use crate::srd::SrEntry;
+use crate::srd::{SrEntry, Store};
 use crate::supervise::Sr;
-use catena_rpc::{Message, Outcome, Response};
+use crate::table::Table;
+use catena_rpc::{Message, Notification, Outcome, Response};
 use catena_types::{Failure, SrUuid};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
@@ -13,6 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 /// What a keeper does with a method.
 #[derive(Debug, Clone)]
@@ -20,6 +23,7 @@ enum Act {
     Answer(Outcome),
     Ignore,
     Die,
+    Tell(Value),
 }
 
 /// A request that a keeper got.
@@ -62,6 +66,12 @@ impl Script {
         self
     }
 
+    /// Answers `{}`, after an event.
+    pub(crate) fn tell(mut self, method: &str, event: Value) -> Self {
+        self.acts.insert(method.to_owned(), Act::Tell(event));
+        self
+    }
+
     /// What its keepers got so far.
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.calls.lock().unwrap().clone()
@@ -91,6 +101,11 @@ impl Script {
                 Some(Act::Die) => return,
                 Some(Act::Ignore) => continue,
                 Some(Act::Answer(outcome)) => outcome.clone(),
+                Some(Act::Tell(event)) => {
+                    let event = Notification { method: "event".into(), params: event.clone() };
+                    writer.send(&Message::Notification(event), &[]).unwrap();
+                    Ok(json!({}))
+                }
                 None => Ok(json!({})),
             };
             let ends = outcome.is_ok() && matches!(&*method, "SR.detach" | "SR.destroy");
@@ -149,4 +164,33 @@ pub(crate) fn attached(label: &str, script: Script) -> Arc<Sr> {
     sr.start(&starter([script]), false).unwrap();
     sr.wait_started().unwrap();
     sr
+}
+
+/// A front without SRs whose keepers will follow the scripts, and its directory.
+pub(crate) fn bare_front(scripts: impl IntoIterator<Item = Script>) -> (Front, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let front = Front {
+        private: false,
+        skipped: Vec::new(),
+        table: Table::default(),
+        store: Store::open(&directory.path().join("sr.d")).unwrap(),
+        starter: starter(scripts),
+        started: Instant::now(),
+        connections: Arc::default(),
+        stopping: false.into(),
+    };
+    (front, directory)
+}
+
+/// The same, with attached SRs "a", "b", ...: one for each script.
+pub(crate) fn front<const N: usize>(scripts: [Script; N]) -> (Front, tempfile::TempDir) {
+    let (front, directory) = bare_front(scripts);
+    for label in ["a", "b", "c"].into_iter().take(N) {
+        let sr = detached(label);
+        front.store.save(&sr.entry()).unwrap();
+        front.table.insert(&sr);
+        sr.start(&front.starter, false).unwrap();
+        sr.wait_started().unwrap();
+    }
+    (front, directory)
 }
