@@ -142,7 +142,7 @@ impl Home {
     }
 
     /// Takes the SR down: marker first, lock last. Refused if there is a file in `.catena` that is not ours.
-    pub(crate) fn remove(self, location: &Directory) -> Result<(), Error> {
+    pub(crate) fn remove(&self, location: &Directory) -> Result<(), Error> {
         let names = self.directory.names()?;
         if let Some(name) = names.iter().find(|name| !is_own(name)) {
             let path = self.directory.path().join(name);

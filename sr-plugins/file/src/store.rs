@@ -189,9 +189,8 @@ impl Store for FileStore {
         })
     }
 
-    fn destroy(self: Box<Self>) -> Result<(), Error> {
-        let Self { location, home, .. } = *self;
-        home.ok_or_else(only_looking)?.remove(&location)
+    fn destroy(&self) -> Result<(), Error> {
+        self.owner()?.remove(&self.location)
     }
 }
 

@@ -1,1 +1,18 @@
-//! Handles image bytes on behalf of a keeper.
+//! Handles image bytes on behalf of a keeper: the only crate that knows formats.
+//!
+//! `catena-datapath worker` takes requests over the socketpair on its standard input, one at a time, and ends with it. It
+//! holds the descriptors that come with a request and nothing else: it opens no path, and runs as an unprivileged user where it
+//! may choose. So an image made to attack its reader finds neither files nor rights.
+
+mod crash;
+mod images;
+mod merging;
+mod open;
+mod privileges;
+mod run;
+mod streams;
+mod supervisor;
+mod trouble;
+mod worker;
+
+pub use run::main;

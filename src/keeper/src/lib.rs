@@ -1,1 +1,36 @@
-//! The owner of one SR.
+//! The owner of one SR: its catalog, its jobs, its coalesce worker, and the processes that touch image bytes for it.
+//!
+//! ```text
+//!   front ──socketpair── reader thread ──┬── lists and records: answered from the published snapshot
+//!                                        └── everything else ──▶ mailbox ─▶ owner thread ─▶ catalog, store
+//!                                                                   ▲            │
+//!                              long jobs (threads with a process) ──┘            └─▶ small worker process
+//! ```
+//!
+//! Only the owner thread touches the catalog. It decides and journals; it links no format and parses no image: that is what
+//! `catena-datapath` processes are for. The program ends when the front's end of its standard input is closed.
+
+mod adopt;
+mod check;
+mod coalescing;
+mod crash;
+mod dispatch;
+mod failures;
+mod hands;
+mod images;
+mod jobs;
+mod long;
+mod lookup;
+mod operations;
+mod owner;
+mod published;
+mod recover;
+mod run;
+mod start;
+mod steps;
+mod streams;
+mod views;
+mod worker;
+
+pub use catena_sr_api::Plugin;
+pub use run::run;

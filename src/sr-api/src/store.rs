@@ -174,6 +174,6 @@ pub trait Store: Send + Sync {
     fn stat(&self) -> Result<StoreStat, Error>;
 
     /// Removes what makes the location an SR: marker, lock and catalog directory, and nothing else. Refused while there are
-    /// containers named by the caller's catalog; the caller has removed those.
-    fn destroy(self: Box<Self>) -> Result<(), Error>;
+    /// containers named by the caller's catalog; the caller has removed those. Afterwards the store is only dropped.
+    fn destroy(&self) -> Result<(), Error>;
 }

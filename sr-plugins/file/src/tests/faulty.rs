@@ -273,7 +273,7 @@ impl Store for FaultyStore {
         Ok(if self.fault == Fault::StatsNothing { StoreStat { used: Bytes(0), ..stat } } else { stat })
     }
 
-    fn destroy(self: Box<Self>) -> Result<(), Error> {
+    fn destroy(&self) -> Result<(), Error> {
         match self.fault {
             Fault::DestroyKeepsMarker => Ok(()),
             Fault::DestroyRemovesForeign => {

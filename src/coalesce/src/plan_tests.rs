@@ -1,0 +1,177 @@
+//! The plan on small trees, and its safety on random ones.
+
+use super::*;
+use catena_types::{Format, VdiRecord};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+#[derive(Default)]
+struct World {
+    images: BTreeMap<ImageId, Arc<ImageRecord>>,
+    vdis: BTreeMap<VdiUuid, Arc<VdiRecord>>,
+}
+
+const fn id(n: u8) -> ImageId {
+    ImageId::from_bytes([n; 16])
+}
+
+impl World {
+    fn image(mut self, n: u8, parent: Option<u8>, allocated: u64) -> Self {
+        let record = ImageRecord {
+            id: id(n),
+            parent: parent.map(id),
+            format: Format::Vhd,
+            container: format!("{n}.vhd"),
+            virtual_size: Bytes(2 << 20),
+            allocated: Bytes(allocated),
+            state: ImageState::Ok,
+            hidden: true,
+            foreign: false,
+        };
+        self.images.insert(id(n), Arc::new(record));
+        self
+    }
+
+    fn vdi(mut self, n: u8, kind: VdiKind) -> Self {
+        let record = VdiRecord {
+            uuid: VdiUuid::from_bytes([n; 16]),
+            image: id(n),
+            name_label: String::new(),
+            name_description: String::new(),
+            kind,
+            snapshot_of: None,
+            created: "2024-01-01T00:00:00Z".parse().unwrap(),
+            other_config: BTreeMap::new(),
+        };
+        self.vdis.insert(record.uuid, Arc::new(record));
+        self
+    }
+
+    fn change(mut self, n: u8, change: impl Fn(&mut ImageRecord)) -> Self {
+        change(Arc::make_mut(self.images.get_mut(&id(n)).unwrap()));
+        self
+    }
+
+    fn plan(&self, moment: &Moment) -> Plan {
+        plan(&Tree::new(&self.images, &self.vdis), moment)
+    }
+
+    fn can_shorten(&self, leaf: u8) -> bool {
+        can_shorten(&Tree::new(&self.images, &self.vdis), id(leaf))
+    }
+}
+
+fn roomy() -> Moment {
+    Moment { free: Bytes(u64::MAX), ..Moment::default() }
+}
+
+const fn leaf_merge(n: u8, into: u8) -> Task {
+    Task::LeafMerge { vdi: VdiUuid::from_bytes([n; 16]), from: id(n), into: id(into) }
+}
+
+/// 1 <- 2 <- 3 (disk)
+fn line() -> World {
+    World::default().image(1, None, 10).image(2, Some(1), 20).image(3, Some(2), 5).vdi(3, VdiKind::Disk)
+}
+
+#[test]
+fn a_line_of_base_copies_is_merged_cheapest_first() {
+    assert_eq!(line().plan(&roomy()).ready, [leaf_merge(3, 2), Task::Merge { from: id(2), into: id(1) }]);
+}
+
+#[test]
+fn snapshots_and_shared_bases_stay() {
+    let snapshot = World::default().image(1, None, 9).image(2, Some(1), 9).vdi(2, VdiKind::Snapshot);
+    assert_eq!(snapshot.plan(&roomy()), Plan::default());
+    let shared = line().image(4, Some(1), 9).vdi(4, VdiKind::Disk);
+    assert_eq!(shared.plan(&roomy()).ready, [leaf_merge(3, 2)]);
+    assert!(!shared.can_shorten(4));
+    assert!(shared.can_shorten(3));
+}
+
+#[test]
+fn what_nothing_needs_is_removed_first_children_before_parents() {
+    let world = line().image(7, None, 0).image(8, Some(7), 0);
+    assert_eq!(world.plan(&roomy()).ready[0], Task::Remove { image: id(8) });
+    assert!(!world.plan(&roomy()).ready.contains(&Task::Remove { image: id(7) }));
+}
+
+#[test]
+fn orphans_are_never_touched() {
+    let world = World::default().image(1, None, 0).change(1, |image| image.state = ImageState::Orphan);
+    assert_eq!(world.plan(&roomy()), Plan::default());
+}
+
+#[test]
+fn the_order_is_begun_then_urgent_then_deep_then_cheap() {
+    let mut world = line().image(11, None, 1).image(12, Some(11), 1).vdi(12, VdiKind::Disk);
+    for n in 21..=40 {
+        world = world.image(n, (n > 21).then(|| n - 1), 100);
+    }
+    let world = world.vdi(40, VdiKind::Snapshot);
+    let first = |moment: &Moment| world.plan(moment).ready[0].image();
+    assert!((22..40).any(|n| first(&roomy()) == id(n)), "the deep chain comes first");
+    let urgent = Moment { urgent: BTreeSet::from([id(12)]), ..roomy() };
+    assert_eq!(first(&urgent), id(12));
+    let begun = Moment { begun: BTreeSet::from([id(2)]), ..urgent };
+    assert_eq!(first(&begun), id(2));
+}
+
+#[test]
+fn every_hold_has_its_reason() {
+    let held = |world: &World, moment: &Moment| {
+        let plan = world.plan(moment);
+        plan.held.iter().find(|held| held.task.image() == id(2)).map(|held| held.hold)
+    };
+    let lease = Moment { leased: BTreeSet::from([id(1)]), ..roomy() };
+    assert_eq!(held(&line(), &lease), Some(Hold::Lease));
+    let backoff = Moment { backed_off: BTreeSet::from([id(2)]), ..roomy() };
+    assert_eq!(held(&line(), &backoff), Some(Hold::Backoff));
+    assert_eq!(held(&line(), &Moment { free: Bytes(15), ..roomy() }), Some(Hold::NoSpace(Bytes(5))));
+    assert_eq!(held(&line(), &Moment { free: Bytes(0), reflink: true, ..roomy() }), None);
+    assert_eq!(held(&line().change(1, |image| image.foreign = true), &roomy()), Some(Hold::Foreign));
+    let damaged = line().change(1, |image| image.state = ImageState::Corrupt);
+    assert_eq!(held(&damaged, &roomy()), Some(Hold::Damaged));
+    assert!(!World::default().image(1, None, 0).vdi(1, VdiKind::Disk).can_shorten(1));
+}
+
+proptest! {
+    /// On any forest: nothing that has a VDI or a child is removed, nothing is merged into an image that somebody else reads.
+    #[test]
+    fn plans_are_safe(parents in prop::collection::vec(any::<prop::sample::Index>(), 1..40),
+                      vdis in prop::collection::vec(0u8..4, 40)) {
+        let mut world = World::default();
+        for (n, index) in parents.iter().enumerate() {
+            let n = u8::try_from(n).unwrap();
+            let parent = index.index(usize::from(n) + 1);
+            world = world.image(n, (parent > 0).then(|| u8::try_from(parent - 1).unwrap()), 1);
+        }
+        let leaves: Vec<u8> = (0..u8::try_from(parents.len()).unwrap())
+            .filter(|n| !world.images.values().any(|image| image.parent == Some(id(*n)))).collect();
+        for (leaf, choice) in leaves.iter().zip(&vdis) {
+            match choice {
+                0 => {}
+                1 => world = world.vdi(*leaf, VdiKind::Snapshot),
+                _ => world = world.vdi(*leaf, VdiKind::Disk),
+            }
+        }
+        let tree = Tree::new(&world.images, &world.vdis);
+        for task in plan(&tree, &roomy()).ready {
+            match task {
+                Task::Remove { image } => {
+                    prop_assert!(tree.children(image).is_empty() && tree.vdi(image).is_none());
+                }
+                Task::Merge { from, into } => {
+                    prop_assert_eq!(tree.children(into), [from]);
+                    prop_assert!(tree.vdi(from).is_none() && tree.vdi(into).is_none());
+                }
+                Task::LeafMerge { vdi, from, into } => {
+                    prop_assert_eq!(tree.children(into), [from]);
+                    prop_assert!(tree.children(from).is_empty() && tree.vdi(into).is_none());
+                    prop_assert_eq!(tree.vdi(from).map(|row| (row.uuid, row.kind)), Some((vdi, VdiKind::Disk)));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! The two merges, on open images: the order of their steps is the chain crate's; here the target gets the size it needs.
+
+use crate::crash;
+use crate::open::{Caching, Descriptors};
+use crate::supervisor::Supervisor;
+use crate::trouble::{from_chain, from_vhd};
+use catena_chain::{Layer, copy};
+use catena_control::{Answer, Answered, Handed, Trouble};
+use catena_types::GuestOffset;
+use catena_vhd::{Image, Mode};
+
+/// Inner merge: copies what `from` owns at or after the cursor into `into`.
+pub(crate) fn merge(
+    from: &Handed,
+    into: &Handed,
+    cursor: u64,
+    fds: &mut Descriptors,
+    supervisor: &mut Supervisor<'_>,
+) -> Answered {
+    let source = fds.image(from, Mode::ReadOnly, Caching::Direct)?;
+    let mut target = fds.image(into, Mode::ReadWrite, Caching::Direct)?;
+    fit(&source, &mut target)?;
+    let copied = copy(&source, &mut target, GuestOffset(cursor), supervisor);
+    end(copied.map(drop), [target])
+}
+
+/// Leaf merge: moves what `from` owns into `into`.
+pub(crate) fn move_down(
+    from: &Handed,
+    into: &Handed,
+    fds: &mut Descriptors,
+    supervisor: &mut Supervisor<'_>,
+) -> Answered {
+    let mut leaf = fds.image(from, Mode::ReadWrite, Caching::Direct)?;
+    let mut parent = fds.image(into, Mode::ReadWrite, Caching::Direct)?;
+    fit(&leaf, &mut parent)?;
+    let moved = catena_chain::move_down(&mut leaf, &mut parent, supervisor);
+    end(moved, [parent, leaf])
+}
+
+/// D6: a layer is clipped at its own size, so the target is brought to the source's before it takes anything in.
+fn fit(source: &Image, target: &mut Image) -> Result<(), Trouble> {
+    if target.virtual_size() < source.virtual_size() {
+        target.grow(source.virtual_size()).map_err(|error| from_vhd(&error))?;
+    }
+    Ok(())
+}
+
+/// Closes what was written, also after a stop or a failure, so that the images are as complete as they can be.
+fn end<const N: usize>(outcome: Result<(), catena_chain::Error>, written: [Image; N]) -> Answered {
+    if outcome.is_ok() {
+        crash::MERGED.pass();
+    }
+    let closed = written.map(Image::close).into_iter().collect::<Result<Vec<()>, _>>();
+    outcome.map_err(|error| from_chain(&error))?;
+    closed.map_err(|error| from_vhd(&error))?;
+    Ok(Answer::Done)
+}

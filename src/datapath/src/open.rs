@@ -1,0 +1,71 @@
+//! From the descriptors of a request to open images, verified to be those that the keeper means.
+
+use crate::trouble::{from_io, from_vhd, trouble};
+use catena_blockio::{Container, open_container};
+use catena_chain::{Chain, Layer};
+use catena_control::{Handed, Trouble, TroubleKind};
+use catena_types::Format;
+use catena_vhd::{Image, Mode};
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// Buffered, or past the page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Caching {
+    /// Small requests: the page cache helps.
+    Buffered,
+    /// Bulk: the cache would only be flooded.
+    Direct,
+}
+
+/// The descriptors of a request, taken in order.
+pub(crate) struct Descriptors(VecDeque<OwnedFd>);
+
+impl Descriptors {
+    /// As they came.
+    pub(crate) fn new(fds: Vec<OwnedFd>) -> Self {
+        Self(fds.into())
+    }
+
+    /// The next one.
+    pub(crate) fn take(&mut self) -> Result<OwnedFd, Trouble> {
+        self.0
+            .pop_front()
+            .ok_or_else(|| trouble(TroubleKind::Internal, "a descriptor is missing in a request"))
+    }
+
+    /// The next one, as a container.
+    pub(crate) fn container(&mut self, caching: Caching) -> Result<Arc<dyn Container>, Trouble> {
+        let fd = self.take()?;
+        open_container(fd, caching == Caching::Direct).map_err(from_io("opening a container"))
+    }
+
+    /// The next one, as the image it is said to be.
+    pub(crate) fn image(&mut self, handed: &Handed, mode: Mode, caching: Caching) -> Result<Image, Trouble> {
+        let Format::Vhd = handed.format;
+        let container = self.container(caching)?;
+        let image = Image::open(container, mode).map_err(|error| from_vhd(&error))?;
+        let id = image.info().id;
+        if id != handed.id {
+            let message = format!("a container holds image {id}, not {}", handed.id);
+            return Err(trouble(TroubleKind::WrongImage, message));
+        }
+        Ok(image)
+    }
+
+    /// The next ones, as layers to be read, topmost first.
+    pub(crate) fn layers(
+        &mut self,
+        chain: &[Handed],
+        caching: Caching,
+    ) -> Result<Vec<Arc<dyn Layer>>, Trouble> {
+        let open = |handed| Ok(Arc::new(self.image(handed, Mode::ReadOnly, caching)?) as Arc<dyn Layer>);
+        chain.iter().map(open).collect()
+    }
+
+    /// The next ones, as the disk that they make together.
+    pub(crate) fn chain(&mut self, chain: &[Handed], caching: Caching) -> Result<Chain, Trouble> {
+        Chain::new(self.layers(chain, caching)?).map_err(|error| crate::trouble::from_chain(&error))
+    }
+}

@@ -1,0 +1,256 @@
+//! `SR.check`, `SR.scan`, and what else concerns the SR as a whole.
+//!
+//! A check compares three things: what the catalog says, what the containers are, and what the images say of themselves. It changes
+//! nothing. Merges stand still while it runs, since it leases every image.
+
+use crate::crash::{self, Phase};
+use crate::dispatch::params;
+use crate::failures::{bad_request, from_catalog, from_trouble};
+use crate::hands::ready;
+use crate::long::{LongJob, Script, Session};
+use crate::owner::{Call, Given, Owner, Running};
+use catena_catalog::State;
+use catena_control::{Answer, ImageReport, Problem, Progress, Request, Trouble, TroubleKind};
+use catena_rpc::{CheckReport, EventListParams, Finding, SrParams};
+use catena_sr_api::{Access, Store};
+use catena_types::{Bytes, ErrorName, Failure, Format, ImageRecord, ImageState, JobKind, Severity, Work};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Images checked with one request.
+const BATCH: usize = 32;
+
+impl Owner {
+    /// `SR.check`: a job whose result is the report.
+    pub(crate) fn sr_check(&mut self, call: &Call) -> Result<Given, Failure> {
+        let asked: SrParams = params(&call.request)?;
+        self.store.check_marker()?;
+        let mut job = self.new_job(Work::Check, asked.request_id);
+        job.phase = "checking".to_owned();
+        self.begin(&mut job, Vec::new())?;
+        let lease = self.catalog.state().images.keys().copied().collect();
+        let checker = Checker { store: Arc::clone(&self.store), state: self.catalog.state().clone() };
+        let script: Script = Box::new(move |session| checker.run(session));
+        let long = self.or_undo(&job, |owner| {
+            LongJob::start(job.id, &owner.mailbox, script).map_err(|trouble| from_trouble(&trouble))
+        })?;
+        crash::pass(JobKind::Check, Phase::Journaled);
+        self.track(&job, Running { long, lease, cancelled: false });
+        self.job_document(job.id).map(Given::Answer)
+    }
+
+    /// `SR.scan`: compares containers with the catalog and refreshes the figures. Rows of containers that are gone are marked
+    /// missing, and those that are back are marked in order again; nothing is forgotten.
+    pub(crate) fn sr_scan(&mut self, call: &Call) -> Result<Given, Failure> {
+        let asked: SrParams = params(&call.request)?;
+        self.store.check_marker()?;
+        let present: BTreeMap<String, Bytes> =
+            self.store.list()?.into_iter().map(|info| (info.name, info.allocated)).collect();
+        let mut changes = Vec::new();
+        for row in self.catalog.state().images.values() {
+            let mut now = (**row).clone();
+            match (present.get(&row.container), row.state) {
+                (None, ImageState::Ok | ImageState::Mixed) => now.state = ImageState::Missing,
+                (Some(_), ImageState::Missing) => now.state = ImageState::Ok,
+                _ => {}
+            }
+            now.allocated = present.get(&row.container).copied().unwrap_or(row.allocated);
+            if now != **row {
+                changes.push(catena_catalog::Change::PutImage(now));
+            }
+        }
+        let mut job = self.new_job(Work::Scan, asked.request_id);
+        let known: BTreeSet<&String> =
+            self.catalog.state().images.values().map(|row| &row.container).collect();
+        let foreign: Vec<&String> = present.keys().filter(|name| !known.contains(name)).collect();
+        job.committed = true;
+        job.answer = Some(json!({"changed": changes.len(), "foreign": foreign}));
+        let id = job.id;
+        self.finish(job, changes)?;
+        self.job_document(id).map(Given::Answer)
+    }
+
+    /// `SR.stat`: the record with figures of this moment.
+    pub(crate) fn sr_stat(&self) -> Result<Given, Failure> {
+        self.board.set_stat(self.store.stat()?);
+        self.publish();
+        Ok(Given::Answer(serde_json::to_value(self.board.read().sr()).unwrap_or_default()))
+    }
+
+    /// `SR.destroy`: only an SR without VDIs. What is garbage goes with it; orphans and foreign files stay.
+    pub(crate) fn sr_destroy(&mut self) -> Result<Given, Failure> {
+        let state = self.catalog.state();
+        if !state.vdis.is_empty() {
+            let message = format!("the SR still has {} VDIs", state.vdis.len());
+            return Err(
+                Failure::new(ErrorName::SrNotEmpty, message).hint("`catena vdi destroy` removes them")
+            );
+        }
+        self.running.clear();
+        let orphan = |row: &&Arc<ImageRecord>| row.state == ImageState::Orphan;
+        let ours: Vec<String> =
+            state.images.values().filter(|row| !orphan(row)).map(|row| row.container.clone()).collect();
+        for container in ours {
+            self.store.remove(&container)?;
+        }
+        self.destroyed = true;
+        Ok(Given::Farewell(json!({})))
+    }
+
+    /// `Event.list`.
+    pub(crate) fn event_list(&self, call: &Call) -> Result<Given, Failure> {
+        let asked: EventListParams = params(&call.request)?;
+        let since = asked.since.map(|text| text.parse()).transpose();
+        let since = since.map_err(|error| bad_request(format!("since: {error}")))?;
+        let limit = usize::try_from(asked.limit.unwrap_or(1000).min(10_000)).unwrap_or(1000);
+        let events = self.catalog.events(since, None, limit).map_err(|error| from_catalog(&error))?;
+        let events: Vec<_> = events.iter().map(crate::views::event).collect();
+        Ok(Given::Answer(json!({"events": events})))
+    }
+}
+
+/// What a check works on: a snapshot of the catalog, and the store.
+struct Checker {
+    store: Arc<dyn Store>,
+    state: State,
+}
+
+impl Checker {
+    fn run(&self, session: &mut Session<'_>) -> Result<Value, Trouble> {
+        let mut findings = self.containers()?;
+        let images: Vec<&Arc<ImageRecord>> = self
+            .state
+            .images
+            .values()
+            .filter(|row| {
+                !matches!(row.state, ImageState::Garbage | ImageState::Missing | ImageState::Orphan)
+            })
+            .collect();
+        let total = images.iter().map(|row| row.allocated.0).sum();
+        let mut done = 0;
+        for batch in images.chunks(BATCH) {
+            self.batch(session, batch, &mut findings)?;
+            done += batch.iter().map(|row| row.allocated.0).sum::<u64>();
+            session.progress(Progress { cursor: 0, bytes_done: Bytes(done), bytes_total: Bytes(total) });
+        }
+        findings.sort_by(|a, b| (b.severity, &a.object).cmp(&(a.severity, &b.object)));
+        let clean = findings.iter().all(|finding| finding.severity != Severity::Error);
+        Ok(serde_json::to_value(CheckReport { findings, clean }).unwrap_or_default())
+    }
+
+    /// Containers against rows.
+    fn containers(&self) -> Result<Vec<Finding>, Trouble> {
+        let io = |error: catena_sr_api::Error| Trouble { kind: TroubleKind::Io, message: error.to_string() };
+        let present: BTreeSet<String> =
+            self.store.list().map_err(io)?.into_iter().map(|info| info.name).collect();
+        let mut findings = Vec::new();
+        let mut known = BTreeSet::new();
+        for row in self.state.images.values() {
+            known.insert(row.container.as_str());
+            if row.state == ImageState::Orphan {
+                let text = "adopted, belongs to no disk, kept";
+                findings.push(finding(
+                    Severity::Info,
+                    &row.container,
+                    text,
+                    "remove the file by hand if it is not needed",
+                ));
+            } else if !present.contains(&row.container) && row.state != ImageState::Garbage {
+                let repair = "bring the file back, then `catena sr scan`";
+                findings.push(finding(Severity::Error, &row.container, "the container is gone", repair));
+            }
+        }
+        for job in self.state.jobs.values().filter(|job| !job.state.is_over()) {
+            known.extend(job.effects.makes.iter().map(|made| made.container.as_str()));
+        }
+        for name in present.iter().filter(|name| !known.contains(name.as_str())) {
+            findings.push(finding(
+                Severity::Info,
+                name,
+                "a file that the catalog does not know",
+                "never touched",
+            ));
+        }
+        for vdi in self.state.vdis.values().filter(|vdi| !self.state.images.contains_key(&vdi.image)) {
+            findings.push(finding(Severity::Error, &vdi.name_label, "its image is not in the catalog", ""));
+        }
+        Ok(findings)
+    }
+
+    fn batch(
+        &self,
+        session: &mut Session<'_>,
+        batch: &[&Arc<ImageRecord>],
+        findings: &mut Vec<Finding>,
+    ) -> Result<(), Trouble> {
+        let (mut images, mut rows, mut fds, mut again) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for row in batch {
+            let (Ok(one), Ok(two)) =
+                (ready(&*self.store, row, Access::ReadOnly), ready(&*self.store, row, Access::ReadOnly))
+            else {
+                continue;
+            };
+            let parent =
+                row.parent.and_then(|id| self.state.images.get(&id)).map(|row| (row.id, row.virtual_size));
+            images.push((one.handed, parent));
+            rows.push(*row);
+            fds.push(one.fd);
+            again.push(two.fd);
+        }
+        let inspect = Request::Inspect { format: Format::Vhd, count: rows.len() };
+        if let Answer::Reports { reports } = session.call(&inspect, again)? {
+            for (row, report) in rows.iter().zip(reports) {
+                self.against_catalog(row, report, findings);
+            }
+        }
+        if let Answer::Problems { problems } = session.call(&Request::Check { images }, fds)? {
+            for Problem { severity, index, text } in problems {
+                let name = rows.get(index).map_or("", |row| row.container.as_str());
+                findings.push(finding(severity, name, &text, ""));
+            }
+        }
+        Ok(())
+    }
+
+    /// What an image says of itself against its row. The catalog decides; what differs is only untidy, except a wrong identity.
+    fn against_catalog(
+        &self,
+        row: &ImageRecord,
+        report: Result<ImageReport, Trouble>,
+        findings: &mut Vec<Finding>,
+    ) {
+        let report = match report {
+            Ok(report) => report,
+            Err(trouble) => {
+                return findings.push(finding(Severity::Error, &row.container, &trouble.message, ""));
+            }
+        };
+        let mut say = |severity, text: String| findings.push(finding(severity, &row.container, &text, ""));
+        if report.id != row.id {
+            say(Severity::Error, format!("holds image {}, the catalog says {}", report.id, row.id));
+        }
+        let pending = self.state.jobs.values().any(|job| job.committed && !job.state.is_over());
+        let untidy = if pending || row.foreign { Severity::Info } else { Severity::Warning };
+        if report.parent != row.parent {
+            say(untidy, "its header names another parent than the catalog".to_owned());
+        }
+        if report.hidden != row.hidden {
+            say(
+                Severity::Info,
+                format!("its hidden flag is {}, the catalog says {}", report.hidden, row.hidden),
+            );
+        }
+        if report.virtual_size != row.virtual_size && row.state != ImageState::Mixed {
+            let text = format!(
+                "its disk has {} bytes, the catalog says {}",
+                report.virtual_size.0, row.virtual_size.0
+            );
+            say(Severity::Error, text);
+        }
+    }
+}
+
+fn finding(severity: Severity, object: &str, problem: &str, repair: &str) -> Finding {
+    Finding { severity, object: object.to_owned(), problem: problem.to_owned(), repair: repair.to_owned() }
+}

@@ -1,0 +1,51 @@
+//! The named places where a debug build of the keeper can be told to die: each phase of each kind of job.
+
+use catena_types::{CrashPoint, JobKind};
+
+/// Between two effects of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The job row is written, nothing else.
+    Journaled,
+    /// What it makes is made, its change of the tree is not committed.
+    Made,
+    /// Its change of the tree is committed, its steps are not done.
+    Committed,
+    /// Header bytes are planned and journaled, not written.
+    Planned,
+    /// Its steps are done, which is not recorded.
+    Stepped,
+    /// All is done and recorded; the client has no answer.
+    Done,
+}
+
+macro_rules! points {
+    ($($kind:ident $name:literal: $($phase:ident $suffix:literal),*;)*) => {
+        /// Every point of this program.
+        pub(crate) const ALL: &[CrashPoint] = &[$($(CrashPoint(concat!($name, ".", $suffix)),)*)*];
+
+        /// Dies here if this is the point that was asked for.
+        pub(crate) fn pass(kind: JobKind, phase: Phase) {
+            let point = match (kind, phase) {
+                $($((JobKind::$kind, Phase::$phase) => CrashPoint(concat!($name, ".", $suffix)),)*)*
+                _ => return,
+            };
+            point.pass();
+        }
+    };
+}
+
+points! {
+    Create "create": Journaled "journaled", Made "made", Committed "committed", Done "done";
+    Snapshot "snapshot": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
+    Clone "clone": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
+    Destroy "destroy": Committed "committed", Done "done";
+    Import "import": Journaled "journaled", Made "made", Committed "committed", Done "done";
+    Export "export": Journaled "journaled", Made "made", Done "done";
+    Introduce "introduce": Journaled "journaled", Made "made", Committed "committed", Done "done";
+    Merge "merge": Journaled "journaled", Made "made", Committed "committed", Planned "planned", Stepped "stepped",
+        Done "done";
+    LeafMerge "leaf_merge": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
+    Garbage "garbage": Journaled "journaled", Stepped "stepped", Done "done";
+    Check "check": Journaled "journaled", Done "done";
+}

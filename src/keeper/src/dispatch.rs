@@ -1,0 +1,111 @@
+//! From a request to the operation that answers it, and what must stop before it may begin.
+
+use crate::failures::bad_request;
+use crate::lookup;
+use crate::owner::{Call, Given, Owner};
+use catena_rpc::Request;
+use catena_types::{ErrorName, Failure, ImageId, JobId, VdiUuid};
+use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
+
+/// The parameters of a request, checked.
+pub(crate) fn params<T: DeserializeOwned>(request: &Request) -> Result<T, Failure> {
+    let value = if request.params.is_null() { serde_json::json!({}) } else { request.params.clone() };
+    serde_json::from_value(value).map_err(|error| bad_request(format!("{}: {error}", request.method)))
+}
+
+/// Methods whose answer is a job.
+pub(crate) fn answers_with_a_job(method: &str) -> bool {
+    matches!(method, "VDI.import" | "VDI.export" | "SR.check" | "SR.scan" | "SR.introduce" | "VDI.copy")
+}
+
+impl Owner {
+    /// Handles one call: at once, or after the merge that is in its way has stopped.
+    pub(crate) fn handle(&mut self, mut call: Call) {
+        if let Some(outcome) = lookup::answer(&self.board.read(), &call.request) {
+            return self.answer(call.request.id, outcome);
+        }
+        let given = match self.remembered(&call) {
+            Some(given) => given,
+            None => {
+                if let Some(job) = self.in_the_way(&call.request) {
+                    if let Some(running) = self.running.get(&job) {
+                        running.long.stop();
+                    }
+                    return self.parked.push(call);
+                }
+                self.operate(&mut call)
+            }
+        };
+        match given {
+            Ok(Given::Answer(value)) => self.answer(call.request.id, Ok(value)),
+            Ok(Given::Later) => {}
+            Ok(Given::Again) => self.want(call),
+            Ok(Given::Farewell(value)) => {
+                self.farewell = Some((call.request.id, value));
+                self.leaving = true;
+            }
+            Err(failure) => self.answer(call.request.id, Err(failure)),
+        }
+    }
+
+    fn operate(&mut self, call: &mut Call) -> Result<Given, Failure> {
+        match call.request.method.as_str() {
+            "SR.stat" => self.sr_stat(),
+            "SR.scan" => self.sr_scan(call),
+            "SR.check" => self.sr_check(call),
+            "SR.detach" => Ok(Given::Farewell(serde_json::json!({}))),
+            "SR.destroy" => self.sr_destroy(),
+            "VDI.create" => self.vdi_create(call),
+            "VDI.snapshot" => self.vdi_snapshot(call),
+            "VDI.clone" => self.vdi_clone(call),
+            "VDI.destroy" => self.vdi_destroy(call),
+            "VDI.import" => self.vdi_import(call),
+            "VDI.export" => self.vdi_export(call),
+            "VDI.read" => self.vdi_read(call),
+            "VDI.write" => self.vdi_write(call),
+            "Coalesce.run" => self.coalesce_run(call),
+            "Coalesce.pause" => self.coalesce_pause(call, true),
+            "Coalesce.resume" => self.coalesce_pause(call, false),
+            "Job.get" => {
+                let asked: catena_rpc::JobParams = params(&call.request)?;
+                let id = self.job_id(&asked.job)?;
+                self.job_document(id).map(Given::Answer)
+            }
+            "Job.wait" => self.job_wait(call),
+            "Job.cancel" => self.job_cancel(call),
+            "Event.list" => self.event_list(call),
+            other => Err(Failure::new(ErrorName::Unsupported, format!("there is no method {other} here"))),
+        }
+    }
+
+    /// The running merge that must stop before the call may begin: a leaf merge of the disk that the call is about (D13, D14),
+    /// any merge of a chain that is to be read frozen.
+    fn in_the_way(&self, request: &Request) -> Option<JobId> {
+        let current = self.current.as_ref()?;
+        self.running.get(&current.job)?;
+        let conflict = match request.method.as_str() {
+            "VDI.snapshot" | "VDI.clone" | "VDI.destroy" | "VDI.read" | "VDI.write" => {
+                let named: Option<VdiUuid> = request.params.get("vdi")?.as_str()?.parse().ok();
+                named.is_some() && named == current.leaf_merge_of()
+            }
+            "VDI.export" => {
+                let chain = self.chain_of(request.params.get("vdi")?.as_str()?);
+                current.images().into_iter().any(|image| chain.contains(&image))
+            }
+            "SR.check" => true,
+            _ => false,
+        };
+        conflict.then_some(current.job)
+    }
+
+    /// The images of the chain that a VDI's or image's uuid names; none if it names nothing.
+    fn chain_of(&self, uuid: &str) -> BTreeSet<ImageId> {
+        let state = self.catalog.state();
+        let leaf = uuid
+            .parse()
+            .ok()
+            .map(|vdi: VdiUuid| state.vdis.get(&vdi).map_or(ImageId(vdi.0), |row| row.image));
+        leaf.map(|leaf| state.chain(leaf).map(|image| image.id).collect()).unwrap_or_default()
+    }
+}

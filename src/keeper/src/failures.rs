@@ -1,0 +1,50 @@
+//! Failures of what the keeper uses, turned into what its clients see.
+
+use catena_catalog::Error as CatalogError;
+use catena_control::{ChannelError, Trouble, TroubleKind};
+use catena_types::{ErrorName, Failure};
+
+/// What a worker's trouble is to a client.
+pub(crate) fn from_trouble(trouble: &Trouble) -> Failure {
+    let (name, hint) = match trouble.kind {
+        TroubleKind::Io => {
+            (ErrorName::IoError, "look at the storage and at the kernel's log, then try again")
+        }
+        TroubleKind::NoSpace => (ErrorName::NoSpace, "free space on the SR, or make it larger"),
+        TroubleKind::Damaged => (ErrorName::VdiLoad, "`catena sr check` names every finding"),
+        TroubleKind::Unsupported => (ErrorName::Unsupported, ""),
+        TroubleKind::Unsafe => (ErrorName::ImageUnsafe, "convert the image to a plain one first"),
+        TroubleKind::OutOfRange => (ErrorName::BadRequest, ""),
+        TroubleKind::Stopped => (ErrorName::TryAgain, "the job was stopped; start it again"),
+        TroubleKind::WrongImage => (ErrorName::VdiLoad, "`catena sr check` names every finding"),
+        TroubleKind::Internal => (ErrorName::IoError, "the keeper's log has the details"),
+    };
+    Failure::new(name, trouble.message.clone()).hint(hint)
+}
+
+/// What a broken channel to a worker is to a client.
+pub(crate) fn from_channel(error: &ChannelError) -> Trouble {
+    let message = match error {
+        ChannelError::Io(source) => format!("{error}: {source}"),
+        ChannelError::Malformed(source) => format!("{error}: {source}"),
+        ChannelError::TooLarge => error.to_string(),
+    };
+    Trouble { kind: TroubleKind::Internal, message }
+}
+
+/// What a catalog's error is to a client.
+pub(crate) fn from_catalog(error: &CatalogError) -> Failure {
+    let mut message = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        message = format!("{message}: {cause}");
+        source = cause.source();
+    }
+    Failure::new(ErrorName::Metadata, message)
+        .hint("the keeper's log has the details; `.catena/catalog.bak` is the last copy")
+}
+
+/// A malformed request.
+pub(crate) fn bad_request(message: impl Into<String>) -> Failure {
+    Failure::new(ErrorName::BadRequest, message)
+}

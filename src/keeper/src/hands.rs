@@ -1,0 +1,92 @@
+//! Handing images to workers: activation, the writer's lock, and the order that a request's descriptors have.
+//!
+//! D11: one writer per open image. The lock is an open-file-description lock on the very description that the worker
+//! gets; the keeper drops its own copy as soon as it is sent. So the lock is free only when the worker's last request has
+//! landed, also if the worker was killed, and a successor that gets the lock cannot be overtaken by its predecessor.
+
+use catena_control::Handed;
+use catena_sr_api::{Access, Store};
+use catena_types::{ErrorName, Failure, ImageRecord};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How long a predecessor may take to land its last request.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An image ready to be sent: what it is, and its descriptor.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    /// For the request.
+    pub(crate) handed: Handed,
+    /// For the packet.
+    pub(crate) fd: OwnedFd,
+}
+
+/// Activates an image; for writing also locks it.
+pub(crate) fn ready(store: &dyn Store, image: &ImageRecord, access: Access) -> Result<Ready, Failure> {
+    let fd = store.activate(&image.container, access).map_err(|error| {
+        Failure::from(error).object("image", image.id).object("container", &image.container)
+    })?;
+    if access == Access::ReadWrite {
+        lock(&fd, &image.container)?;
+    }
+    Ok(Ready { handed: Handed { id: image.id, format: image.format }, fd })
+}
+
+/// A chain for reading, leaf first, its leaf for writing if `leaf` says so.
+pub(crate) fn ready_chain(
+    store: &dyn Store,
+    chain: &[std::sync::Arc<ImageRecord>],
+    leaf: Access,
+) -> Result<(Vec<Handed>, Vec<OwnedFd>), Failure> {
+    let mut access = leaf;
+    let mut handed = Vec::with_capacity(chain.len());
+    let mut fds = Vec::with_capacity(chain.len());
+    for image in chain {
+        let one = ready(store, image, access)?;
+        handed.push(one.handed);
+        fds.push(one.fd);
+        access = Access::ReadOnly;
+    }
+    Ok((handed, fds))
+}
+
+/// Locks a container that is written without being an image yet.
+pub(crate) fn ready_new(store: &dyn Store, container: &str) -> Result<OwnedFd, Failure> {
+    let fd = store.activate(container, Access::ReadWrite)?;
+    lock(&fd, container)?;
+    Ok(fd)
+}
+
+/// Takes the writer's lock, waiting for a predecessor that was killed to land its last request.
+fn lock(fd: &OwnedFd, container: &str) -> Result<(), Failure> {
+    let whole = libc::flock {
+        l_type: i16::try_from(libc::F_WRLCK).unwrap_or_default(),
+        l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match fcntl(fd.as_fd(), FcntlArg::F_OFD_SETLK(&whole)) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EAGAIN | Errno::EACCES | Errno::EINTR) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(Errno::EAGAIN | Errno::EACCES) => {
+                let message = format!("{container} is still being written by another process");
+                return Err(Failure::new(ErrorName::VdiInUse, message).hint("try again in a moment").retry());
+            }
+            Err(error) => {
+                return Err(Failure::new(
+                    ErrorName::IoError,
+                    format!("{container} cannot be locked: {error}"),
+                ));
+            }
+        }
+    }
+}

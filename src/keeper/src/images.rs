@@ -1,0 +1,174 @@
+//! Making images, and keeping what the catalog says about them true.
+
+use crate::crash::{self, Phase};
+use crate::failures::from_trouble;
+use crate::hands::ready_new;
+use crate::owner::Owner;
+use catena_catalog::Change;
+use catena_control::{Answer, CreateImage, Parent, Request};
+use catena_types::{
+    BLOCK_BYTES, Bytes, ErrorName, Failure, Format, ImageId, ImageRecord, ImageState, JobRecord, Made,
+    VHD_MAX_SIZE, VHD_MIN_SIZE,
+};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+
+/// Images created with one request to the worker.
+const BATCH: usize = 64;
+
+/// A size that a VDI can have: in range, rounded up to a whole block.
+pub(crate) fn checked_size(asked: Bytes) -> Result<Bytes, Failure> {
+    let size = asked.round_up(BLOCK_BYTES);
+    if asked.0 == 0 || asked > VHD_MAX_SIZE || size < VHD_MIN_SIZE {
+        let message = format!("a disk of {} bytes is out of range", asked.0);
+        return Err(Failure::new(ErrorName::VdiSize, message).hint("a disk has between 1 byte and 2040 GiB"));
+    }
+    Ok(size)
+}
+
+/// Bytes that an empty image of that size takes: headers, block table and batmap.
+pub(crate) fn empty_bytes(size: Bytes) -> Bytes {
+    Bytes(8192 + u64::from(size.blocks()) * 5)
+}
+
+/// The row of an image that is to be made.
+pub(crate) fn new_image(parent: Option<ImageId>, virtual_size: Bytes) -> ImageRecord {
+    let id = ImageId::random();
+    ImageRecord {
+        id,
+        parent,
+        format: Format::Vhd,
+        container: format!("{id}.{}", Format::Vhd.extension()),
+        virtual_size,
+        allocated: Bytes(0),
+        state: ImageState::Ok,
+        hidden: false,
+        foreign: false,
+    }
+}
+
+impl Owner {
+    /// Refuses unless so many bytes can be taken.
+    pub(crate) fn need_space(&self, bytes: Bytes) -> Result<(), Failure> {
+        let free = self.store.stat().map_err(Failure::from)?.allocatable;
+        self.board.set_stat(catena_sr_api::StoreStat { allocatable: free, ..self.board.stat() });
+        if bytes <= free {
+            return Ok(());
+        }
+        let missing = Bytes(bytes.0 - free.0);
+        Err(Failure::new(
+            ErrorName::NoSpace,
+            format!("{missing} are missing on the SR: {bytes} needed, {free} free"),
+        )
+        .hint("delete what is not needed, or make the storage larger")
+        .object("bytes_missing", missing.0))
+    }
+
+    /// Journals the job, then makes the images: containers, then formats, each durable. Their rows are changed to what they
+    /// take. On failure everything made is removed again.
+    pub(crate) fn make(&mut self, job: &mut JobRecord, images: &mut [ImageRecord]) -> Result<(), Failure> {
+        self.make_on(job, images, &BTreeMap::new())
+    }
+
+    /// The same on parents that the catalog does not have yet, whose containers are given.
+    pub(crate) fn make_on(
+        &mut self,
+        job: &mut JobRecord,
+        images: &mut [ImageRecord],
+        parents: &BTreeMap<ImageId, String>,
+    ) -> Result<(), Failure> {
+        let need: u64 = images.iter().map(|image| empty_bytes(image.virtual_size).0).sum();
+        self.need_space(Bytes(need))?;
+        let makes =
+            images.iter().map(|image| Made { image: image.id, container: image.container.clone() }).collect();
+        self.begin(job, makes)?;
+        let job = job.clone();
+        self.or_undo(&job, |owner| {
+            for batch in images.chunks_mut(BATCH) {
+                owner.make_batch(batch, parents)?;
+            }
+            Ok(())
+        })?;
+        crash::pass(job.work.kind(), Phase::Made);
+        Ok(())
+    }
+
+    fn make_batch(
+        &mut self,
+        images: &mut [ImageRecord],
+        parents: &BTreeMap<ImageId, String>,
+    ) -> Result<(), Failure> {
+        let created = Timestamp::now().as_second();
+        let mut fds = Vec::with_capacity(images.len());
+        let mut specs = Vec::with_capacity(images.len());
+        for image in &*images {
+            self.store.create_container(&image.container, Bytes(0))?;
+            fds.push(ready_new(&*self.store, &image.container)?);
+            specs.push(CreateImage {
+                id: image.id,
+                format: image.format,
+                virtual_size: image.virtual_size,
+                parent: image.parent.map(|parent| self.parent_in(parent, parents)).transpose()?,
+                created,
+            });
+        }
+        self.small.call(&Request::Create { images: specs }, fds).map_err(|trouble| from_trouble(&trouble))?;
+        for image in images {
+            image.allocated = self.store.info(&image.container)?.allocated;
+        }
+        Ok(())
+    }
+
+    /// What a child's header says of its parent.
+    pub(crate) fn parent(&self, id: ImageId) -> Result<Parent, Failure> {
+        let row = self.image(id)?;
+        let modified = self.store.info(&row.container)?.modified;
+        Ok(Parent { id, container: row.container.clone(), modified })
+    }
+
+    fn parent_in(&self, id: ImageId, named: &BTreeMap<ImageId, String>) -> Result<Parent, Failure> {
+        let Some(container) = named.get(&id) else { return self.parent(id) };
+        let modified = self.store.info(container)?.modified;
+        Ok(Parent { id, container: container.clone(), modified })
+    }
+
+    /// The row of an image that must be there.
+    pub(crate) fn image(&self, id: ImageId) -> Result<&ImageRecord, Failure> {
+        let missing = || Failure::new(ErrorName::VdiMissing, format!("there is no image {id}"));
+        self.catalog.state().images.get(&id).map(|row| &**row).ok_or_else(missing)
+    }
+
+    /// The image's row with what its container takes now.
+    pub(crate) fn measured(&self, image: &ImageRecord) -> ImageRecord {
+        let allocated = self.store.info(&image.container).map_or(image.allocated, |info| info.allocated);
+        ImageRecord { allocated, ..image.clone() }
+    }
+
+    /// Records what the image's container takes now, if that has changed.
+    pub(crate) fn remeasure(&mut self, id: ImageId) -> Result<(), Failure> {
+        let before = self.image(id)?;
+        let after = self.measured(before);
+        if after == *before { Ok(()) } else { self.commit(vec![Change::PutImage(after)]) }
+    }
+
+    /// Whether the image has no place for any block.
+    pub(crate) fn owns_nothing(&mut self, id: ImageId) -> Result<bool, Failure> {
+        let row = self.image(id)?;
+        let (format, fd) =
+            (row.format, self.store.activate(&row.container, catena_sr_api::Access::ReadOnly)?);
+        let answer = self.small.call(&Request::Inspect { format, count: 1 }, vec![fd]);
+        match answer.map_err(|trouble| from_trouble(&trouble))? {
+            Answer::Reports { reports } => match reports.into_iter().next() {
+                Some(Ok(report)) => Ok(!report.owns_blocks),
+                Some(Err(trouble)) => Err(from_trouble(&trouble)),
+                None => Err(unexpected()),
+            },
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+/// A worker answered something else than it was asked.
+pub(crate) fn unexpected() -> Failure {
+    Failure::new(ErrorName::IoError, "the datapath worker gave an unexpected answer")
+}

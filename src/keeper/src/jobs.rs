@@ -1,0 +1,233 @@
+//! Job rows: how they begin, go on and end, who waits for them, and how they are cancelled.
+
+use crate::crash::{self, Phase};
+use crate::failures::{bad_request, from_trouble};
+use crate::owner::{Call, Given, JobWaiter, Owner, Running};
+use crate::published::Live;
+use catena_catalog::Change;
+use catena_control::{Progress, Trouble, TroubleKind};
+use catena_rpc::{Id, JobParams};
+use catena_types::{Bytes, Effects, ErrorName, Failure, JobId, JobRecord, JobState, Made, Work};
+use jiff::Timestamp;
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+impl Owner {
+    /// A job row that is not written yet.
+    pub(crate) fn new_job(&mut self, work: Work, request_id: Option<String>) -> JobRecord {
+        let now = Timestamp::now();
+        JobRecord {
+            id: self.catalog.next_job_id(),
+            work,
+            state: JobState::Running,
+            committed: false,
+            effects: Effects::default(),
+            phase: "starting".to_owned(),
+            bytes_done: Bytes(0),
+            bytes_total: Bytes(0),
+            error: None,
+            attempts: 0,
+            retry_at: None,
+            request_id,
+            answer: None,
+            created: now,
+            updated: now,
+        }
+    }
+
+    /// Writes the row of a job that makes containers: before the first of them exists.
+    pub(crate) fn begin(&mut self, job: &mut JobRecord, makes: Vec<Made>) -> Result<(), Failure> {
+        job.effects.makes = makes;
+        self.commit(vec![Change::PutJob(job.clone())])?;
+        crash::pass(job.work.kind(), Phase::Journaled);
+        Ok(())
+    }
+
+    /// Undoes a job that has not committed: removes what it made, then records why. Fails quietly into the log, since the row
+    /// stays and recovery tries again.
+    pub(crate) fn undo(&mut self, mut job: JobRecord, state: JobState, why: &Failure) {
+        for made in &job.effects.makes {
+            if let Err(error) = self.store.remove(&made.container) {
+                tracing::error!(job = job.id, container = made.container, %error, "what a job made could not be removed");
+                return;
+            }
+        }
+        job.effects = Effects::default();
+        job.state = state;
+        job.error = Some(why.clone());
+        job.updated = Timestamp::now();
+        let id = job.id;
+        if let Err(failure) = self.commit(vec![Change::PutJob(job)]) {
+            tracing::error!(job = id, %failure, "the end of a job could not be recorded");
+        }
+    }
+
+    /// Runs `make`; if it fails, the job is undone and the failure goes on.
+    pub(crate) fn or_undo<T>(
+        &mut self,
+        job: &JobRecord,
+        make: impl FnOnce(&mut Self) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        make(self).inspect_err(|failure| {
+            if self.catalog.state().jobs.get(&job.id).is_none_or(|row| !row.committed) {
+                self.undo(job.clone(), JobState::Failed, failure);
+            }
+        })
+    }
+
+    /// Remembers a job that runs in a process of its own.
+    pub(crate) fn track(&mut self, job: &JobRecord, running: Running) {
+        self.live.insert(job.id, Live::new());
+        self.running.insert(job.id, running);
+    }
+
+    /// A long job goes on: what it says is durable is recorded for a merge.
+    pub(crate) fn progressed(&mut self, job: JobId, progress: Progress) {
+        if let Some(live) = self.live.get_mut(&job) {
+            live.update(progress);
+        }
+        if self.current.as_ref().is_some_and(|current| current.job == job) {
+            self.merge_progressed(job, progress);
+        }
+    }
+
+    /// A long job is over, and so is its process.
+    pub(crate) fn long_ended(&mut self, job: JobId, end: Result<Value, Trouble>) {
+        let cancelled = self.running.remove(&job).is_some_and(|running| running.cancelled);
+        let merge = self.current.as_ref().is_some_and(|current| current.job == job);
+        if merge {
+            self.merge_ended(job, end, cancelled);
+        } else if let Some(row) = self.catalog.state().jobs.get(&job).map(|row| (**row).clone()) {
+            let end = end.map_err(|trouble| match trouble.kind {
+                TroubleKind::Stopped if cancelled => {
+                    Failure::new(ErrorName::TryAgain, "the job was cancelled")
+                }
+                _ => from_trouble(&trouble),
+            });
+            let state = if cancelled { JobState::Cancelled } else { JobState::Failed };
+            self.stream_ended(row, end, state);
+        }
+        self.live.remove(&job);
+        for call in std::mem::take(&mut self.parked) {
+            self.handle(call);
+        }
+    }
+
+    /// Records the good end of a job.
+    pub(crate) fn finish(&mut self, mut job: JobRecord, mut changes: Vec<Change>) -> Result<(), Failure> {
+        let kind = job.work.kind();
+        job.state = JobState::Done;
+        job.phase = "done".to_owned();
+        job.effects = Effects::default();
+        job.error = None;
+        job.retry_at = None;
+        job.bytes_done = job.bytes_total;
+        job.updated = Timestamp::now();
+        changes.push(Change::PutJob(job));
+        self.commit(changes)?;
+        crash::pass(kind, Phase::Done);
+        Ok(())
+    }
+
+    /// The answer that an earlier call with the same `request_id` got, or how that call stands.
+    pub(crate) fn remembered(&mut self, call: &Call) -> Option<Result<Given, Failure>> {
+        let key = call.request.params.get("request_id")?.as_str()?;
+        let job = self.catalog.state().jobs.values().find(|job| job.request_id.as_deref() == Some(key))?;
+        let (id, state) = (job.id, job.state);
+        match (&job.answer, &job.error, state) {
+            (_, Some(failure), JobState::Failed | JobState::Cancelled) => Some(Err(failure.clone())),
+            _ if crate::dispatch::answers_with_a_job(&call.request.method) => {
+                Some(self.job_document(id).map(Given::Answer))
+            }
+            (Some(answer), _, _) if job.committed => Some(Ok(Given::Answer(answer.clone()))),
+            _ => Some(Err(Failure::new(
+                ErrorName::TryAgain,
+                "the first call with this request_id is still running",
+            ))),
+        }
+    }
+
+    /// A job as clients see it.
+    pub(crate) fn job_document(&self, id: JobId) -> Result<Value, Failure> {
+        self.publish();
+        self.board.read().job(id).ok_or_else(|| no_such_job(id))
+    }
+
+    /// `Job.wait`.
+    pub(crate) fn job_wait(&mut self, call: &Call) -> Result<Given, Failure> {
+        let params: JobParams = crate::dispatch::params(&call.request)?;
+        let id = self.job_id(&params.job)?;
+        let job = self.catalog.state().jobs.get(&id).ok_or_else(|| no_such_job(id))?;
+        if job.state.is_over() {
+            return self.job_document(id).map(Given::Answer);
+        }
+        let deadline =
+            params.timeout_seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds.min(86_400)));
+        self.job_waiters.push(JobWaiter { id: call.request.id.clone(), job: id, deadline });
+        Ok(Given::Later)
+    }
+
+    /// `Job.cancel`: a job that runs is stopped, and undone when it has; one that waits is ended here.
+    pub(crate) fn job_cancel(&mut self, call: &Call) -> Result<Given, Failure> {
+        let params: JobParams = crate::dispatch::params(&call.request)?;
+        let id = self.job_id(&params.job)?;
+        let mut job =
+            self.catalog.state().jobs.get(&id).map(|row| (**row).clone()).ok_or_else(|| no_such_job(id))?;
+        if let Some(running) = self.running.get_mut(&id) {
+            running.cancelled = true;
+            running.long.stop();
+        } else if job.committed && !job.state.is_over() {
+            return Err(Failure::new(
+                ErrorName::VdiUnavailable,
+                "the job has taken effect and only has to be finished",
+            ));
+        } else if !job.state.is_over() {
+            job.state = JobState::Cancelled;
+            job.retry_at = Some(Timestamp::now() + crate::coalescing::CANCELLED_REST);
+            self.commit(vec![Change::PutJob(job)])?;
+        }
+        self.job_document(id).map(Given::Answer)
+    }
+
+    /// Answers those who wait for a job that is over, or whose patience is.
+    pub(crate) fn answer_waiters(&mut self) {
+        self.publish();
+        let now = Instant::now();
+        let waiters = std::mem::take(&mut self.job_waiters);
+        for waiter in waiters {
+            let over = self.catalog.state().jobs.get(&waiter.job).is_none_or(|job| job.state.is_over());
+            if over || waiter.deadline.is_some_and(|at| at <= now) {
+                let document = self.board.read().job(waiter.job).ok_or_else(|| no_such_job(waiter.job));
+                self.answer(waiter.id, document);
+            } else {
+                self.job_waiters.push(waiter);
+            }
+        }
+        if !self.run_waiters.is_empty() && self.nothing_to_run() {
+            let status = serde_json::to_value(self.board.read().coalesce_status()).unwrap_or_default();
+            let waiters: Vec<Id> = self.run_waiters.drain(..).collect();
+            for id in waiters {
+                self.answer(id, Ok(status.clone()));
+            }
+        }
+    }
+
+    /// When the owner must wake without mail: a waiter's patience, the end of a back-off or of a pause.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.job_waiters.iter().filter_map(|waiter| waiter.deadline).min()
+    }
+
+    /// The number in a job id such as `3f2a91bc-17`.
+    pub(crate) fn job_id(&self, text: &str) -> Result<JobId, Failure> {
+        let (sr, number) =
+            text.rsplit_once('-').ok_or_else(|| bad_request(format!("'{text}' is not a job's id")))?;
+        if !self.sr.uuid.to_string().starts_with(sr) {
+            return Err(Failure::new(ErrorName::VdiMissing, format!("there is no job {text} in this SR")));
+        }
+        number.parse().map_err(|_| bad_request(format!("'{text}' is not a job's id")))
+    }
+}
+
+fn no_such_job(id: JobId) -> Failure {
+    Failure::new(ErrorName::VdiMissing, format!("there is no job {id}")).hint("`catena job list` names them")
+}

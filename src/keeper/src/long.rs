@@ -1,0 +1,88 @@
+//! Long jobs: a thread with a worker process of its own, which reports to the owner's mailbox.
+//!
+//! The thread runs a script of requests and touches no catalog. Its process ends with it; the owner knows that the
+//! process's locks are free when the end of the script is in the mailbox, because it is sent after the process was reaped.
+
+use crate::owner::Mail;
+use crate::worker::{Worker, stop};
+use catena_control::{Answered, Channel, Progress, Request, Trouble};
+use catena_types::JobId;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+
+/// News of a long job.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// It goes on.
+    Progress(Progress),
+    /// It is over, and so is its process.
+    End(Result<serde_json::Value, Trouble>),
+}
+
+/// What a script speaks to.
+pub(crate) struct Session<'a> {
+    worker: &'a mut Worker,
+    mailbox: &'a Sender<Mail>,
+    job: JobId,
+}
+
+impl Session<'_> {
+    /// One request to the process; its progress goes to the owner.
+    pub(crate) fn call(&mut self, request: &Request, fds: Vec<OwnedFd>) -> Answered {
+        let (mailbox, job) = (self.mailbox, self.job);
+        self.worker.call(request, fds, |progress| tell(mailbox, job, News::Progress(progress)))
+    }
+
+    /// Progress that the script itself has made.
+    pub(crate) fn progress(&self, progress: Progress) {
+        tell(self.mailbox, self.job, News::Progress(progress));
+    }
+}
+
+/// What a long job does; its result is the job's answer to the client.
+pub(crate) type Script = Box<dyn FnOnce(&mut Session<'_>) -> Result<serde_json::Value, Trouble> + Send>;
+
+/// A running long job.
+#[derive(Debug)]
+pub(crate) struct LongJob {
+    stopper: Channel,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl LongJob {
+    /// Starts the process and the thread.
+    pub(crate) fn start(job: JobId, mailbox: &Sender<Mail>, script: Script) -> Result<Self, Trouble> {
+        let mut worker = Worker::start()?;
+        let stopper = worker.stopper()?;
+        let mailbox = mailbox.clone();
+        let thread = std::thread::spawn(move || {
+            let mut session = Session { worker: &mut worker, mailbox: &mailbox, job };
+            let end = script(&mut session);
+            drop(worker);
+            tell(&mailbox, job, News::End(end));
+        });
+        Ok(Self { stopper, thread: Some(thread) })
+    }
+
+    /// Asks it to stop; its end comes to the mailbox.
+    pub(crate) fn stop(&self) {
+        stop(&self.stopper);
+    }
+}
+
+impl Drop for LongJob {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of a job panicked");
+        }
+    }
+}
+
+fn tell(mailbox: &Sender<Mail>, job: JobId, news: News) {
+    // Without an owner the keeper is ending, and nobody wants the news.
+    let _ = mailbox.send(Mail::Long(job, news));
+}

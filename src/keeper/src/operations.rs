@@ -1,0 +1,281 @@
+//! Operations on detached VDIs that are answered at once: create, snapshot, clone, destroy. Each is a job with one commit.
+
+use crate::crash::{self, Phase};
+use crate::dispatch::params;
+use crate::images::{checked_size, new_image};
+use crate::lookup::{no_such_vdi, vdi_uuid};
+use crate::owner::{Call, Given, Owner};
+use catena_catalog::Change;
+use catena_coalesce::{Tree, can_shorten};
+use catena_rpc::{VdiCloneParams, VdiCreateParams, VdiParams, VdiSnapshotParams};
+use catena_types::{
+    CHAIN_LIMIT, CHAIN_WARNING, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobRecord, JobState,
+    Severity, Step, VdiKind, VdiRecord, VdiUuid, Work,
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// The most clones of one request.
+const CLONE_LIMIT: u32 = 1000;
+
+/// The row of a VDI that is to be made.
+pub(crate) fn new_vdi(uuid: VdiUuid, image: ImageId, name_label: String, kind: VdiKind) -> VdiRecord {
+    VdiRecord {
+        uuid,
+        image,
+        name_label,
+        name_description: String::new(),
+        kind,
+        snapshot_of: None,
+        created: Timestamp::now(),
+        other_config: BTreeMap::new(),
+    }
+}
+
+impl Owner {
+    /// `VDI.create`: a new empty disk.
+    pub(crate) fn vdi_create(&mut self, call: &Call) -> Result<Given, Failure> {
+        let asked: VdiCreateParams = params(&call.request)?;
+        let size = checked_size(asked.virtual_size)?;
+        let uuid = VdiUuid::random();
+        let mut job = self.new_job(Work::Create { vdi: uuid }, asked.request_id);
+        let mut images = [new_image(None, size)];
+        self.make(&mut job, &mut images)?;
+        let [image] = images;
+        let vdi = VdiRecord {
+            name_description: asked.name_description,
+            ..new_vdi(uuid, image.id, asked.name_label, VdiKind::Disk)
+        };
+        let event = self.event(
+            Severity::Info,
+            "vdi.created",
+            Some(uuid),
+            Some(&job),
+            format!("disk of {size} created"),
+        );
+        let changes = vec![Change::PutImage(image), Change::PutVdi(vdi), event];
+        self.conclude(job, changes, Vec::new(), json!({"uuid": uuid}))
+    }
+
+    /// `VDI.snapshot`: leaf L becomes a base copy under two new leaves, A for the disk and S for the snapshot.
+    pub(crate) fn vdi_snapshot(&mut self, call: &Call) -> Result<Given, Failure> {
+        let asked: VdiSnapshotParams = params(&call.request)?;
+        let (disk, leaf) = self.disk(&asked.vdi)?;
+        if let Some(again) = self.room_above(&disk, &leaf, asked.wait)? {
+            return Ok(again);
+        }
+        let mut job = self.new_job(Work::Snapshot { vdi: disk.uuid }, asked.request_id);
+        let mut images =
+            [new_image(Some(leaf.id), leaf.virtual_size), new_image(Some(leaf.id), leaf.virtual_size)];
+        self.make(&mut job, &mut images)?;
+        let uuid = VdiUuid::random();
+        let label = asked.name_label.unwrap_or_else(|| disk.name_label.clone());
+        let snapshot = VdiRecord {
+            snapshot_of: Some(disk.uuid),
+            ..new_vdi(uuid, images[1].id, label, VdiKind::Snapshot)
+        };
+        let event = self.event(
+            Severity::Info,
+            "vdi.snapshot",
+            Some(disk.uuid),
+            Some(&job),
+            format!("snapshot {uuid} taken"),
+        );
+        let mut changes =
+            vec![Change::PutVdi(VdiRecord { image: images[0].id, ..disk.clone() }), Change::PutVdi(snapshot)];
+        changes.extend(images.map(Change::PutImage));
+        changes.push(event);
+        self.become_base(job, &disk, leaf, changes, json!({"vdis": [uuid]}))
+    }
+
+    /// `VDI.clone`: new disks beside the origin, all on one base. A leaf that owns nothing is not made a base: the clones hang
+    /// from its parent, so that many clones of one template share one base at depth 2.
+    pub(crate) fn vdi_clone(&mut self, call: &Call) -> Result<Given, Failure> {
+        let asked: VdiCloneParams = params(&call.request)?;
+        let count = asked.count.unwrap_or(1);
+        if count == 0 || count > CLONE_LIMIT {
+            return Err(Failure::new(
+                ErrorName::BadRequest,
+                format!("between 1 and {CLONE_LIMIT} clones at once"),
+            ));
+        }
+        let (origin, leaf) = self.disk(&asked.vdi)?;
+        let parent_is_whole =
+            leaf.parent.is_none_or(|parent| self.image(parent).is_ok_and(|row| row.state == ImageState::Ok));
+        let bare = parent_is_whole && !leaf.foreign && self.owns_nothing(leaf.id)?;
+        if !bare && let Some(again) = self.room_above(&origin, &leaf, asked.wait)? {
+            return Ok(again);
+        }
+        let base = if bare { leaf.parent } else { Some(leaf.id) };
+        let mut job = self.new_job(Work::Clone { vdi: origin.uuid }, asked.request_id);
+        let mut images: Vec<ImageRecord> = (0..count).map(|_| new_image(base, leaf.virtual_size)).collect();
+        if !bare {
+            images.push(new_image(base, leaf.virtual_size));
+        }
+        self.make(&mut job, &mut images)?;
+        let mut changes: Vec<Change> = images.iter().cloned().map(Change::PutImage).collect();
+        if !bare && let Some(own) = images.pop() {
+            changes.push(Change::PutVdi(VdiRecord { image: own.id, ..origin.clone() }));
+        }
+        let label = asked.name_label.unwrap_or_else(|| origin.name_label.clone());
+        let clones: Vec<VdiRecord> = images
+            .iter()
+            .zip(1..)
+            .map(|(image, n)| {
+                let name = if count == 1 { label.clone() } else { format!("{label} {n}") };
+                new_vdi(VdiUuid::random(), image.id, name, VdiKind::Disk)
+            })
+            .collect();
+        let uuids: Vec<VdiUuid> = clones.iter().map(|vdi| vdi.uuid).collect();
+        changes.extend(clones.into_iter().map(Change::PutVdi));
+        changes.push(self.event(
+            Severity::Info,
+            "vdi.cloned",
+            Some(origin.uuid),
+            Some(&job),
+            format!("{count} clones made"),
+        ));
+        let answer = json!({"vdis": uuids});
+        if bare {
+            self.conclude(job, changes, Vec::new(), answer)
+        } else {
+            self.become_base(job, &origin, leaf, changes, answer)
+        }
+    }
+
+    /// `VDI.destroy`: the VDI is gone with the commit; its image is garbage, which the worker removes.
+    pub(crate) fn vdi_destroy(&mut self, call: &Call) -> Result<Given, Failure> {
+        let asked: VdiParams = params(&call.request)?;
+        let uuid = vdi_uuid(&asked.vdi)?;
+        let vdi = self.catalog.state().vdis.get(&uuid).cloned().ok_or_else(|| no_such_vdi(&asked.vdi))?;
+        let leaf = self.image(vdi.image)?.clone();
+        let mut job = self.new_job(Work::Destroy { vdi: uuid }, asked.request_id);
+        job.state = JobState::Done;
+        job.committed = true;
+        job.answer = Some(json!({}));
+        let text = format!("'{}' deleted", vdi.name_label);
+        let event = self.event(Severity::Info, "vdi.destroyed", Some(uuid), Some(&job), text);
+        self.commit(vec![
+            Change::RemoveVdi(uuid),
+            Change::PutImage(garbage(&leaf)),
+            Change::PutJob(job),
+            event,
+        ])?;
+        crash::pass(catena_types::JobKind::Destroy, Phase::Committed);
+        self.wanting.retain(|(waiting, _)| *waiting != uuid);
+        Ok(Given::Answer(json!({})))
+    }
+
+    /// The VDI of that uuid and its leaf, fit to be built upon.
+    pub(crate) fn disk(&self, name: &str) -> Result<(VdiRecord, ImageRecord), Failure> {
+        let uuid = vdi_uuid(name)?;
+        let vdi = self.catalog.state().vdis.get(&uuid).ok_or_else(|| no_such_vdi(name))?;
+        let leaf = self.image(vdi.image)?;
+        self.check_usable(uuid, leaf.id)?;
+        Ok(((**vdi).clone(), leaf.clone()))
+    }
+
+    /// Refuses a VDI with a damaged or missing image anywhere in its chain.
+    pub(crate) fn check_usable(&self, vdi: VdiUuid, leaf: ImageId) -> Result<(), Failure> {
+        let broken = |image: &ImageState| {
+            matches!(image, ImageState::Corrupt | ImageState::Missing | ImageState::Garbage)
+        };
+        match self.catalog.state().chain(leaf).find(|image| broken(&image.state)) {
+            None => Ok(()),
+            Some(image) => Err(Failure::new(
+                ErrorName::VdiUnavailable,
+                format!("image {} of this chain is {:?}", image.container, image.state).to_lowercase(),
+            )
+            .hint("`catena sr check` says more")
+            .object("vdi", vdi)
+            .object("image", image.id)),
+        }
+    }
+
+    /// Whether one more image fits on top of the leaf: `None` if it does; otherwise the refusal, or the word that the call waits
+    /// for merges where the client wants to wait and they can help.
+    fn room_above(&self, vdi: &VdiRecord, leaf: &ImageRecord, wait: bool) -> Result<Option<Given>, Failure> {
+        let state = self.catalog.state();
+        let depth = state.chain(leaf.id).count();
+        if depth < CHAIN_LIMIT {
+            return Ok(None);
+        }
+        let tree = Tree::new(&state.images, &state.vdis);
+        let helps = can_shorten(&tree, leaf.id);
+        if wait && helps && !crate::views::paused(state) {
+            return Ok(Some(Given::Again));
+        }
+        let hint = match helps {
+            true if wait => "coalescing is paused: `catena coalesce resume`",
+            true => {
+                "merges can shorten the chain: wait for `catena coalesce run --wait`, or repeat with --wait"
+            }
+            false => "delete snapshots of this disk, or import an export of it as a new disk",
+        };
+        let message =
+            format!("the chain of '{}' has {depth} images, and {CHAIN_LIMIT} is the limit", vdi.name_label);
+        Err(Failure::new(ErrorName::ChainTooLong, message)
+            .hint(hint)
+            .object("vdi", vdi.uuid)
+            .object("depth", depth))
+    }
+
+    /// Concludes a job that puts leaves on top of `leaf`, which becomes a hidden base copy: sealed on disk after the commit.
+    fn become_base(
+        &mut self,
+        job: JobRecord,
+        vdi: &VdiRecord,
+        leaf: ImageRecord,
+        mut changes: Vec<Change>,
+        answer: Value,
+    ) -> Result<Given, Failure> {
+        let depth = self.catalog.state().chain(leaf.id).count() + 1;
+        if depth >= CHAIN_WARNING {
+            let text = format!("the chain of '{}' has {depth} images of {CHAIN_LIMIT}", vdi.name_label);
+            changes.push(self.event(Severity::Warning, "chain.long", Some(vdi.uuid), Some(&job), text));
+        }
+        // A foreign image is never written to: its own hidden flag stays as it is.
+        let steps =
+            if leaf.foreign { Vec::new() } else { vec![Step::SetHidden { image: leaf.id, hidden: true }] };
+        changes.push(Change::PutImage(ImageRecord { hidden: true, ..leaf }));
+        self.conclude(job, changes, steps, answer)
+    }
+
+    /// The commit of a job, then its steps. The client gets its answer even if a step has to be tried again: the change has
+    /// taken effect.
+    pub(crate) fn conclude(
+        &mut self,
+        mut job: JobRecord,
+        mut changes: Vec<Change>,
+        steps: Vec<Step>,
+        answer: Value,
+    ) -> Result<Given, Failure> {
+        let undone = job.clone();
+        let kind = job.work.kind();
+        job.committed = true;
+        job.answer = Some(answer.clone());
+        job.effects = catena_types::Effects { makes: Vec::new(), steps };
+        job.updated = Timestamp::now();
+        // With nothing left to do, the commit is also the end of the job.
+        if job.effects.steps.is_empty() {
+            job.state = JobState::Done;
+            job.phase = "done".to_owned();
+        }
+        let id = job.id;
+        let over = job.state.is_over();
+        changes.push(Change::PutJob(job));
+        self.or_undo(&undone, |owner| owner.commit(changes))?;
+        crash::pass(kind, Phase::Committed);
+        if !over {
+            self.run_steps(id);
+        }
+        crash::pass(kind, Phase::Done);
+        Ok(Given::Answer(answer))
+    }
+}
+
+/// The row of an image that nothing needs any more: out of the tree, so that its parent is free to be merged or removed.
+pub(crate) fn garbage(image: &ImageRecord) -> ImageRecord {
+    ImageRecord { state: ImageState::Garbage, parent: None, hidden: true, ..image.clone() }
+}

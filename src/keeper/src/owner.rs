@@ -1,0 +1,303 @@
+//! The owner thread: one loop that takes mail and changes the SR. Everything that has state is in [`Owner`], and only this
+//! thread has it.
+
+use crate::coalescing::Current;
+use crate::failures::from_catalog;
+use crate::long::{LongJob, News};
+use crate::published::{Board, Live, SrFacts};
+use crate::streams::Arriving;
+use crate::worker::SmallWorker;
+use catena_catalog::{Catalog, Change, Error as CatalogError};
+use catena_rpc::{Id, Message, Notification, Outcome, Request, Response, Writer};
+use catena_sr_api::Store;
+use catena_types::{EventRecord, Failure, ImageId, JobId, JobRecord, Severity, VdiUuid};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+/// What the owner is sent.
+#[derive(Debug)]
+pub(crate) enum Mail {
+    /// A client's request.
+    Call(Call),
+    /// A long job has news.
+    Long(JobId, News),
+    /// The containers of a job's removal steps are gone, or not.
+    Removed(JobId, Result<(), Failure>),
+    /// The front has gone: end.
+    FrontGone,
+}
+
+/// A request that is to be answered once.
+#[derive(Debug)]
+pub(crate) struct Call {
+    /// The request.
+    pub(crate) request: Request,
+    /// What came with it.
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// What an operation says to its caller.
+pub(crate) enum Given {
+    /// This.
+    Answer(serde_json::Value),
+    /// Nothing yet: the answer comes later.
+    Later,
+    /// Nothing yet: the call is to be tried again when something has changed.
+    Again,
+    /// This, and then the keeper ends.
+    Farewell(serde_json::Value),
+}
+
+/// A long job under way.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// Its thread and process.
+    pub(crate) long: LongJob,
+    /// Images that must not change meanwhile.
+    pub(crate) lease: BTreeSet<ImageId>,
+    /// Whether a client has cancelled it.
+    pub(crate) cancelled: bool,
+}
+
+/// A client waiting for the end of a job.
+#[derive(Debug)]
+pub(crate) struct JobWaiter {
+    pub(crate) id: Id,
+    pub(crate) job: JobId,
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// The owner of an SR.
+pub(crate) struct Owner {
+    pub(crate) sr: SrFacts,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) catalog: Catalog,
+    pub(crate) small: SmallWorker,
+    pub(crate) mailbox: Sender<Mail>,
+    pub(crate) front: Writer,
+    pub(crate) board: Arc<Board>,
+    pub(crate) live: BTreeMap<JobId, Live>,
+    pub(crate) running: BTreeMap<JobId, Running>,
+    /// What the coalesce worker does now.
+    pub(crate) current: Option<Current>,
+    /// Calls that wait for a running merge to stop.
+    pub(crate) parked: Vec<Call>,
+    /// Calls that wait for chains to get shorter.
+    pub(crate) wanting: Vec<(VdiUuid, Call)>,
+    /// Disks on their way in.
+    pub(crate) arriving: BTreeMap<JobId, Arriving>,
+    pub(crate) job_waiters: Vec<JobWaiter>,
+    pub(crate) run_waiters: Vec<Id>,
+    pub(crate) leaving: bool,
+    /// The last answer, given when the SR is closed.
+    pub(crate) farewell: Option<(Id, serde_json::Value)>,
+    /// The SR is to be unmade when the owner ends.
+    pub(crate) destroyed: bool,
+    stat_due: bool,
+}
+
+impl Owner {
+    /// The owner of an opened SR; nothing is started yet.
+    pub(crate) fn new(
+        sr: SrFacts,
+        store: Box<dyn Store>,
+        catalog: Catalog,
+        mailbox: Sender<Mail>,
+        front: Writer,
+    ) -> Self {
+        let store: Arc<dyn Store> = Arc::from(store);
+        let board = Arc::new(Board::new(sr.clone(), catalog.state().clone()));
+        Self {
+            sr,
+            store,
+            catalog,
+            small: SmallWorker::default(),
+            mailbox,
+            front,
+            board,
+            live: BTreeMap::new(),
+            running: BTreeMap::new(),
+            current: None,
+            parked: Vec::new(),
+            wanting: Vec::new(),
+            arriving: BTreeMap::new(),
+            job_waiters: Vec::new(),
+            run_waiters: Vec::new(),
+            leaving: false,
+            farewell: None,
+            destroyed: false,
+            stat_due: true,
+        }
+    }
+
+    /// Takes mail until the front has gone or the SR was detached; then closes the SR.
+    pub(crate) fn run(mut self, mail: &Receiver<Mail>) {
+        self.refresh_stat();
+        while !self.leaving {
+            match mail.try_recv() {
+                Ok(one) => self.take(one),
+                Err(_) => self.rest(mail),
+            }
+        }
+        self.end();
+    }
+
+    /// Nothing is in the mailbox: start what can start, then wait.
+    fn rest(&mut self, mail: &Receiver<Mail>) {
+        self.coalesce();
+        self.answer_waiters();
+        if self.stat_due {
+            self.refresh_stat();
+        }
+        self.publish();
+        let idle_after = Duration::from_millis(500);
+        let deadline = self.next_deadline();
+        let patience =
+            deadline.map_or(idle_after, |at| at.saturating_duration_since(Instant::now()).min(idle_after));
+        match mail.recv_timeout(patience) {
+            Ok(one) => self.take(one),
+            Err(RecvTimeoutError::Timeout) => {
+                if let Err(error) = self.catalog.idle() {
+                    tracing::warn!(sr = %self.sr.uuid, %error, "housekeeping of the catalog failed");
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => self.leaving = true,
+        }
+    }
+
+    fn take(&mut self, mail: Mail) {
+        match mail {
+            Mail::Call(call) => self.handle(call),
+            Mail::Long(job, News::Progress(progress)) => self.progressed(job, progress),
+            Mail::Long(job, News::End(end)) => self.long_ended(job, end),
+            Mail::Removed(job, result) => self.removed(job, result),
+            Mail::FrontGone => self.leaving = true,
+        }
+        self.publish();
+    }
+
+    /// Commits changes; on success events go to the front. An unknown outcome is resolved before anything else happens (D19):
+    /// the rewritten catalog's content decides whether the changes took effect.
+    pub(crate) fn commit(&mut self, changes: Vec<Change>) -> Result<(), Failure> {
+        self.stat_due = true;
+        let events: Vec<EventRecord> = changes.iter().filter_map(event_of).collect();
+        let ids = match self.catalog.commit(changes.clone()) {
+            Ok(ids) => ids,
+            Err(CatalogError::OutcomeUnknown { .. }) => {
+                tracing::error!(sr = %self.sr.uuid, "a commit has an unknown outcome; the catalog is rewritten");
+                self.catalog.resolve_unknown().map_err(|error| from_catalog(&error))?;
+                if !self.took_effect(&changes) {
+                    let what = "the catalog could not be written; nothing was changed";
+                    return Err(
+                        Failure::new(catena_types::ErrorName::IoError, what).hint("look at the storage")
+                    );
+                }
+                Vec::new()
+            }
+            Err(error) => return Err(from_catalog(&error)),
+        };
+        for (mut event, id) in events.into_iter().zip(ids) {
+            event.id = id;
+            self.notify(&event);
+        }
+        Ok(())
+    }
+
+    fn took_effect(&self, changes: &[Change]) -> bool {
+        let state = self.catalog.state();
+        changes.iter().all(|change| match change {
+            Change::PutJob(job) => state.jobs.get(&job.id).is_some_and(|row| **row == *job),
+            Change::PutImage(image) => state.images.get(&image.id).is_some_and(|row| **row == *image),
+            Change::PutVdi(vdi) => state.vdis.get(&vdi.uuid).is_some_and(|row| **row == *vdi),
+            Change::RemoveImage(id) => !state.images.contains_key(id),
+            Change::RemoveVdi(id) => !state.vdis.contains_key(id),
+            Change::RemoveJob(id) => !state.jobs.contains_key(id),
+            Change::PutMeta(meta) => *state.meta == *meta,
+            Change::Event(_) => true,
+        })
+    }
+
+    fn notify(&self, event: &EventRecord) {
+        let params = serde_json::to_value(crate::views::event(event)).unwrap_or_default();
+        let message = Message::Notification(Notification { method: "event".to_owned(), params });
+        if let Err(error) = self.front.send(&message, &[]) {
+            tracing::debug!(%error, "an event could not be sent to the front");
+        }
+    }
+
+    /// An event row of now.
+    pub(crate) fn event(
+        &self,
+        severity: Severity,
+        kind: &str,
+        vdi: Option<VdiUuid>,
+        job: Option<&JobRecord>,
+        message: impl Into<String>,
+    ) -> Change {
+        let message = message.into();
+        tracing::info!(sr = %self.sr.uuid, kind, vdi = vdi.map(|id| id.to_string()), job = job.map(|job| job.id), message);
+        Change::Event(EventRecord {
+            id: 0,
+            time: Timestamp::now(),
+            kind: kind.to_owned(),
+            severity,
+            sr: self.sr.uuid,
+            vdi,
+            job: job.map(|job| job.id),
+            message,
+        })
+    }
+
+    /// Answers a request.
+    pub(crate) fn answer(&self, id: Id, outcome: Outcome) {
+        if let Err(error) = self.front.send(&Message::Response(Response { id, outcome }), &[]) {
+            tracing::debug!(%error, "an answer could not be sent to the front");
+        }
+    }
+
+    /// Publishes what lists and records are answered from.
+    pub(crate) fn publish(&self) {
+        self.board.publish(self.catalog.state(), &self.live, self.moment());
+    }
+
+    fn refresh_stat(&mut self) {
+        self.stat_due = false;
+        match self.store.stat() {
+            Ok(stat) => self.board.set_stat(stat),
+            Err(error) => tracing::warn!(sr = %self.sr.uuid, %error, "the storage gives no figures"),
+        }
+    }
+
+    fn end(mut self) {
+        let calls = self.parked.drain(..).chain(self.wanting.drain(..).map(|(_, call)| call));
+        let ids: Vec<Id> = calls.map(|call| call.request.id).chain(self.run_waiters.drain(..)).collect();
+        let going = Failure::new(catena_types::ErrorName::SrUnavailable, "the SR is being detached").retry();
+        for id in ids {
+            self.answer(id, Err(going.clone()));
+        }
+        // Dropping a running job stops its process and waits for it: after this nobody writes to the SR.
+        self.running.clear();
+        let closed = self.catalog.close().map_err(|error| from_catalog(&error));
+        let unmade = closed.and_then(|()| if self.destroyed { Ok(self.store.destroy()?) } else { Ok(()) });
+        if let Err(failure) = &unmade {
+            tracing::error!(sr = %self.sr.uuid, %failure, "the SR could not be closed cleanly");
+        }
+        if let Some((id, value)) = self.farewell {
+            let response = Message::Response(Response { id, outcome: unmade.map(|()| value) });
+            if let Err(error) = self.front.send(&response, &[]) {
+                tracing::debug!(%error, "the last answer could not be sent");
+            }
+        }
+    }
+}
+
+fn event_of(change: &Change) -> Option<EventRecord> {
+    match change {
+        Change::Event(event) => Some(event.clone()),
+        _ => None,
+    }
+}

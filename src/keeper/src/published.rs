@@ -1,0 +1,127 @@
+//! The snapshot that lists and records are answered from: published by the owner after every commit, read by the reader
+//! thread without waiting for anybody.
+
+use crate::views::View;
+use catena_catalog::State;
+use catena_coalesce::Moment;
+use catena_control::Progress;
+use catena_sr_api::StoreStat;
+use catena_types::{Bytes, JobId, SrUuid};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// What never changes while the SR is attached.
+#[derive(Debug, Clone)]
+pub(crate) struct SrFacts {
+    /// Its id.
+    pub(crate) uuid: SrUuid,
+    /// The back end.
+    pub(crate) kind: String,
+    /// Where it is.
+    pub(crate) location: String,
+    /// Whether blocks can be shared.
+    pub(crate) reflink: bool,
+}
+
+impl SrFacts {
+    /// The first eight digits: what job and event ids begin with.
+    pub(crate) fn short(&self) -> String {
+        self.uuid.to_string().chars().take(8).collect()
+    }
+}
+
+/// How far a long job is, and how fast.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Live {
+    /// The worker's last word.
+    pub(crate) progress: Progress,
+    /// Bytes a second, lately.
+    pub(crate) rate: Bytes,
+    /// When the last word came.
+    pub(crate) updated: Timestamp,
+    measured: Instant,
+    measured_at: u64,
+}
+
+impl Live {
+    /// A job that has just begun.
+    pub(crate) fn new() -> Self {
+        Self {
+            progress: Progress::default(),
+            rate: Bytes(0),
+            updated: Timestamp::now(),
+            measured: Instant::now(),
+            measured_at: 0,
+        }
+    }
+
+    /// Takes the worker's word; the rate is that of the last half second or more, smoothed.
+    pub(crate) fn update(&mut self, progress: Progress) {
+        self.progress = progress;
+        self.updated = Timestamp::now();
+        let millis = u64::try_from(self.measured.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if millis >= 500 {
+            let now = progress.bytes_done.0.saturating_sub(self.measured_at).saturating_mul(1000) / millis;
+            self.rate = Bytes(if self.rate.0 == 0 { now } else { (self.rate.0 + now) / 2 });
+            self.measured = Instant::now();
+            self.measured_at = progress.bytes_done.0;
+        }
+    }
+}
+
+/// One snapshot.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) sr: SrFacts,
+    pub(crate) state: State,
+    pub(crate) live: BTreeMap<JobId, Live>,
+    pub(crate) moment: Moment,
+    pub(crate) stat: StoreStat,
+}
+
+/// Where the present snapshot hangs.
+#[derive(Debug)]
+pub(crate) struct Board {
+    sr: SrFacts,
+    stat: Mutex<StoreStat>,
+    present: Mutex<Arc<Published>>,
+}
+
+impl Board {
+    /// With a first snapshot.
+    pub(crate) fn new(sr: SrFacts, state: State) -> Self {
+        let stat = StoreStat { total: Bytes(0), used: Bytes(0), allocatable: Bytes(0) };
+        let published =
+            Published { sr: sr.clone(), state, live: BTreeMap::new(), moment: Moment::default(), stat };
+        Self { sr, stat: Mutex::new(stat), present: Mutex::new(Arc::new(published)) }
+    }
+
+    /// Hangs up a new snapshot.
+    pub(crate) fn publish(&self, state: &State, live: &BTreeMap<JobId, Live>, moment: Moment) {
+        let published = Published {
+            sr: self.sr.clone(),
+            state: state.clone(),
+            live: live.clone(),
+            moment,
+            stat: self.stat(),
+        };
+        *self.present.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(published);
+    }
+
+    /// New figures of the storage, for the next snapshot.
+    pub(crate) fn set_stat(&self, stat: StoreStat) {
+        *self.stat.lock().unwrap_or_else(PoisonError::into_inner) = stat;
+    }
+
+    /// The last figures of the storage.
+    pub(crate) fn stat(&self) -> StoreStat {
+        *self.stat.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The present snapshot.
+    pub(crate) fn read(&self) -> View {
+        View(Arc::clone(&self.present.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}

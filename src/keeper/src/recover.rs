@@ -1,0 +1,73 @@
+//! What is done when an SR is opened, before its first request: every job row that a crash has left is answered.
+//!
+//! | the row says | answer |
+//! |---|---|
+//! | header bytes planned (D5) | they are written again: the header may be torn |
+//! | not committed, makes containers | they are removed, the job has failed |
+//! | not committed, a merge | its mover's locks are waited for; it waits for its turn, with its cursor |
+//! | committed, steps left | they are done |
+
+use crate::hands::ready;
+use crate::owner::Owner;
+use catena_catalog::Change;
+use catena_sr_api::Access;
+use catena_types::{ErrorName, Failure, HeaderPatch, JobRecord, JobState, Step, Work};
+
+impl Owner {
+    /// Answers what a crash has left.
+    pub(crate) fn recover(&mut self) -> Result<(), Failure> {
+        let left: Vec<JobRecord> = self
+            .catalog
+            .state()
+            .jobs
+            .values()
+            .filter(|job| !job.state.is_over())
+            .map(|job| (**job).clone())
+            .collect();
+        for job in &left {
+            self.mend_headers(job)?;
+        }
+        for job in left {
+            tracing::info!(sr = %self.sr.uuid, job = job.id, committed = job.committed, "a job was interrupted");
+            if job.committed || matches!(job.work, Work::Merge { .. } | Work::LeafMerge { .. }) {
+                self.requeue(job)?;
+            } else {
+                let why =
+                    Failure::new(ErrorName::TryAgain, "the job was interrupted by the end of its keeper");
+                self.undo(job, JobState::Failed, &why.hint("start it again"));
+            }
+        }
+        Ok(())
+    }
+
+    /// D5: a crash between the first and the last write of a header leaves it torn, and it has no second copy but the row.
+    fn mend_headers(&mut self, job: &JobRecord) -> Result<(), Failure> {
+        let patches: Vec<HeaderPatch> = job
+            .effects
+            .steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Reparent { patches, .. } => Some(patches.clone()),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        self.apply_patches(&patches)
+    }
+
+    /// The worker takes the job up again. A mover that outlived its keeper may still be landing its last request: nobody reads
+    /// the two images before its locks are free (D11, D15).
+    fn requeue(&mut self, job: JobRecord) -> Result<(), Failure> {
+        if !job.committed
+            && let Work::Merge { from, into, .. } | Work::LeafMerge { from, into, .. } = &job.work
+        {
+            for image in [from, into] {
+                if let Some(row) = self.catalog.state().images.get(image).cloned() {
+                    drop(ready(&*self.store, &row, Access::ReadWrite)?);
+                }
+            }
+        }
+        let job = JobRecord { state: JobState::Queued, phase: "waiting".to_owned(), ..job };
+        self.commit(vec![Change::PutJob(job)])
+    }
+}

@@ -1,0 +1,171 @@
+//! What is left to do after a commit. Every step may be repeated: a crash in the middle is answered by doing it again.
+
+use crate::crash::{self, Phase};
+use crate::failures::from_trouble;
+use crate::hands::ready;
+use crate::images::unexpected;
+use crate::owner::{Mail, Owner};
+use catena_catalog::Change;
+use catena_control::{Answer, Request};
+use catena_sr_api::Access;
+use catena_types::{Failure, HeaderPatch, ImageId, JobId, JobRecord, JobState, Step};
+use jiff::{SignedDuration, Timestamp};
+use std::sync::Arc;
+
+/// Headers changed with one request to the worker.
+const BATCH: usize = 32;
+
+impl Owner {
+    /// Does what is left of a committed job. What fails stays in the row and is tried again later; removals go on in a thread
+    /// of their own and end in the mailbox.
+    pub(crate) fn run_steps(&mut self, id: JobId) {
+        let Some(job) = self.catalog.state().jobs.get(&id).map(|row| (**row).clone()) else { return };
+        if let Err(failure) = self.steps_of(job) {
+            tracing::error!(sr = %self.sr.uuid, job = id, %failure, "a step after a commit failed and is tried again");
+            self.postpone_steps(id, failure);
+        }
+    }
+
+    fn steps_of(&mut self, mut job: JobRecord) -> Result<(), Failure> {
+        while let Some(step) = job.effects.steps.first().cloned() {
+            match step {
+                Step::SetHidden { image, hidden } => self.set_hidden(image, hidden)?,
+                Step::Reparent { images, patches } => self.reparent(&mut job, &images, patches)?,
+                Step::Remove { .. } => {
+                    self.start_removal(&job);
+                    return Ok(());
+                }
+            }
+            job.effects.steps.remove(0);
+            crash::pass(job.work.kind(), Phase::Stepped);
+        }
+        self.finish(job, Vec::new())
+    }
+
+    fn set_hidden(&mut self, image: ImageId, hidden: bool) -> Result<(), Failure> {
+        let Some(row) = self.catalog.state().images.get(&image).cloned() else { return Ok(()) };
+        let one = ready(&*self.store, &row, Access::ReadWrite)?;
+        let request = Request::SetHidden { image: one.handed, hidden };
+        self.small.call(&request, vec![one.fd]).map_err(|trouble| from_trouble(&trouble))?;
+        Ok(())
+    }
+
+    /// Makes headers name the parents that the catalog names. D5: the new bytes are in the job row before the first of them is
+    /// written; a patch of the same image in an older row is dropped in the same transaction, so that it can never be
+    /// written over this one.
+    fn reparent(
+        &mut self,
+        job: &mut JobRecord,
+        images: &[ImageId],
+        planned: Vec<HeaderPatch>,
+    ) -> Result<(), Failure> {
+        let patches = if planned.is_empty() { self.plan_patches(job, images)? } else { planned };
+        crash::pass(job.work.kind(), Phase::Planned);
+        self.apply_patches(&patches)
+    }
+
+    fn plan_patches(&mut self, job: &mut JobRecord, images: &[ImageId]) -> Result<Vec<HeaderPatch>, Failure> {
+        let mut patches = Vec::new();
+        for batch in images.chunks(BATCH) {
+            let (mut asked, mut fds) = (Vec::new(), Vec::new());
+            for id in batch {
+                let Some(row) = self.catalog.state().images.get(id).cloned() else { continue };
+                let Some(parent) = row.parent else { continue };
+                let one = ready(&*self.store, &row, Access::ReadOnly)?;
+                asked.push((one.handed, self.parent(parent)?));
+                fds.push(one.fd);
+            }
+            let answer = self.small.call(&Request::PlanReparent { images: asked }, fds);
+            match answer.map_err(|trouble| from_trouble(&trouble))? {
+                Answer::Patches { patches: some } => patches.extend(some),
+                _ => return Err(unexpected()),
+            }
+        }
+        if let Some(Step::Reparent { patches: row, .. }) = job.effects.steps.first_mut() {
+            row.clone_from(&patches);
+        }
+        let mut changes = self.without_older_patches(job.id, images);
+        changes.push(Change::PutJob(job.clone()));
+        self.commit(changes)?;
+        Ok(patches)
+    }
+
+    fn without_older_patches(&self, but: JobId, images: &[ImageId]) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for row in self.catalog.state().jobs.values().filter(|row| row.id != but && !row.state.is_over()) {
+            let mut job = (**row).clone();
+            for step in &mut job.effects.steps {
+                if let Step::Reparent { images: theirs, patches } = step {
+                    theirs.retain(|image| !images.contains(image));
+                    patches.retain(|patch| !images.contains(&patch.image));
+                }
+            }
+            if job != **row {
+                changes.push(Change::PutJob(job));
+            }
+        }
+        changes
+    }
+
+    /// Writes planned bytes. The headers may be torn by an earlier try, so nothing is read from them.
+    pub(crate) fn apply_patches(&mut self, patches: &[HeaderPatch]) -> Result<(), Failure> {
+        for batch in patches.chunks(BATCH) {
+            let (mut wanted, mut fds) = (Vec::new(), Vec::new());
+            for patch in batch {
+                let Some(row) = self.catalog.state().images.get(&patch.image).cloned() else { continue };
+                fds.push(ready(&*self.store, &row, Access::ReadWrite)?.fd);
+                wanted.push(patch.clone());
+            }
+            let answer = self.small.call(&Request::ApplyPatches { patches: wanted }, fds);
+            answer.map_err(|trouble| from_trouble(&trouble))?;
+        }
+        Ok(())
+    }
+
+    fn start_removal(&self, job: &JobRecord) {
+        let containers: Vec<String> = removals(job).map(|(_, container)| container.clone()).collect();
+        let (store, mailbox, id) = (Arc::clone(&self.store), self.mailbox.clone(), job.id);
+        std::thread::spawn(move || {
+            let result = containers.iter().try_for_each(|name| store.remove(name).map(drop));
+            // Without an owner the keeper is ending; the row says what is left.
+            let _ = mailbox.send(Mail::Removed(id, result.map_err(Failure::from)));
+        });
+    }
+
+    /// The containers are gone, durably: now the rows go.
+    pub(crate) fn removed(&mut self, id: JobId, result: Result<(), Failure>) {
+        let Some(job) = self.catalog.state().jobs.get(&id).map(|row| (**row).clone()) else { return };
+        crash::pass(job.work.kind(), Phase::Stepped);
+        let changes = removals(&job).map(|(image, _)| Change::RemoveImage(*image)).collect();
+        if let Err(failure) = result.and_then(|()| self.finish(job, changes)) {
+            tracing::error!(sr = %self.sr.uuid, job = id, %failure, "a removal failed and is tried again");
+            self.postpone_steps(id, failure);
+        }
+        self.merge_over(id);
+    }
+
+    fn postpone_steps(&mut self, id: JobId, failure: Failure) {
+        let Some(mut job) = self.catalog.state().jobs.get(&id).map(|row| (**row).clone()) else { return };
+        job.attempts += 1;
+        job.state = JobState::Queued;
+        job.error = Some(failure);
+        job.retry_at = Some(Timestamp::now() + back_off(job.attempts));
+        job.updated = Timestamp::now();
+        if let Err(failure) = self.commit(vec![Change::PutJob(job)]) {
+            tracing::error!(job = id, %failure, "a failed step could not be recorded");
+        }
+        self.merge_over(id);
+    }
+}
+
+/// How long a job rests after so many failures: 10 s, doubling, an hour at most.
+pub(crate) fn back_off(attempts: u32) -> SignedDuration {
+    SignedDuration::from_secs((5_i64 << attempts.min(10)).min(3600))
+}
+
+fn removals(job: &JobRecord) -> impl Iterator<Item = (&ImageId, &String)> {
+    job.effects.steps.iter().filter_map(|step| match step {
+        Step::Remove { image, container } => Some((image, container)),
+        _ => None,
+    })
+}

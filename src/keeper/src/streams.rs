@@ -1,0 +1,218 @@
+//! Operations that move a disk's bytes through a descriptor that the client passed: import, export, and the read and write of
+//! detached disks. This host opens no path that a request names.
+
+use crate::crash::{self, Phase};
+use crate::dispatch::params;
+use crate::failures::{bad_request, from_trouble};
+use crate::hands::{ready_chain, ready_new};
+use crate::images::{new_image, unexpected};
+use crate::long::{LongJob, Script};
+use crate::lookup::no_such_vdi;
+use crate::operations::new_vdi;
+use crate::owner::{Call, Given, Owner, Running};
+use catena_catalog::Change;
+use catena_control::{Answer, ExportFormat, ImportFormat, Request, Trouble, TroubleKind};
+use catena_rpc::{ReadWriteParams, VdiExportParams, VdiImportParams};
+use catena_sr_api::Access;
+use catena_types::{
+    Bytes, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobRecord, JobState, Made, Severity,
+    VdiKind, VdiUuid, Work,
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// A disk on its way in: its rows, but for the size.
+#[derive(Debug, Clone)]
+pub(crate) struct Arriving {
+    image: ImageRecord,
+    name_label: String,
+}
+
+impl Owner {
+    /// `VDI.import`: a stream becomes a disk. A failed import leaves nothing.
+    pub(crate) fn vdi_import(&mut self, call: &mut Call) -> Result<Given, Failure> {
+        let asked: VdiImportParams = params(&call.request)?;
+        let format = match asked.format.as_deref() {
+            None | Some("auto") => ImportFormat::Auto,
+            Some("raw") => ImportFormat::Raw,
+            Some("vhd") => ImportFormat::Vhd,
+            Some(other) => return Err(unknown_format(other)),
+        };
+        let stream = descriptor(call, asked.fd)?;
+        let vdi = VdiUuid::random();
+        let image = new_image(None, Bytes(0));
+        let mut job = self.new_job(Work::Import { vdi }, asked.request_id);
+        job.phase = "copying".to_owned();
+        self.begin(&mut job, vec![Made { image: image.id, container: image.container.clone() }])?;
+        let request = Request::Import {
+            format,
+            id: image.id,
+            image_format: image.format,
+            created: Timestamp::now().as_second(),
+        };
+        let long = self.or_undo(&job, |owner| {
+            owner.store.create_container(&image.container, Bytes(0))?;
+            let container = ready_new(&*owner.store, &image.container)?;
+            let script: Script =
+                Box::new(move |session| match session.call(&request, vec![stream, container])? {
+                    Answer::Imported { source } => Ok(json!(source.virtual_size)),
+                    _ => Err(trouble()),
+                });
+            LongJob::start(job.id, &owner.mailbox, script).map_err(|trouble| from_trouble(&trouble))
+        })?;
+        self.track(&job, Running { long, lease: BTreeSet::new(), cancelled: false });
+        self.arriving.insert(job.id, Arriving { image, name_label: asked.name_label });
+        self.job_document(job.id).map(Given::Answer)
+    }
+
+    /// `VDI.export`: the content of a VDI or of a base copy, as it is now, goes to a stream. The chain is leased: nothing merges
+    /// into it or removes it meanwhile.
+    pub(crate) fn vdi_export(&mut self, call: &mut Call) -> Result<Given, Failure> {
+        let asked: VdiExportParams = params(&call.request)?;
+        let format = match asked.format.as_deref() {
+            None | Some("raw") => ExportFormat::Raw,
+            Some("vhd") => ExportFormat::Vhd,
+            Some(other) => return Err(unknown_format(other)),
+        };
+        let chain = self.chain_to_read(&asked.vdi)?;
+        let stream = descriptor(call, asked.fd)?;
+        let mut job = self.new_job(Work::Export { image: chain[0].id }, asked.request_id);
+        job.phase = "copying".to_owned();
+        self.begin(&mut job, Vec::new())?;
+        let lease = chain.iter().map(|image| image.id).collect();
+        let long = self.or_undo(&job, |owner| {
+            let (handed, fds) = ready_chain(&*owner.store, &chain, Access::ReadOnly)?;
+            let request = Request::Export { chain: handed, format };
+            let fds = std::iter::once(stream).chain(fds).collect();
+            let script: Script = Box::new(move |session| match session.call(&request, fds)? {
+                Answer::Moved { bytes } => Ok(json!({"bytes": bytes})),
+                _ => Err(trouble()),
+            });
+            LongJob::start(job.id, &owner.mailbox, script).map_err(|trouble| from_trouble(&trouble))
+        })?;
+        self.track(&job, Running { long, lease, cancelled: false });
+        self.job_document(job.id).map(Given::Answer)
+    }
+
+    /// A long job that is no merge has ended; if badly, it is recorded as `otherwise`.
+    pub(crate) fn stream_ended(
+        &mut self,
+        mut job: JobRecord,
+        end: Result<Value, Failure>,
+        otherwise: JobState,
+    ) {
+        let arriving = self.arriving.remove(&job.id);
+        let result = end.and_then(|answer| {
+            crash::pass(job.work.kind(), Phase::Made);
+            match (&job.work, arriving) {
+                (Work::Import { vdi }, Some(arriving)) => self.arrive(job.clone(), *vdi, arriving, &answer),
+                _ => {
+                    job.answer = Some(answer);
+                    self.finish(job.clone(), Vec::new())
+                }
+            }
+        });
+        if let Err(failure) = result {
+            tracing::warn!(job = job.id, %failure, "a job failed");
+            self.undo(job, otherwise, &failure);
+        }
+    }
+
+    fn arrive(
+        &mut self,
+        mut job: JobRecord,
+        vdi: VdiUuid,
+        arriving: Arriving,
+        size: &Value,
+    ) -> Result<(), Failure> {
+        let virtual_size = Bytes(size.as_u64().ok_or_else(unexpected)?);
+        let image = self.measured(&ImageRecord { virtual_size, ..arriving.image });
+        let row = new_vdi(vdi, image.id, arriving.name_label, VdiKind::Disk);
+        let text = format!("disk of {virtual_size} imported");
+        let event = self.event(Severity::Info, "vdi.imported", Some(vdi), Some(&job), text);
+        job.committed = true;
+        job.answer = Some(json!({"uuid": vdi}));
+        job.bytes_total = self.live.get(&job.id).map_or(Bytes(0), |live| live.progress.bytes_total);
+        let kind = job.work.kind();
+        self.finish(job, vec![Change::PutImage(image), Change::PutVdi(row), event])?;
+        crash::pass(kind, Phase::Committed);
+        Ok(())
+    }
+
+    /// `VDI.read`: a range of a detached disk goes to a stream.
+    pub(crate) fn vdi_read(&mut self, call: &mut Call) -> Result<Given, Failure> {
+        let asked: ReadWriteParams = params(&call.request)?;
+        let chain = self.chain_to_read(&asked.vdi)?;
+        let stream = descriptor(call, asked.fd)?;
+        let (handed, fds) = ready_chain(&*self.store, &chain, Access::ReadOnly)?;
+        let request = Request::Read { chain: handed, offset: asked.offset, length: asked.length };
+        self.moved(&request, stream, fds)
+    }
+
+    /// `VDI.write`: a range of a detached disk comes from a stream; durable when answered.
+    pub(crate) fn vdi_write(&mut self, call: &mut Call) -> Result<Given, Failure> {
+        let asked: ReadWriteParams = params(&call.request)?;
+        let (vdi, leaf) = self.disk(&asked.vdi)?;
+        self.need_space(asked.length)?;
+        let stream = descriptor(call, asked.fd)?;
+        let chain: Vec<Arc<ImageRecord>> = self.catalog.state().chain(vdi.image).cloned().collect();
+        let (handed, fds) = ready_chain(&*self.store, &chain, Access::ReadWrite)?;
+        let request = Request::Write { chain: handed, offset: asked.offset, length: asked.length };
+        let given = self.moved(&request, stream, fds);
+        self.remeasure(leaf.id)?;
+        given
+    }
+
+    fn moved(&mut self, request: &Request, stream: OwnedFd, fds: Vec<OwnedFd>) -> Result<Given, Failure> {
+        let fds = std::iter::once(stream).chain(fds).collect();
+        match self.small.call(request, fds).map_err(|trouble| from_trouble(&trouble))? {
+            Answer::Moved { bytes } => Ok(Given::Answer(json!({"bytes": bytes}))),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// The chain of a VDI, or of an image by its uuid. An image that a merge has begun to write into has no content of its own
+    /// until that merge is done.
+    fn chain_to_read(&self, uuid: &str) -> Result<Vec<Arc<ImageRecord>>, Failure> {
+        let state = self.catalog.state();
+        let named: VdiUuid = uuid.parse().map_err(|_| no_such_vdi(uuid))?;
+        let leaf = state.vdis.get(&named).map_or(ImageId(named.0), |vdi| vdi.image);
+        let row = state.images.get(&leaf).ok_or_else(|| no_such_vdi(uuid))?;
+        let refuse = |text: &str| {
+            Failure::new(ErrorName::VdiUnavailable, format!("{}: {text}", row.container))
+                .object("image", leaf)
+        };
+        match row.state {
+            ImageState::Mixed => return Err(refuse("a merge into it has begun; only its child reads right")),
+            ImageState::Garbage => return Err(no_such_vdi(uuid)),
+            ImageState::Orphan if row.parent.is_some_and(|parent| !state.images.contains_key(&parent)) => {
+                return Err(refuse("its parent is not in this SR"));
+            }
+            _ => self.check_usable(named, leaf)?,
+        }
+        Ok(state.chain(leaf).cloned().collect())
+    }
+}
+
+/// The descriptor that the parameters name; it is taken out of the call.
+fn descriptor(call: &mut Call, index: u32) -> Result<OwnedFd, Failure> {
+    let index = usize::try_from(index).unwrap_or(usize::MAX);
+    if index >= call.fds.len() {
+        return Err(bad_request(format!("the message has no descriptor {index}")));
+    }
+    Ok(call.fds.swap_remove(index))
+}
+
+fn unknown_format(name: &str) -> Failure {
+    Failure::new(ErrorName::Unsupported, format!("'{name}' is not a supported format")).hint("raw or vhd")
+}
+
+fn trouble() -> Trouble {
+    Trouble {
+        kind: TroubleKind::Internal,
+        message: "the datapath worker gave an unexpected answer".to_owned(),
+    }
+}

@@ -1,0 +1,291 @@
+//! The documents of the wire, made from a published snapshot. Pure; called by the reader thread and by the owner.
+
+use crate::published::Published;
+use catena_coalesce::{Hold, Plan, Task, Tree, plan, reclaimable};
+use catena_rpc::{CoalesceState, CoalesceStatus, Event, Job, MergePlan, Node, Reason, Sr, SrState, Vdi};
+use catena_types::{
+    Bytes, EventRecord, ImageId, ImageRecord, ImageState, JobId, JobRecord, JobState, VdiKind, VdiRecord,
+    VdiUuid, Work,
+};
+use jiff::Timestamp;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A snapshot, to be asked for documents.
+#[derive(Debug, Clone)]
+pub(crate) struct View(pub(crate) Arc<Published>);
+
+impl View {
+    /// The tree of the snapshot.
+    pub(crate) fn tree(&self) -> Tree<'_> {
+        Tree::new(&self.0.state.images, &self.0.state.vdis)
+    }
+
+    /// The SR.
+    pub(crate) fn sr(&self) -> Sr {
+        let Published { sr, state, stat, .. } = &*self.0;
+        let virtual_size =
+            |vdi: &Arc<VdiRecord>| state.images.get(&vdi.image).map_or(0, |image| image.virtual_size.0);
+        Sr {
+            uuid: sr.uuid,
+            name_label: state.meta.name_label.clone(),
+            kind: sr.kind.clone(),
+            state: SrState::Attached,
+            allocation: "thin".to_owned(),
+            location: sr.location.clone(),
+            physical_size: stat.total,
+            physical_utilisation: stat.used,
+            virtual_allocation: Bytes(state.vdis.values().map(virtual_size).sum()),
+            free_space: stat.allocatable,
+            vdi_count: state.vdis.len() as u64,
+            image_count: state.images.len() as u64,
+            reflink: sr.reflink,
+            error: None,
+        }
+    }
+
+    /// All VDIs, by name and then by age.
+    pub(crate) fn vdis(&self) -> Vec<Vdi> {
+        let readers = self.readers();
+        let mut rows: Vec<&Arc<VdiRecord>> = self.0.state.vdis.values().collect();
+        rows.sort_by(|a, b| (&a.name_label, a.created, a.uuid).cmp(&(&b.name_label, b.created, b.uuid)));
+        rows.into_iter().map(|vdi| self.vdi_with(vdi, &readers)).collect()
+    }
+
+    /// One VDI.
+    pub(crate) fn vdi(&self, uuid: VdiUuid) -> Option<Vdi> {
+        self.0.state.vdis.get(&uuid).map(|vdi| self.vdi_with(vdi, &self.readers()))
+    }
+
+    /// How many VDIs read through each image.
+    fn readers(&self) -> HashMap<ImageId, u32> {
+        let mut readers = HashMap::new();
+        for vdi in self.0.state.vdis.values() {
+            for image in self.0.state.chain(vdi.image) {
+                *readers.entry(image.id).or_insert(0) += 1;
+            }
+        }
+        readers
+    }
+
+    fn vdi_with(&self, vdi: &VdiRecord, readers: &HashMap<ImageId, u32>) -> Vdi {
+        let (mut own, mut shared, mut depth) = (0, 0, 0);
+        for image in self.0.state.chain(vdi.image) {
+            let alone = readers.get(&image.id).is_none_or(|count| *count <= 1);
+            *(if alone { &mut own } else { &mut shared }) += image.allocated.0;
+            depth += 1;
+        }
+        let leaf = self.0.state.images.get(&vdi.image);
+        Vdi {
+            uuid: vdi.uuid,
+            sr: self.0.sr.uuid,
+            name_label: vdi.name_label.clone(),
+            name_description: vdi.name_description.clone(),
+            image: vdi.image,
+            container: leaf.map(|image| image.container.clone()).unwrap_or_default(),
+            format: leaf.map_or(catena_types::Format::Vhd, |image| image.format),
+            virtual_size: leaf.map_or(Bytes(0), |image| image.virtual_size),
+            own_bytes: Bytes(own),
+            shared_bytes: Bytes(shared),
+            depth,
+            is_a_snapshot: vdi.kind == VdiKind::Snapshot,
+            snapshot_of: vdi.snapshot_of,
+            created: vdi.created.to_string(),
+            attached: None,
+            state: leaf.map_or(ImageState::Missing, |image| image.state),
+            other_config: vdi.other_config.clone(),
+        }
+    }
+
+    /// The trees, or the one that holds `of`.
+    pub(crate) fn roots(&self, of: Option<ImageId>) -> Vec<Node> {
+        let tree = self.tree();
+        let readers = self.readers();
+        let only = of.and_then(|image| tree.chain(image).last().map(|root| root.id));
+        let mut roots: Vec<Node> = tree
+            .roots()
+            .filter(|root| of.is_none() || only == Some(root.id))
+            .map(|root| self.node(&tree, &readers, root, 1))
+            .collect();
+        roots.sort_by(|a, b| a.container.cmp(&b.container));
+        roots
+    }
+
+    fn node(
+        &self,
+        tree: &Tree<'_>,
+        readers: &HashMap<ImageId, u32>,
+        image: &ImageRecord,
+        depth: u64,
+    ) -> Node {
+        let merging = self.merge_of(image.id);
+        let vdi = tree.vdi(image.id).map(|vdi| Box::new(self.vdi_with(vdi, readers)));
+        let children = tree.children(image.id).iter().filter_map(|child| tree.image(*child));
+        let mut children: Vec<Node> =
+            children.map(|child| self.node(tree, readers, child, depth + 1)).collect();
+        let key = |node: &Node| node.vdi.as_ref().map(|vdi| (vdi.name_label.clone(), vdi.created.clone()));
+        children.sort_by_key(key);
+        Node {
+            image: image.id,
+            container: image.container.clone(),
+            parent: image.parent,
+            format: image.format,
+            virtual_size: image.virtual_size,
+            own_bytes: image.allocated,
+            depth,
+            hidden: vdi.is_none() && (image.state != ImageState::Orphan || image.hidden),
+            state: if merging.is_some() { "merging".to_owned() } else { state_name(image.state) },
+            progress_percent: merging,
+            vdi,
+            children,
+        }
+    }
+
+    /// How far the running merge of the image is, in percent.
+    fn merge_of(&self, image: ImageId) -> Option<u8> {
+        let job = self.0.state.jobs.values().find(|job| {
+            job.state == JobState::Running
+                && matches!(&job.work, Work::Merge { from, .. } | Work::LeafMerge { from, .. } if *from == image)
+        })?;
+        let live = self.0.live.get(&job.id)?;
+        let total = live.progress.bytes_total.0.max(1);
+        Some(u8::try_from((live.progress.bytes_done.0.saturating_mul(100) / total).min(100)).unwrap_or(100))
+    }
+
+    /// One job.
+    pub(crate) fn job(&self, id: JobId) -> Option<Value> {
+        let job = self.0.state.jobs.get(&id)?;
+        serde_json::to_value(self.job_with(job)).ok()
+    }
+
+    /// All jobs, oldest first.
+    pub(crate) fn jobs(&self) -> Vec<Job> {
+        self.0.state.jobs.values().map(|job| self.job_with(job)).collect()
+    }
+
+    fn job_with(&self, job: &JobRecord) -> Job {
+        let live = self.0.live.get(&job.id);
+        let (done, total) = live.map_or((job.bytes_done, job.bytes_total), |live| {
+            (live.progress.bytes_done, live.progress.bytes_total)
+        });
+        let rate = live.map_or(Bytes(0), |live| live.rate);
+        let (vdi, image) = subject(&job.work);
+        Job {
+            id: format!("{}-{}", self.0.sr.short(), job.id),
+            kind: job.work.kind(),
+            sr: self.0.sr.uuid,
+            vdi,
+            image,
+            phase: job.phase.clone(),
+            bytes_done: done,
+            bytes_total: total,
+            rate,
+            eta_seconds: (rate.0 > 0).then(|| total.0.saturating_sub(done.0).div_ceil(rate.0.max(1))),
+            state: job.state,
+            error: job.error.clone(),
+            result: job.answer.clone().filter(|_| job.state == JobState::Done),
+            created: job.created.to_string(),
+            updated: live.map_or(job.updated, |live| live.updated).to_string(),
+        }
+    }
+
+    /// The coalesce worker.
+    pub(crate) fn coalesce_status(&self) -> CoalesceStatus {
+        let tree = self.tree();
+        let Plan { ready, held } = plan(&tree, &self.0.moment);
+        let current = self.0.state.jobs.values().find(|job| {
+            matches!(job.work, Work::Merge { .. } | Work::LeafMerge { .. } | Work::Garbage { .. })
+                && job.state == JobState::Running
+        });
+        let (state, reason) = match (&current, self.paused()) {
+            (Some(job), _) => (CoalesceState::Running, reason("running", &job.phase)),
+            (None, true) => {
+                (CoalesceState::Paused, reason("paused", "paused; `catena coalesce resume` goes on"))
+            }
+            (None, false) if !ready.is_empty() => (CoalesceState::Running, reason("running", "starting")),
+            (None, false) => held_state(&held),
+        };
+        let all: Vec<Task> = ready.iter().copied().chain(held.iter().map(|held| held.task)).collect();
+        let queue = all.iter().filter_map(|task| {
+            let bytes = tree.image(task.image()).map_or(Bytes(0), |image| image.allocated);
+            task.target().map(|into| MergePlan { image: task.image(), into, bytes })
+        });
+        CoalesceStatus {
+            sr: self.0.sr.uuid,
+            state,
+            reason,
+            current: current.map(|job| self.job_with(job)),
+            queue: queue.collect(),
+            unmerged_images: all.len() as u64,
+            reclaimable_bytes: reclaimable(&tree),
+        }
+    }
+
+    /// Whether an administrator has stopped the worker.
+    pub(crate) fn paused(&self) -> bool {
+        paused(&self.0.state)
+    }
+}
+
+/// Whether an administrator has stopped the worker, and the pause is not over.
+pub(crate) fn paused(state: &catena_catalog::State) -> bool {
+    state.meta.coalesce_paused && state.meta.paused_until.is_none_or(|until| until > Timestamp::now())
+}
+
+/// An event as clients see it.
+pub(crate) fn event(event: &EventRecord) -> Event {
+    let short: String = event.sr.to_string().chars().take(8).collect();
+    Event {
+        id: format!("{short}-{}", event.id),
+        time: event.time.to_string(),
+        kind: event.kind.clone(),
+        severity: event.severity,
+        sr: event.sr,
+        vdi: event.vdi,
+        job: event.job.map(|job| format!("{short}-{job}")),
+        message: event.message.clone(),
+    }
+}
+
+fn held_state(held: &[catena_coalesce::Held]) -> (CoalesceState, Reason) {
+    let Some(first) = held.iter().find(|held| held.hold != Hold::Foreign).or_else(|| held.first()) else {
+        return (CoalesceState::Idle, reason("no_work", "nothing to merge"));
+    };
+    let text = match first.hold {
+        Hold::Lease => "a chain is being read by another job".to_owned(),
+        Hold::Foreign => "what is left was written by another program and is never written to".to_owned(),
+        Hold::Damaged => "an image is damaged or missing; `catena sr check` names it".to_owned(),
+        Hold::Backoff => "a merge failed and is tried again later; `catena job list` says why".to_owned(),
+        Hold::NoSpace(missing) => format!("{missing} more free space are needed"),
+    };
+    let state = match first.hold {
+        Hold::Backoff => CoalesceState::Backoff,
+        Hold::Foreign => CoalesceState::Idle,
+        _ => CoalesceState::Blocked,
+    };
+    (state, reason(first.hold.code(), &text))
+}
+
+fn reason(code: &str, text: &str) -> Reason {
+    Reason { code: code.to_owned(), text: text.to_owned() }
+}
+
+fn state_name(state: ImageState) -> String {
+    serde_json::to_value(state).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// The VDI and the image that a job is about.
+fn subject(work: &Work) -> (Option<VdiUuid>, Option<ImageId>) {
+    match work {
+        Work::Create { vdi }
+        | Work::Snapshot { vdi }
+        | Work::Clone { vdi }
+        | Work::Destroy { vdi }
+        | Work::Import { vdi } => (Some(*vdi), None),
+        Work::LeafMerge { vdi, from, .. } => (Some(*vdi), Some(*from)),
+        Work::Merge { from, .. } => (None, Some(*from)),
+        Work::Export { image } | Work::Garbage { image } => (None, Some(*image)),
+        Work::Introduce | Work::Check | Work::Scan => (None, None),
+    }
+}

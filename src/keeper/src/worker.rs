@@ -1,0 +1,116 @@
+//! A `catena-datapath worker` process: started beside the running program, spoken to over its standard input, ended by
+//! closing that. One request at a time.
+
+use crate::failures::from_channel;
+use catena_control::{
+    Answered, Channel, ChannelError, Packet, Progress, Reply, Request, Trouble, TroubleKind,
+};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+/// A running worker.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    child: Child,
+    /// `None` once it has been told to end.
+    channel: Option<Channel>,
+}
+
+impl Worker {
+    /// Starts one.
+    pub(crate) fn start() -> Result<Self, Trouble> {
+        let (ours, theirs) = Channel::pair().map_err(|error| from_channel(&error))?;
+        let child = Command::new(program().map_err(|error| cannot_start(&error))?)
+            .arg("worker")
+            .stdin(Stdio::from(theirs.into_fd()))
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|error| cannot_start(&error))?;
+        Ok(Self { child, channel: Some(ours) })
+    }
+
+    /// A handle that stops the running job of this worker, for another thread.
+    pub(crate) fn stopper(&self) -> Result<Channel, Trouble> {
+        self.channel()?.try_clone().map_err(|error| from_channel(&error))
+    }
+
+    /// Sends the request with its descriptors, which are closed here as soon as they are sent: the worker's copy of a lock
+    /// is then the only one (D11). Reports progress until the answer comes.
+    pub(crate) fn call(
+        &mut self,
+        request: &Request,
+        fds: Vec<OwnedFd>,
+        mut progress: impl FnMut(Progress),
+    ) -> Answered {
+        let channel = self.channel()?;
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let sent = channel.send(request, &borrowed);
+        drop(borrowed);
+        drop(fds);
+        sent.map_err(|error| from_channel(&error))?;
+        loop {
+            match channel.receive::<Reply>() {
+                Ok(Some(Packet { message: Reply::Progress(news), .. })) => progress(news),
+                Ok(Some(Packet { message: Reply::End { outcome }, .. })) => return outcome,
+                Ok(None) => return Err(died()),
+                Err(error) => return Err(from_channel(&error)),
+            }
+        }
+    }
+
+    fn channel(&self) -> Result<&Channel, Trouble> {
+        self.channel.as_ref().ok_or_else(died)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.channel = None;
+        if let Err(error) = self.child.wait() {
+            tracing::warn!(%error, "a worker could not be waited for");
+        }
+    }
+}
+
+/// The small worker of an SR: kept, and replaced when it has died.
+#[derive(Debug, Default)]
+pub(crate) struct SmallWorker(Option<Worker>);
+
+impl SmallWorker {
+    /// Calls the worker, starting one if there is none. One that breaks in the middle is replaced at the next call; the
+    /// request is not repeated, since nobody knows how far it came.
+    pub(crate) fn call(&mut self, request: &Request, fds: Vec<OwnedFd>) -> Answered {
+        let mut worker = match self.0.take() {
+            Some(worker) => worker,
+            None => Worker::start()?,
+        };
+        let answered = worker.call(request, fds, |_| {});
+        let broken = matches!(&answered, Err(trouble) if trouble.kind == TroubleKind::Internal);
+        if !broken {
+            self.0 = Some(worker);
+        }
+        answered
+    }
+}
+
+/// Tells the worker behind the handle to stop its job; one that is gone needs no telling.
+pub(crate) fn stop(stopper: &Channel) {
+    match stopper.send(&Request::Stop, &[]) {
+        Ok(()) | Err(ChannelError::Io(_)) => {}
+        Err(error) => tracing::warn!(%error, "a worker could not be told to stop"),
+    }
+}
+
+fn program() -> io::Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name("catena-datapath"))
+}
+
+fn cannot_start(error: &io::Error) -> Trouble {
+    Trouble { kind: TroubleKind::Internal, message: format!("catena-datapath cannot be started: {error}") }
+}
+
+fn died() -> Trouble {
+    Trouble { kind: TroubleKind::Internal, message: "the datapath worker ended unexpectedly".to_owned() }
+}
