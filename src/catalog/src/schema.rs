@@ -1,0 +1,114 @@
+//! The tables of a catalog and how older ones become this.
+//!
+//! `user_version` is the number of migrations that were applied; each runs in a transaction of its own together with
+//! its number. A catalog with a larger number is from a newer program and is refused before anything is written.
+
+use crate::error::{Error, Result};
+use rusqlite::Connection;
+
+/// Marks the file as a catalog ("CTNA").
+const APPLICATION_ID: i32 = 0x4354_4e41;
+
+/// Every step from an empty file to the present schema. Never edit one that was released; append.
+pub(crate) const MIGRATIONS: &[&str] = &[FIRST];
+
+/// `image.parent` has no foreign key: an adopted image may name a parent that is not here.
+const FIRST: &str = "
+CREATE TABLE meta (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    sr TEXT NOT NULL,
+    name_label TEXT NOT NULL,
+    name_description TEXT NOT NULL,
+    created TEXT NOT NULL,
+    coalesce_paused INTEGER NOT NULL CHECK (coalesce_paused IN (0, 1)),
+    paused_until TEXT,
+    other TEXT NOT NULL
+) STRICT;
+CREATE TABLE image (
+    id TEXT PRIMARY KEY,
+    parent TEXT,
+    format TEXT NOT NULL,
+    container TEXT NOT NULL,
+    virtual_size INTEGER NOT NULL CHECK (virtual_size >= 0),
+    allocated INTEGER NOT NULL CHECK (allocated >= 0),
+    state TEXT NOT NULL,
+    hidden INTEGER NOT NULL CHECK (hidden IN (0, 1)),
+    foreign_writer INTEGER NOT NULL CHECK (foreign_writer IN (0, 1))
+) STRICT, WITHOUT ROWID;
+CREATE TABLE vdi (
+    uuid TEXT PRIMARY KEY,
+    image TEXT NOT NULL REFERENCES image (id) DEFERRABLE INITIALLY DEFERRED,
+    name_label TEXT NOT NULL,
+    name_description TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    snapshot_of TEXT,
+    created TEXT NOT NULL,
+    other_config TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX vdi_image ON vdi (image);
+CREATE TABLE job (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    work TEXT NOT NULL,
+    state TEXT NOT NULL,
+    committed INTEGER NOT NULL CHECK (committed IN (0, 1)),
+    effects TEXT NOT NULL,
+    phase TEXT NOT NULL,
+    bytes_done INTEGER NOT NULL CHECK (bytes_done >= 0),
+    bytes_total INTEGER NOT NULL CHECK (bytes_total >= 0),
+    error TEXT,
+    attempts INTEGER NOT NULL CHECK (attempts >= 0),
+    retry_at TEXT,
+    request_id TEXT,
+    answer TEXT,
+    created TEXT NOT NULL,
+    updated TEXT NOT NULL
+) STRICT;
+CREATE TABLE event (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    time TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    severity TEXT NOT NULL,
+    sr TEXT NOT NULL,
+    vdi TEXT,
+    job INTEGER,
+    message TEXT NOT NULL
+) STRICT;
+";
+
+/// Makes the tables in an empty file.
+pub(crate) fn initialise(conn: &Connection) -> Result<()> {
+    conn.pragma_update(None, "application_id", APPLICATION_ID)
+        .map_err(Error::sql("marking a new catalog"))?;
+    migrate(conn, 0, MIGRATIONS)
+}
+
+/// Brings an existing catalog to the present schema; refuses what is not one, and what is newer.
+pub(crate) fn upgrade(conn: &Connection) -> Result<()> {
+    let version = version(conn)?;
+    migrate(conn, version, MIGRATIONS)
+}
+
+/// The schema version of a file that is a catalog this program can read.
+pub(crate) fn version(conn: &Connection) -> Result<u32> {
+    let application: i32 = pragma(conn, "application_id")?;
+    let version: i32 = pragma(conn, "user_version")?;
+    let known = u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX);
+    match u32::try_from(version) {
+        _ if application != APPLICATION_ID => Err(Error::Damaged("the file is not a catalog".into())),
+        Ok(version) if version > known => Err(Error::Newer { found: version, known }),
+        Ok(version) if version > 0 => Ok(version),
+        _ => Err(Error::Damaged(format!("schema version {version}"))),
+    }
+}
+
+fn pragma(conn: &Connection, name: &str) -> Result<i32> {
+    conn.pragma_query_value(None, name, |row| row.get(0)).map_err(Error::sql("reading the schema version"))
+}
+
+fn migrate(conn: &Connection, from: u32, migrations: &[&str]) -> Result<()> {
+    for (number, migration) in (1u32..).zip(migrations).skip(from as usize) {
+        let script = format!("BEGIN IMMEDIATE; {migration}; PRAGMA user_version = {number}; COMMIT;");
+        conn.execute_batch(&script).map_err(Error::sql("bringing the catalog to this version"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! The catalog in memory: what readers clone and what changes are applied to.
+//!
+//! Invariant: the two indexes (`children`, `leaves`) always agree with `images` and `vdis`; only [`State`]'s own methods
+//! change any of them once the state is loaded. Records are shared, tables are copied on write: a clone costs a few
+//! reference counts, a change copies the pointers of the tables it touches and no record but its own.
+
+use catena_types::{
+    EventRecord, ImageId, ImageRecord, ImageState, JobId, JobRecord, SrUuid, VdiRecord, VdiUuid,
+};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// The SR's own row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    /// The SR.
+    pub sr: SrUuid,
+    /// Its name.
+    pub name_label: String,
+    /// A longer description.
+    pub name_description: String,
+    /// When it was made or taken over.
+    pub created: Timestamp,
+    /// Whether an administrator stopped coalescing.
+    pub coalesce_paused: bool,
+    /// When a pause ends by itself.
+    pub paused_until: Option<Timestamp>,
+    /// Policy and free keys.
+    pub other: BTreeMap<String, String>,
+}
+
+/// One change of the catalog. Those of one commit take effect together; their order matters only for events and for
+/// several changes of one record (the last one wins).
+#[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a commit has a handful of changes; a box would only cost words"
+)]
+pub enum Change {
+    /// Adds an image or replaces it.
+    PutImage(ImageRecord),
+    /// Removes an image; nothing if there is none.
+    RemoveImage(ImageId),
+    /// Adds a VDI or replaces it.
+    PutVdi(VdiRecord),
+    /// Removes a VDI; nothing if there is none.
+    RemoveVdi(VdiUuid),
+    /// Adds a job (numbered by [`next_job_id`](crate::Catalog::next_job_id)) or replaces it.
+    PutJob(JobRecord),
+    /// Removes a job; nothing if there is none.
+    RemoveJob(JobId),
+    /// Replaces the SR's own row.
+    PutMeta(Meta),
+    /// Records an event; its `id` is ignored, the commit returns the one it got.
+    Event(EventRecord),
+}
+
+/// A table in memory, by key. Cloning it is cheap.
+pub type Table<K, V> = Arc<BTreeMap<K, Arc<V>>>;
+
+/// Everything the catalog knows but the events.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    /// The SR's own row.
+    pub meta: Arc<Meta>,
+    /// The nodes of the tree.
+    pub images: Table<ImageId, ImageRecord>,
+    /// The disks and snapshots.
+    pub vdis: Table<VdiUuid, VdiRecord>,
+    /// The jobs, those over included until they expire.
+    pub jobs: Table<JobId, JobRecord>,
+    /// The number of the last event; 0 before the first.
+    pub last_event: u64,
+    /// (parent, child) of every image that has a parent and is not garbage.
+    children: Arc<BTreeSet<(ImageId, ImageId)>>,
+    /// (image, VDI) of every VDI.
+    leaves: Arc<BTreeSet<(ImageId, VdiUuid)>>,
+}
+
+const FIRST: [u8; 16] = [0; 16];
+const LAST: [u8; 16] = [0xff; 16];
+
+impl State {
+    /// A catalog with nothing but its own row.
+    pub(crate) fn empty(meta: Meta) -> Self {
+        Self {
+            meta: Arc::new(meta),
+            images: Arc::default(),
+            vdis: Arc::default(),
+            jobs: Arc::default(),
+            last_event: 0,
+            children: Arc::default(),
+            leaves: Arc::default(),
+        }
+    }
+
+    /// What a catalog of nothing but these changes would hold: for plans that are shown and not carried out.
+    pub fn preview(meta: Meta, changes: &[Change]) -> Self {
+        let mut state = Self::empty(meta);
+        for change in changes {
+            state.apply(&change);
+        }
+        state
+    }
+
+    /// The images whose parent is `parent`. Garbage is not counted: nothing reads it.
+    pub fn children(&self, parent: ImageId) -> impl Iterator<Item = &Arc<ImageRecord>> {
+        self.children
+            .range((parent, ImageId::from_bytes(FIRST))..=(parent, ImageId::from_bytes(LAST)))
+            .filter_map(|(_, child)| self.images.get(child))
+    }
+
+    /// The VDI that points at `image`.
+    pub fn vdi_of(&self, image: ImageId) -> Option<&Arc<VdiRecord>> {
+        self.vdis_of(image).next()
+    }
+
+    /// All VDIs that point at `image`: at most one in a state that was committed.
+    pub(crate) fn vdis_of(&self, image: ImageId) -> impl Iterator<Item = &Arc<VdiRecord>> {
+        self.leaves
+            .range((image, VdiUuid::from_bytes(FIRST))..=(image, VdiUuid::from_bytes(LAST)))
+            .filter_map(|(_, vdi)| self.vdis.get(vdi))
+    }
+
+    /// The image and what it falls through to, leaf first. Ends at the root or where a parent is not in the catalog;
+    /// empty if the image itself is not.
+    pub fn chain(&self, leaf: ImageId) -> impl Iterator<Item = &Arc<ImageRecord>> {
+        std::iter::successors(self.images.get(&leaf), |image| {
+            image.parent.and_then(|parent| self.images.get(&parent))
+        })
+    }
+
+    /// Applies one change. Events only count up; who calls numbers them in the same order.
+    pub(crate) fn apply(&mut self, change: &Change) {
+        match change {
+            Change::PutImage(image) => self.put_image(image),
+            Change::RemoveImage(id) => self.remove_image(*id),
+            Change::PutVdi(vdi) => self.put_vdi(vdi),
+            Change::RemoveVdi(uuid) => self.remove_vdi(*uuid),
+            Change::PutJob(job) => {
+                Arc::make_mut(&mut self.jobs).insert(job.id, Arc::new(job.clone()));
+            }
+            Change::RemoveJob(id) => {
+                Arc::make_mut(&mut self.jobs).remove(id);
+            }
+            Change::PutMeta(meta) => self.meta = Arc::new(meta.clone()),
+            Change::Event(_) => self.last_event += 1,
+        }
+    }
+
+    fn put_image(&mut self, image: &ImageRecord) {
+        let edge = edge(image);
+        let old = Arc::make_mut(&mut self.images).insert(image.id, Arc::new(image.clone()));
+        let old_edge = old.and_then(|old| self::edge(&old));
+        if old_edge == edge {
+            return;
+        }
+        let children = Arc::make_mut(&mut self.children);
+        if let Some(old_edge) = old_edge {
+            children.remove(&old_edge);
+        }
+        children.extend(edge);
+    }
+
+    fn remove_image(&mut self, id: ImageId) {
+        if let Some(old) = Arc::make_mut(&mut self.images).remove(&id)
+            && let Some(edge) = edge(&old)
+        {
+            Arc::make_mut(&mut self.children).remove(&edge);
+        }
+    }
+
+    fn put_vdi(&mut self, vdi: &VdiRecord) {
+        let (uuid, image) = (vdi.uuid, vdi.image);
+        let old = Arc::make_mut(&mut self.vdis).insert(uuid, Arc::new(vdi.clone()));
+        let old_image = old.map(|old| old.image);
+        if old_image == Some(image) {
+            return;
+        }
+        let leaves = Arc::make_mut(&mut self.leaves);
+        if let Some(old_image) = old_image {
+            leaves.remove(&(old_image, uuid));
+        }
+        leaves.insert((image, uuid));
+    }
+
+    fn remove_vdi(&mut self, uuid: VdiUuid) {
+        if let Some(old) = Arc::make_mut(&mut self.vdis).remove(&uuid) {
+            Arc::make_mut(&mut self.leaves).remove(&(old.image, uuid));
+        }
+    }
+}
+
+fn edge(image: &ImageRecord) -> Option<(ImageId, ImageId)> {
+    match image.state {
+        ImageState::Garbage => None,
+        _ => image.parent.map(|parent| (parent, image.id)),
+    }
+}
