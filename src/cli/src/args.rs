@@ -30,6 +30,7 @@ pub(crate) struct Cli {
 
 /// What every command understands.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// The agent's socket [env: CATENA_SOCKET] [default: /run/catena/agent.sock]
     #[arg(long, global = true, value_name = "PATH", conflicts_with = "root")]

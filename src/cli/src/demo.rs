@@ -34,19 +34,21 @@ pub(crate) fn run(interrupt: &Interrupt, out: &Output) -> Result<Exit, CliError>
     if out.is_json() {
         return Err(CliError::bad_request("the demonstration is for people: leave out --json"));
     }
-    play(interrupt, out.is_quiet()).map_err(into_cli_error)?;
+    play(interrupt, out.is_quiet()).map_err(|error| into_cli_error(&error))?;
     Ok(Exit::OK)
 }
 
 fn play(interrupt: &Interrupt, quiet: bool) -> Result<()> {
     let started = Instant::now();
     let mut demo = Demo { stage: Stage::open(interrupt, quiet)?, space: Vec::new() };
-    let played = demo.all_steps();
-    if let Err(error) = played {
+    if let Err(error) = demo.all_steps() {
         let log = demo.stage.agent_log();
         // Where the end fails too, the first error is the one to tell.
         let _ = demo.stage.close();
-        return Err(error.context(log));
+        return Err(match into_cli_error(&error) {
+            CliError::Demo(text) => CliError::Demo(format!("{text} {log}")).into(),
+            other => other.into(),
+        });
     }
     let voice = demo.stage.voice();
     demo.stage.close().context("stopping the agent and removing its directory")?;
@@ -57,12 +59,12 @@ fn play(interrupt: &Interrupt, quiet: bool) -> Result<()> {
     Ok(())
 }
 
-/// A failure of a command keeps its exit code only if it is an interruption: the demonstration itself has failed.
-fn into_cli_error(error: anyhow::Error) -> CliError {
-    match error.downcast::<CliError>() {
-        Ok(CliError::Interrupted) => CliError::Interrupted,
-        Ok(other) => CliError::Demo(other.to_string()),
-        Err(error) => CliError::Demo(format!("{error:#}")),
+/// An interruption stays one; any other failure of a command is a failure of the demonstration.
+fn into_cli_error(error: &anyhow::Error) -> CliError {
+    match error.downcast_ref::<CliError>() {
+        Some(CliError::Interrupted) => CliError::Interrupted,
+        Some(CliError::Demo(text)) => CliError::Demo(text.clone()),
+        _ => CliError::Demo(format!("{error:#}")),
     }
 }
 
@@ -104,5 +106,21 @@ impl Demo {
             self.stage.run(&["sr", "check", sr]).with_context(|| format!("{sr} is not in order"))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use catena_types::{ErrorName, Failure};
+
+    #[test]
+    fn whatever_fails_is_told_but_an_interruption_stays_one() {
+        let interrupted = anyhow::Error::from(CliError::Interrupted).context("`catena vdi export`");
+        assert_eq!(into_cli_error(&interrupted).exit_code(), 130);
+        let failed: CliError = Failure::new(ErrorName::NoSpace, "full").into();
+        let failed = into_cli_error(&anyhow::Error::from(failed).context("`catena vdi import`"));
+        assert_eq!(failed.exit_code(), 1);
+        assert_eq!(failed.to_string(), "the demonstration failed: `catena vdi import`: full");
     }
 }

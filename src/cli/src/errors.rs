@@ -2,7 +2,7 @@
 //!
 //! The exit codes are those of [`ErrorName`]; 130 is an interruption. Used by every module of the command line.
 
-use catena_rpc::SCHEMA_VERSION;
+use crate::output::json;
 use catena_types::{ErrorName, Failure};
 use serde_json::{Map, Value, json};
 use std::io;
@@ -75,7 +75,8 @@ impl CliError {
     /// What goes to stderr, with its last newline.
     pub(crate) fn render(&self, json: bool) -> String {
         if json {
-            return format!("{}\n", self.document());
+            // The document is an object, so this cannot fail; an empty line would still leave the exit code.
+            return json::document(&self.document()).unwrap_or_default();
         }
         let mut text = format!("catena: {}\n", one_line(&self.to_string()));
         if let Self::Failure(Failure { hint, .. }) = self
@@ -98,7 +99,7 @@ impl CliError {
             }
             other => json!({"name": other.name(), "message": other.to_string()}),
         };
-        json!({"error": error, "schema_version": SCHEMA_VERSION})
+        json!({"error": error})
     }
 
     const fn name(&self) -> &'static str {
@@ -156,8 +157,9 @@ mod tests {
     #[test]
     fn an_error_document_has_the_code_and_the_version() {
         let error: CliError = Failure::new(ErrorName::NoSpace, "full").object("bytes_missing", 7).into();
-        let document: Value = serde_json::from_str(&error.render(true)).unwrap();
-        assert_eq!(document["schema_version"], 1);
+        let text = error.render(true);
+        assert!(text.starts_with("{\"schema_version\":1,") && text.ends_with("}\n"), "{text}");
+        let document: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(document["error"]["name"], "no_space");
         assert_eq!(document["error"]["code"], 44);
         assert_eq!(document["error"]["objects"]["bytes_missing"], "7");

@@ -68,10 +68,13 @@ impl PrivateAgent {
         self.dir.path()
     }
 
-    /// The last lines of its log.
+    /// The last lines of its log, in brackets; nothing if it is empty.
     pub(super) fn log_tail(&self) -> String {
         let log = fs::read_to_string(log_path(&self.dir)).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
+        if lines.is_empty() {
+            return String::new();
+        }
         format!("(the agent's log ends: {})", lines[lines.len().saturating_sub(8)..].join(" | "))
     }
 

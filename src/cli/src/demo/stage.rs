@@ -90,7 +90,7 @@ impl Stage {
     /// The same, for a command that is too long to print as it is.
     pub(super) fn run_as(&self, shown: &str, line: &[&str]) -> Result<String> {
         self.voice.say(&format!("$ catena {shown}"));
-        let text = self.quietly(line)?;
+        let text = self.succeed(line, self.voice)?;
         if !text.is_empty() {
             self.voice.say(&abridged(text.trim_end()));
         }
@@ -99,9 +99,14 @@ impl Stage {
 
     /// Runs a command without a word about it.
     pub(super) fn quietly(&self, line: &[&str]) -> Result<String> {
-        match self.execute(line)? {
+        self.succeed(line, Voice { quiet: true })
+    }
+
+    fn succeed(&self, line: &[&str], voice: Voice) -> Result<String> {
+        let named = || format!("`catena {}`", line[..line.len().min(4)].join(" "));
+        match self.execute(line, voice).with_context(named)? {
             (Exit::OK, text) => Ok(text),
-            (Exit(code), text) => bail!("`catena {}` exited with {code}: {text}", line.join(" ")),
+            (Exit(code), text) => bail!("{} exited with {code}: {text}", named()),
         }
     }
 
@@ -119,7 +124,7 @@ impl Stage {
     /// Prints and runs a command that has to be refused; returns why it was.
     pub(super) fn refused(&self, line: &[&str]) -> Result<Failure> {
         self.voice.say(&format!("$ catena {}", line.join(" ")));
-        let error = match self.execute(line) {
+        let error = match self.execute(line, self.voice) {
             Ok(_) => bail!("`catena {}` was not refused", line.join(" ")),
             Err(error) => error.downcast::<CliError>()?,
         };
@@ -144,11 +149,11 @@ impl Stage {
         Ok(())
     }
 
-    fn execute(&self, line: &[&str]) -> Result<(Exit, String)> {
+    fn execute(&self, line: &[&str], voice: Voice) -> Result<(Exit, String)> {
         self.interrupt.check(Patience::FirstSignal)?;
         let root = text(self.agent.root())?;
         let cli = Cli::try_parse_from([&["catena", "--root", root], line].concat())?;
-        let mut out = Output::new(cli.global.json, self.voice.quiet || cli.global.json);
+        let mut out = Output::new(cli.global.json, voice.quiet);
         let exit = crate::execute(cli, &self.interrupt, &mut out)?;
         Ok((exit, out.take()))
     }
