@@ -4,10 +4,11 @@
 
 use crate::access::Access;
 use crate::launch::Starter;
+use crate::phase::Phase;
 use crate::resolve;
 use crate::routes::{self, Method, Own, Route};
 use crate::srd::Store;
-use crate::supervise::{Phase, Sr};
+use crate::supervise::Sr;
 use crate::table::Table;
 use catena_rpc::{Outcome, SCHEMA_VERSION};
 use catena_types::{ErrorName, Failure};

@@ -22,6 +22,7 @@ mod launch;
 mod lifecycle;
 mod lists;
 mod notify;
+mod phase;
 mod resolve;
 mod routes;
 mod run;

@@ -8,9 +8,10 @@ use crate::access::Access;
 use crate::front::{Front, Params, bad_request, read};
 use crate::keeper::CallError;
 use crate::launch::Keeper;
+use crate::phase::Phase;
 use crate::routes::PATIENCE;
 use crate::srd::{MadeBy, SrEntry};
-use crate::supervise::{Phase, Sr};
+use crate::supervise::Sr;
 use catena_rpc::{Job, Outcome, SrCreateParams, SrIntroduceParams, SrParams};
 use catena_types::{ErrorName, Failure, JobState, SrUuid};
 use serde_json::{Value, json};
@@ -292,7 +293,10 @@ mod tests {
     use crate::testing::{Script, bare_front, front};
 
     fn params(value: Value) -> Params {
-        value.as_object().unwrap().clone()
+        match value {
+            Value::Object(params) => params,
+            other => panic!("{other}"),
+        }
     }
 
     fn creating(request_id: &str) -> Params {

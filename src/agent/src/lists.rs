@@ -5,8 +5,9 @@
 
 use crate::fanout::{self, Reply};
 use crate::front::{Front, Params};
+use crate::phase::Phase;
 use crate::routes::{Method, PATIENCE};
-use crate::supervise::{Phase, Sr};
+use crate::supervise::Sr;
 use catena_rpc::{Outcome, SCHEMA_VERSION, SrState};
 use catena_types::{Bytes, Failure};
 use serde_json::{Value, json};

@@ -5,8 +5,9 @@
 //! silent: acting on the wrong disk is worse than not acting. A full uuid needs no such care. Called by `front`.
 
 use crate::fanout;
+use crate::phase::Phase;
 use crate::routes::PATIENCE;
-use crate::supervise::{Phase, Sr};
+use crate::supervise::Sr;
 use catena_rpc::Resolved;
 use catena_types::{ErrorName, Failure, SrUuid, VdiUuid};
 use serde_json::{Value, json};
