@@ -11,6 +11,12 @@
 //! * D22, D23: WAL of full size written beforehand, `synchronous=FULL`, EXCLUSIVE before the first access. Nobody else
 //!   opens `catalog.db`, not even this process a second time: closing any other descriptor of it drops SQLite's lock.
 
+#[cfg(test)]
+extern crate self as catena_catalog;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod fixtures;
+
 mod backup;
 mod catalog;
 mod check;
