@@ -117,3 +117,106 @@ impl Catalog {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{at, disk, event, job, meta};
+    use catena_types::{JobRecord, JobState};
+    use std::fs;
+    use tempfile::TempDir;
+
+    const HOUR: i64 = 3600;
+    const DAY: i64 = 24 * HOUR;
+
+    fn vdis_in_backup(dir: &Path) -> usize {
+        let home = TempDir::new().unwrap();
+        fs::copy(dir.join(BACKUP), home.path().join(store::DATABASE)).unwrap();
+        Catalog::open(home.path()).unwrap().state().vdis.len()
+    }
+
+    #[test]
+    fn the_copy_follows_changes_at_most_once_a_minute() {
+        let dir = TempDir::new().unwrap();
+        let mut catalog = Catalog::create(dir.path(), meta()).unwrap();
+        catalog.commit(disk(1).to_vec()).unwrap();
+        catalog.idle_at(at(0)).unwrap();
+        assert_eq!(vdis_in_backup(dir.path()), 1);
+        catalog.commit(disk(2).to_vec()).unwrap();
+        catalog.idle_at(at(59)).unwrap();
+        assert_eq!(vdis_in_backup(dir.path()), 1);
+        catalog.idle_at(at(60)).unwrap();
+        assert_eq!(vdis_in_backup(dir.path()), 2);
+        fs::remove_file(dir.path().join(BACKUP)).unwrap();
+        catalog.idle_at(at(600)).unwrap();
+        assert!(!dir.path().join(BACKUP).exists(), "nothing changed, nothing is copied");
+        catalog.commit(disk(3).to_vec()).unwrap();
+        catalog.idle_at(at(30)).unwrap();
+        assert_eq!(vdis_in_backup(dir.path()), 3, "the clock went backwards");
+        catalog.commit(disk(4).to_vec()).unwrap();
+        catalog.close().unwrap();
+        assert_eq!(vdis_in_backup(dir.path()), 4);
+        assert!(!dir.path().join(PARTIAL).exists());
+    }
+
+    #[test]
+    fn idle_empties_the_wal_and_keeps_its_size() {
+        let dir = TempDir::new().unwrap();
+        let mut catalog = Catalog::create(dir.path(), meta()).unwrap();
+        catalog.commit(disk(1).to_vec()).unwrap();
+        assert!(catalog.store().unwrap().frames().unwrap() > 0);
+        catalog.idle_at(at(0)).unwrap();
+        assert_eq!(catalog.store().unwrap().frames().unwrap(), 0);
+        let wal = store::wal_of(&dir.path().join(store::DATABASE));
+        assert_eq!(fs::metadata(wal).unwrap().len(), store::WAL_BYTES);
+    }
+
+    #[test]
+    fn answers_expire_after_a_day_and_their_numbers_do_not_come_back() {
+        let dir = TempDir::new().unwrap();
+        let mut catalog = Catalog::create(dir.path(), meta()).unwrap();
+        let row = |id, state, second| Change::PutJob(JobRecord { state, updated: at(second), ..job(id) });
+        catalog
+            .commit(vec![
+                row(1, JobState::Running, 0),
+                row(2, JobState::Done, DAY),
+                row(3, JobState::Failed, 0),
+                row(4, JobState::Done, 0),
+            ])
+            .unwrap();
+        catalog.idle_at(at(DAY + HOUR)).unwrap();
+        assert_eq!(catalog.state().jobs.keys().copied().collect::<Vec<_>>(), [1, 2]);
+        drop(catalog);
+        let mut catalog = Catalog::open(dir.path()).unwrap();
+        assert_eq!(catalog.state().jobs.len(), 2);
+        assert_eq!(catalog.next_job_id(), 5);
+    }
+
+    #[test]
+    fn events_expire_by_age_and_by_number_and_keep_counting() {
+        let dir = TempDir::new().unwrap();
+        let mut catalog = Catalog::create(dir.path(), meta()).unwrap();
+        let old = (0..1500).map(|_| Change::Event(event(0, "old"))).collect();
+        catalog.commit(old).unwrap();
+        catalog.commit(vec![Change::Event(event(DAY, "young"))]).unwrap();
+        let left = |catalog: &Catalog| catalog.events(None, None, usize::MAX).unwrap().len();
+        catalog.idle_at(at(30 * DAY)).unwrap();
+        assert_eq!(left(&catalog), 1501, "30 days are kept");
+        catalog.idle_at(at(30 * DAY + 1)).unwrap();
+        assert_eq!(left(&catalog), 501, "a bounded part at a time");
+        catalog.idle_at(at(30 * DAY + 1)).unwrap();
+        assert_eq!(left(&catalog), 1);
+        catalog.idle_at(at(31 * DAY)).unwrap();
+        assert_eq!(left(&catalog), 1);
+        catalog.idle_at(at(32 * DAY)).unwrap();
+        assert_eq!(left(&catalog), 0);
+        drop(catalog);
+        let mut catalog = Catalog::open(dir.path()).unwrap();
+        assert_eq!(catalog.commit(vec![Change::Event(event(0, "next"))]).unwrap(), [1502]);
+
+        let many = (0..EVENT_LIMIT).map(|_| Change::Event(event(90 * DAY, "many"))).collect();
+        catalog.commit(many).unwrap();
+        catalog.idle_at(at(90 * DAY)).unwrap();
+        assert_eq!(left(&catalog) as u64, EVENT_LIMIT);
+    }
+}

@@ -148,3 +148,81 @@ fn chain_length(next: &State, id: ImageId) -> Result<usize, Violation> {
     let length = next.chain(id).take(next.images.len() + 1).count();
     if length > next.images.len() { Err(Violation::Cycle(id)) } else { Ok(length) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{disk, image, image_id, meta, vdi, vdi_id};
+
+    /// What `changes` to a catalog that holds `before` are answered.
+    fn answer(before: &[Change], changes: &[Change]) -> Result<(), Violation> {
+        let before = State::preview(meta(), before);
+        let mut next = before.clone();
+        changes.iter().for_each(|change| next.apply(change));
+        check(&before, &next, changes)
+    }
+
+    fn child(number: u32, parent: u32, state: ImageState) -> Change {
+        Change::PutImage(ImageRecord { state, ..image(number, Some(parent)) })
+    }
+
+    #[test]
+    fn a_vdi_needs_an_image_of_its_own_without_a_child() {
+        let missing = Violation::VdiWithoutImage { vdi: vdi_id(1), image: image_id(9) };
+        assert_eq!(answer(&[], &[Change::PutVdi(vdi(1, 9))]), Err(missing));
+        assert_eq!(answer(&disk(1), &[Change::PutVdi(vdi(2, 1))]), Err(Violation::ImageShared(image_id(1))));
+        let on_parent = Err(Violation::VdiOnParent { vdi: vdi_id(1), image: image_id(1) });
+        assert_eq!(answer(&disk(1), &[child(2, 1, ImageState::Ok)]), on_parent);
+        assert_eq!(answer(&disk(1), &[child(2, 1, ImageState::Garbage)]), Ok(()));
+        // The commit of a snapshot: the order inside it does not matter.
+        let moved = [Change::PutVdi(vdi(1, 2)), child(2, 1, ImageState::Ok)];
+        assert_eq!(answer(&disk(1), &moved), Ok(()));
+    }
+
+    #[test]
+    fn only_what_nobody_reads_may_hang_loose() {
+        let missing = Err(Violation::ParentMissing { image: image_id(2), parent: image_id(1) });
+        for state in [ImageState::Ok, ImageState::Mixed] {
+            assert_eq!(answer(&[], &[child(2, 1, state)]), missing);
+        }
+        for state in [ImageState::Orphan, ImageState::Corrupt, ImageState::Missing, ImageState::Garbage] {
+            assert_eq!(answer(&[], &[child(2, 1, state)]), Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_is_needed_is_not_removed() {
+        let remove = [Change::RemoveImage(image_id(1))];
+        let tree = [Change::PutImage(image(1, None)), child(2, 1, ImageState::Ok)];
+        let needed = Violation::ParentRemoved { image: image_id(1), child: image_id(2) };
+        assert_eq!(answer(&tree, &remove), Err(needed));
+        assert_eq!(
+            answer(&disk(1), &remove),
+            Err(Violation::LeafRemoved { image: image_id(1), vdi: vdi_id(1) })
+        );
+        assert_eq!(answer(&disk(1), &[Change::RemoveVdi(vdi_id(1)), remove[0].clone()]), Ok(()));
+    }
+
+    #[test]
+    fn no_image_is_its_own_ancestor() {
+        let tree =
+            [Change::PutImage(image(1, None)), child(2, 1, ImageState::Ok), child(3, 2, ImageState::Ok)];
+        assert!(matches!(answer(&tree, &[child(1, 3, ImageState::Ok)]), Err(Violation::Cycle(_))));
+        assert!(matches!(answer(&tree, &[child(1, 1, ImageState::Ok)]), Err(Violation::Cycle(_))));
+    }
+
+    #[test]
+    fn a_new_image_fits_into_the_limit() {
+        let limit = u32::try_from(CHAIN_LIMIT).unwrap();
+        let mut chain = vec![Change::PutImage(image(1, None))];
+        chain.extend((2..=limit).map(|number| child(number, number - 1, ImageState::Ok)));
+        assert_eq!(answer(&[], &chain), Ok(()));
+        let one_more = child(limit + 1, limit, ImageState::Ok);
+        let length = CHAIN_LIMIT + 1;
+        let refused = Err(Violation::ChainTooLong { image: image_id(limit + 1), length });
+        assert_eq!(answer(&chain, std::slice::from_ref(&one_more)), refused);
+        // One that is there already may be written again.
+        chain.push(one_more.clone());
+        assert_eq!(answer(&chain, &[one_more]), Ok(()));
+    }
+}

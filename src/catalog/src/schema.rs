@@ -112,3 +112,51 @@ fn migrate(conn: &Connection, from: u32, migrations: &[&str]) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEXT: &[&str] = &[FIRST, "ALTER TABLE image ADD COLUMN colour TEXT"];
+
+    fn first() -> Connection {
+        let conn = Connection::open_in_memory().unwrap();
+        initialise(&conn).unwrap();
+        conn.execute_batch("INSERT INTO image VALUES ('i', NULL, 'vhd', 'c', 1, 1, 'ok', 0, 0)").unwrap();
+        conn
+    }
+
+    #[test]
+    fn only_the_missing_migrations_run_and_rows_stay() {
+        let conn = first();
+        assert_eq!(version(&conn).unwrap(), 1);
+        migrate(&conn, 1, NEXT).unwrap();
+        assert_eq!(pragma(&conn, "user_version").unwrap(), 2);
+        let colour: Option<String> =
+            conn.query_row("SELECT colour FROM image WHERE id = 'i'", [], |row| row.get(0)).unwrap();
+        assert_eq!(colour, None);
+        migrate(&conn, 2, NEXT).unwrap();
+    }
+
+    #[test]
+    fn a_migration_that_fails_leaves_the_version_before_it() {
+        let conn = first();
+        let broken: &[&str] =
+            &[FIRST, "ALTER TABLE image ADD COLUMN colour TEXT; ALTER TABLE nothing ADD COLUMN x"];
+        assert!(migrate(&conn, 1, broken).is_err());
+        conn.execute_batch("ROLLBACK").unwrap();
+        assert_eq!(version(&conn).unwrap(), 1);
+        assert!(conn.prepare("SELECT colour FROM image").is_err());
+    }
+
+    #[test]
+    fn what_is_no_catalog_or_newer_is_refused() {
+        let empty = Connection::open_in_memory().unwrap();
+        assert!(matches!(version(&empty), Err(Error::Damaged(_))));
+        let conn = first();
+        conn.pragma_update(None, "user_version", 2).unwrap();
+        assert!(matches!(version(&conn), Err(Error::Newer { found: 2, known: 1 })));
+        conn.pragma_update(None, "user_version", 0).unwrap();
+        assert!(matches!(version(&conn), Err(Error::Damaged(_))));
+    }
+}

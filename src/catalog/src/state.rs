@@ -99,7 +99,7 @@ impl State {
     pub fn preview(meta: Meta, changes: &[Change]) -> Self {
         let mut state = Self::empty(meta);
         for change in changes {
-            state.apply(&change);
+            state.apply(change);
         }
         state
     }

@@ -188,9 +188,16 @@ fn pragma(conn: &Connection, name: &str, value: &str, expected: &str) -> Result<
 }
 
 fn check_integrity(conn: &Connection, how: &str) -> Result<()> {
-    let answer: String =
-        conn.pragma_query_value(None, how, |row| row.get(0)).map_err(Error::sql("checking the catalog"))?;
-    if answer == "ok" { Ok(()) } else { Err(Error::Damaged(answer)) }
+    const DOING: &str = "checking the catalog";
+    let answer: String = conn.pragma_query_value(None, how, |row| row.get(0)).map_err(Error::sql(DOING))?;
+    if answer != "ok" {
+        return Err(Error::Damaged(answer));
+    }
+    let mut statement = conn.prepare("PRAGMA foreign_key_check").map_err(Error::sql(DOING))?;
+    if statement.exists([]).map_err(Error::sql(DOING))? {
+        return Err(Error::Damaged("a vdi points at an image that does not exist".into()));
+    }
+    Ok(())
 }
 
 /// The WAL of a database file.

@@ -1,5 +1,7 @@
 //! A full file system: what D22, the WAL of full size and the reserve are for. Needs the right to mount a tmpfs.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use catena_catalog::{Catalog, Change, Error};

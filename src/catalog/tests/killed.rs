@@ -1,5 +1,7 @@
 //! A process killed at any moment: what it acknowledged is there. The child is this program again.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use catena_catalog::{CRASH_POINTS, Catalog, Change};

@@ -1,5 +1,7 @@
 //! Random commits against a model: what is accepted, what is refused, and what is there after every way of reopening.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use catena_catalog::{Catalog, Change, Error, Meta};

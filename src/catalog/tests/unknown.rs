@@ -1,5 +1,7 @@
 //! D19 under a storage that fails: every write and sync of a commit, of a checkpoint and of the way out fails once.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 mod faulty;
 
@@ -31,7 +33,7 @@ fn second_disk() -> Vec<Change> {
 /// Nothing but the way out works while there is doubt, and readers see what was certain before.
 fn assert_doubt(catalog: &mut Catalog) {
     let unknown = |result: Result<(), Error>| {
-        assert!(matches!(result, Err(Error::OutcomeUnknown { .. })), "{result:?}")
+        assert!(matches!(result, Err(Error::OutcomeUnknown { .. })), "{result:?}");
     };
     unknown(catalog.commit(disk(3).to_vec()).map(drop));
     unknown(catalog.events(None, None, 1).map(drop));
