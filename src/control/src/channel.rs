@@ -61,6 +61,12 @@ impl Channel {
         self.0
     }
 
+    /// Ends the conversation for every handle of this end: the peer finds it gone.
+    pub fn shutdown(&self) {
+        // A peer that is gone already needs no telling.
+        let _ = nix::sys::socket::shutdown(self.0.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+    }
+
     /// A second handle of the same end, for a thread that only sends.
     pub fn try_clone(&self) -> Result<Self, ChannelError> {
         Ok(Self(self.0.try_clone()?))

@@ -285,7 +285,8 @@ fn out_of_range(offset: u64, length: Bytes, size: Bytes) -> Trouble {
     trouble(TroubleKind::OutOfRange, message)
 }
 
-fn now() -> i64 {
+/// Seconds since 1970.
+pub(crate) fn now() -> i64 {
     let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_secs()).unwrap_or_default()
 }

@@ -57,7 +57,7 @@ pub(crate) fn survey(store: &dyn Store, small: &mut SmallWorker, sr: SrUuid) -> 
         let request = Request::Inspect { format: Format::Vhd, count: fds.len() };
         match small.call(&request, fds).map_err(|trouble| from_trouble(&trouble))? {
             Answer::Reports { reports } if reports.len() == batch.len() => {
-                found.extend(batch.iter().cloned().zip(reports))
+                found.extend(batch.iter().cloned().zip(reports));
             }
             _ => return Err(unexpected()),
         }
@@ -214,7 +214,7 @@ impl Adoption {
 /// What a dry run answers.
 pub(crate) fn document(adoption: &Adoption, sr: SrFacts, meta: Meta) -> Value {
     let stat = StoreStat { total: Bytes(0), used: Bytes(0), allocatable: Bytes(0) };
-    let state = State::preview(meta, adoption.changes().collect());
+    let state = State::preview(meta, &adoption.changes().collect::<Vec<_>>());
     let view =
         View(Arc::new(Published { sr, state, live: BTreeMap::new(), moment: Moment::default(), stat }));
     json!({"images": view.roots(None), "findings": adoption.findings})

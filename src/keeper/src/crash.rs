@@ -39,7 +39,7 @@ points! {
     Create "create": Journaled "journaled", Made "made", Committed "committed", Done "done";
     Snapshot "snapshot": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
     Clone "clone": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
-    Destroy "destroy": Committed "committed", Done "done";
+    Destroy "destroy": Committed "committed";
     Import "import": Journaled "journaled", Made "made", Committed "committed", Done "done";
     Export "export": Journaled "journaled", Made "made", Done "done";
     Introduce "introduce": Journaled "journaled", Made "made", Committed "committed", Done "done";

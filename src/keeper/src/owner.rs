@@ -185,12 +185,13 @@ impl Owner {
     pub(crate) fn commit(&mut self, changes: Vec<Change>) -> Result<(), Failure> {
         self.stat_due = true;
         let events: Vec<EventRecord> = changes.iter().filter_map(event_of).collect();
-        let ids = match self.catalog.commit(changes.clone()) {
+        let wanted = changes.clone();
+        let ids = match self.catalog.commit(changes) {
             Ok(ids) => ids,
             Err(CatalogError::OutcomeUnknown { .. }) => {
                 tracing::error!(sr = %self.sr.uuid, "a commit has an unknown outcome; the catalog is rewritten");
                 self.catalog.resolve_unknown().map_err(|error| from_catalog(&error))?;
-                if !self.took_effect(&changes) {
+                if !self.took_effect(&wanted) {
                     let what = "the catalog could not be written; nothing was changed";
                     return Err(
                         Failure::new(catena_types::ErrorName::IoError, what).hint("look at the storage")

@@ -105,6 +105,10 @@ impl Owner {
         otherwise: JobState,
     ) {
         let arriving = self.arriving.remove(&job.id);
+        if let Some(live) = self.live.get(&job.id) {
+            job.bytes_total = live.progress.bytes_total;
+            job.bytes_done = live.progress.bytes_done;
+        }
         let result = end.and_then(|answer| {
             crash::pass(job.work.kind(), Phase::Made);
             match (&job.work, arriving) {
@@ -135,7 +139,6 @@ impl Owner {
         let event = self.event(Severity::Info, "vdi.imported", Some(vdi), Some(&job), text);
         job.committed = true;
         job.answer = Some(json!({"uuid": vdi}));
-        job.bytes_total = self.live.get(&job.id).map_or(Bytes(0), |live| live.progress.bytes_total);
         let kind = job.work.kind();
         self.finish(job, vec![Change::PutImage(image), Change::PutVdi(row), event])?;
         crash::pass(kind, Phase::Committed);

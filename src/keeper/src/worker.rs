@@ -67,7 +67,9 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.channel = None;
+        if let Some(channel) = self.channel.take() {
+            channel.shutdown();
+        }
         if let Err(error) = self.child.wait() {
             tracing::warn!(%error, "a worker could not be waited for");
         }
