@@ -53,6 +53,9 @@ pub(crate) fn is_present(container: &dyn Container, footer: &Footer, header_at: 
 }
 
 impl Batmap {
+    /// Why a batmap is unusable whose clearing or writing was interrupted.
+    pub(crate) const BAD_CHECKSUM: &'static str = "the batmap's checksum is wrong";
+
     /// No batmap.
     pub(crate) const fn absent() -> Self {
         Self { at: FileOffset(0), stored: Stored::Absent, header: [0; 512], bits: Vec::new(), window: 0 }
@@ -104,7 +107,7 @@ impl Batmap {
         {
             Stored::Unusable("the batmap's place or size is wrong")
         } else if u32_at(header, 24) != sum(&bits[..self.window]) {
-            Stored::Unusable("the batmap's checksum is wrong")
+            Stored::Unusable(Self::BAD_CHECKSUM)
         } else if bits.iter().all(|&byte| byte == 0) {
             Stored::Clear
         } else {
@@ -170,9 +173,20 @@ impl Batmap {
         raw
     }
 
-    /// The bytes of a new one.
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        self.encode(&self.bits)
+    /// The same bits and marker in another place, clear on disk.
+    pub(crate) fn moved_to(&self, layout: &Layout, size: Bytes) -> Self {
+        if self.stored == Stored::Absent {
+            return Self::absent();
+        }
+        let mut new = Self::new(layout, size);
+        new.header[28..].copy_from_slice(&self.header[28..]);
+        self.marked().for_each(|block| new.mark(block, true));
+        new
+    }
+
+    /// The bytes of one without any bit.
+    pub(crate) fn to_clear_bytes(&self) -> Vec<u8> {
+        self.encode(&vec![0; self.bits.len()])
     }
 
     /// The blocks that are marked.

@@ -29,7 +29,7 @@ pub struct ParentSpec {
 pub struct CreateSpec {
     /// Its id.
     pub id: ImageId,
-    /// Size of the virtual disk, 2 MiB to 2040 GiB; rounded up to 2 MiB.
+    /// Size of the virtual disk, 2 MiB to 2040 GiB; rounded up to 2 MiB, that of a differencing image to 512 bytes.
     pub virtual_size: Bytes,
     /// The parent of a differencing image.
     pub parent: Option<ParentSpec>,
@@ -57,7 +57,9 @@ pub(crate) fn rounded_size(size: Bytes) -> Result<Bytes> {
 /// # Errors
 /// `OutOfRange` for a size or name that the format cannot hold, `NoSpace` where the container is too small, before anything is written.
 pub fn create(container: &dyn Container, spec: &CreateSpec) -> Result<()> {
-    let size = rounded_size(spec.virtual_size)?;
+    let rounded = rounded_size(spec.virtual_size)?;
+    // A child has its parent's size to the sector, also where another program chose that.
+    let size = if spec.parent.is_some() { spec.virtual_size.round_up(SECTOR_BYTES) } else { rounded };
     let kind = match (&spec.parent, spec.fixed) {
         (Some(_), true) => return Err(Error::Unsupported("a fixed disk with a parent".into())),
         (None, true) => DiskKind::Fixed,
@@ -113,7 +115,7 @@ fn metadata(footer: &[u8], size: Bytes, spec: &CreateSpec) -> Result<Vec<u8>> {
     raw.extend_from_slice(header.raw());
     raw.extend(empty_table(&layout));
     // The whole map is written, or the footer of a file would lie inside its last sector for some sizes.
-    raw.extend(Batmap::new(&layout, size).to_bytes());
+    raw.extend(Batmap::new(&layout, size).to_clear_bytes());
     raw.extend(texts);
     Ok(raw)
 }

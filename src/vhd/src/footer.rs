@@ -52,6 +52,16 @@ pub(crate) struct Footer {
     raw: RawFooter,
 }
 
+/// Fields of a footer as they were read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fields {
+    pub(crate) features: u32,
+    pub(crate) geometry: u32,
+    pub(crate) saved_state: u8,
+    pub(crate) hidden: u8,
+    pub(crate) reserved_used: bool,
+}
+
 /// A time as the format stores it: seconds since 2000-01-01 UTC, from seconds since 1970.
 pub fn vhd_timestamp(unix_seconds: i64) -> u32 {
     u32::try_from(unix_seconds.saturating_sub(EPOCH).max(0)).unwrap_or(u32::MAX)
@@ -175,9 +185,15 @@ impl Footer {
         !self.creator.starts_with(b"tap")
     }
 
-    /// The bytes as they were read.
-    pub(crate) const fn raw(&self) -> &RawFooter {
-        &self.raw
+    /// The fields that matter to nobody but a check.
+    pub(crate) fn fields(&self) -> Fields {
+        Fields {
+            features: u32_at(&self.raw, 8),
+            geometry: u32_at(&self.raw, 56),
+            saved_state: self.raw[84],
+            hidden: self.raw[HIDDEN_AT],
+            reserved_used: self.raw[HIDDEN_AT + 1..].iter().any(|&byte| byte != 0),
+        }
     }
 }
 

@@ -138,6 +138,11 @@ impl Header {
             .collect()
     }
 
+    /// Whether bytes that must be zero are not.
+    pub(crate) fn reserved_used(&self) -> bool {
+        self.raw[60..64].iter().chain(&self.raw[768..]).any(|&byte| byte != 0)
+    }
+
     /// The bytes.
     pub(crate) const fn raw(&self) -> &RawHeader {
         &self.raw

@@ -11,6 +11,7 @@ mod batmap;
 mod bitmaps;
 mod bytes;
 mod check;
+mod check_parent;
 mod create;
 mod error;
 mod footer;

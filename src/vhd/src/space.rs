@@ -101,6 +101,18 @@ impl Space {
         self.free.insert(slot);
     }
 
+    /// Moves the end of the metadata to sector `end`. Blocks that lie before it are the caller's business.
+    pub(crate) fn reserve_headers(&mut self, end: u64) -> Result<()> {
+        let limit = self.end.footer_at();
+        if matches!(self.end, End::Pinned(_)) && end * SECTOR_BYTES > limit.0 {
+            return Err(Error::NoSpace { missing: Bytes(end * SECTOR_BYTES - limit.0) });
+        }
+        self.free.retain(|slot| u64::from(slot.0) >= end);
+        self.headers_end = self.headers_end.max(end);
+        self.append_at = self.append_at.max(end);
+        Ok(())
+    }
+
     /// Forgets free slots behind the last used one, and tells where the footer of a file could move to.
     pub(crate) fn trim(&mut self, last: Option<Slot>) -> FileOffset {
         self.append_at = last.map_or(self.headers_end, Slot::next_free);

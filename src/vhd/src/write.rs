@@ -173,13 +173,20 @@ impl Image {
         Ok(())
     }
 
-    /// Gives back what a file has after its last block. The footer is durable at its new place before the file is cut.
-    fn cut_file(&mut self) -> Result<()> {
-        let last = self.bat.used(BlockIndex(0)).map(|(_, slot)| slot).max();
+    /// Takes back the places of blocks to which nothing was written, after a commit.
+    pub(crate) fn release_unwritten(&mut self) -> Result<()> {
         let writer = self.writer()?;
         for (_, unused) in std::mem::take(&mut writer.fresh) {
             writer.space.release(unused.slot);
         }
+        Ok(())
+    }
+
+    /// Gives back what a file has after its last block. The footer is durable at its new place before the file is cut.
+    fn cut_file(&mut self) -> Result<()> {
+        let last = self.bat.used(BlockIndex(0)).map(|(_, slot)| slot).max();
+        self.release_unwritten()?;
+        let writer = self.writer()?;
         let target = writer.space.trim(last);
         if matches!(writer.space.end, End::Moving(at) if at > target) {
             self.container

@@ -1,4 +1,5 @@
 //! Images that other programs wrote: read them as they do, and create the same bytes.
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 mod support;
 
@@ -62,7 +63,16 @@ fn special_images_read_as_their_programs_read_them() {
     for (name, expected) in manifest("special/manifest.json").as_object().unwrap() {
         let image = open(&format!("special/{name}"));
         assert_eq!(image.virtual_size().0, expected["virtual_size"].as_u64().unwrap(), "{name}");
-        assert_eq!(hash(&read_disk(&[&image])), expected["sha256"].as_str().unwrap(), "{name}");
+        let mut content = read_disk(&[&image]);
+        if name == "qcrash.vhd" {
+            // The vendor's tool takes the last 512 bytes of any file for a footer and reads zeros there. Here they are the end
+            // of block 2, an owned sector with data, as the vendor's own repair of the same file shows.
+            let last = 3 * 2 * 1024 * 1024 - 512;
+            assert_eq!(content, read_disk(&[&open("special/qrepaired.vhd")]));
+            assert!(content[last..last + 512].iter().all(|&byte| byte == b'B'));
+            content[last..last + 512].fill(0);
+        }
+        assert_eq!(hash(&content), expected["sha256"].as_str().unwrap(), "{name}");
     }
     for name in ["v3", "v1024", "c1", "c5", "q1G-off", "q1G-on"] {
         assert_eq!(open(&format!("special/{name}.vhd")).next_block(BlockIndex(0)), None, "{name}");

@@ -1,5 +1,8 @@
 //! What the tests of this crate share: the golden images, a container in memory, reading a chain the naive way.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test stops at what it did not expect")]
+
+pub mod model;
 
 use catena_blockio::{Container, Sizing};
 use catena_chain::{Layer, LayerMut};
@@ -34,9 +37,11 @@ pub fn golden_image(name: &str) -> Arc<Memory> {
     Arc::new(Memory::from_bytes(&bytes, sizing))
 }
 
+type Pages = BTreeMap<u64, Box<[u8; 4096]>>;
+
 /// A container in memory, sparse in pages of 4 KiB.
 pub struct Memory {
-    state: Mutex<(u64, BTreeMap<u64, Box<[u8; 4096]>>)>,
+    state: Mutex<(u64, Pages)>,
     sizing: Sizing,
 }
 
@@ -231,7 +236,8 @@ pub fn read_block(chain: &[&Image], block: u32) -> Vec<u8> {
 /// The content of a whole chain.
 pub fn read_disk(chain: &[&Image]) -> Vec<u8> {
     let size = chain[0].virtual_size();
-    let mut data: Vec<u8> = (0..size.blocks()).flat_map(|block| read_block(chain, block)).collect();
+    let mut data = Vec::new();
+    (0..size.blocks()).for_each(|block| data.extend_from_slice(&read_block(chain, block)));
     data.truncate(usize::try_from(size.0).unwrap());
     data
 }

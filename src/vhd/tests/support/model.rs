@@ -1,0 +1,177 @@
+//! A model of what an image may hold: for each sector the values that a crash may bring to light. `None` is "not owned".
+
+use super::{errors, put};
+use catena_blockio::Container;
+use catena_chain::{Layer, LayerMut};
+use catena_types::{BlockIndex, Bytes, FileOffset, SectorSet};
+use catena_vhd::{CheckOptions, FooterState, Image, Mode};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// One thing that a user of an image does.
+#[derive(Debug, Clone)]
+pub enum Step {
+    Write(u32, Range<usize>, u8),
+    /// Owns the whole block, writing its first sectors only.
+    Fill(u32, u8),
+    Commit,
+    Flush,
+    GiveUp(Vec<(u32, Range<usize>)>),
+    Seal,
+    Hide(bool),
+    Grow(u64),
+}
+
+/// The sectors that `Fill` writes; of the others it only says that they are owned.
+const FILLED: Range<usize> = 0..4;
+
+/// What may be found.
+#[derive(Debug, Clone, Default)]
+pub struct Model {
+    sectors: BTreeMap<(u32, usize), Vec<Option<u8>>>,
+    filled: BTreeSet<u32>,
+    hidden: Vec<bool>,
+    sizes: Vec<u64>,
+}
+
+impl Model {
+    pub fn new(size: u64) -> Self {
+        Self { hidden: vec![false], sizes: vec![size], ..Self::default() }
+    }
+
+    fn add(&mut self, block: u32, sectors: Range<usize>, value: Option<u8>) {
+        for sector in sectors {
+            self.sectors.entry((block, sector)).or_insert_with(|| vec![None]).push(value);
+        }
+    }
+
+    /// Only the last value of each sector can be found from here on.
+    fn settle(&mut self) {
+        for values in self.sectors.values_mut() {
+            values.drain(..values.len() - 1);
+        }
+    }
+
+    /// Does a step to the image; the model knows of it before it begins.
+    pub fn run(&mut self, image: &mut Image, step: &Step) -> Result<(), catena_chain::Error> {
+        match step {
+            Step::Write(block, sectors, fill) => {
+                self.add(*block, sectors.clone(), Some(*fill));
+                put(image, *block, sectors.clone(), *fill)
+            }
+            Step::Fill(block, fill) => {
+                self.filled.insert(*block);
+                self.add(*block, FILLED, Some(*fill));
+                put(image, *block, FILLED, *fill)?;
+                image.wrote(BlockIndex(*block), &SectorSet::full())
+            }
+            Step::Commit => image.commit(),
+            Step::Flush => image.flush().map(|()| self.settle()),
+            Step::GiveUp(list) => {
+                let list: Vec<_> =
+                    list.iter().map(|(block, range)| (BlockIndex(*block), range.clone())).collect();
+                for (block, range) in &list {
+                    let tracked = (0..4096).filter(|sector| range.contains(sector));
+                    let known: Vec<usize> =
+                        tracked.filter(|&s| self.sectors.contains_key(&(block.0, s))).collect();
+                    known.into_iter().for_each(|sector| self.add(block.0, sector..sector + 1, None));
+                }
+                let sets: Vec<_> =
+                    list.iter().map(|(block, range)| (*block, SectorSet::of(range.clone()))).collect();
+                image.give_up(&sets)?;
+                for (block, range) in &list {
+                    for (_, values) in
+                        self.sectors.iter_mut().filter(|((b, s), _)| *b == block.0 && range.contains(s))
+                    {
+                        values.drain(..values.len() - 1);
+                    }
+                }
+                Ok(())
+            }
+            Step::Seal => Ok(image.seal().map(|()| self.settle())?),
+            Step::Hide(hidden) => {
+                self.hidden.push(*hidden);
+                image.set_hidden(*hidden)?;
+                self.hidden.drain(..self.hidden.len() - 1);
+                Ok(())
+            }
+            Step::Grow(mib) => {
+                self.sizes.push(mib << 20);
+                image.grow(Bytes(mib << 20))?;
+                self.settle();
+                self.sizes.drain(..self.sizes.len() - 1);
+                Ok(())
+            }
+        }
+    }
+
+    /// The image that survived passes its checks and holds what it may hold.
+    pub fn verify(&self, disk: &Arc<dyn Container>, context: &str) {
+        let deep = CheckOptions { deep: true, ..CheckOptions::default() };
+        let mut problems = catena_vhd::check(&**disk, &deep).unwrap();
+        problems.retain(|problem| problem.severity == catena_types::Severity::Error);
+        assert_eq!(problems, [], "{context}");
+        let image = Image::open(disk.clone(), Mode::ReadOnly).unwrap_or_else(|e| panic!("{context}: {e}"));
+        self.verify_image(&image, context);
+        assert!(self.hidden.contains(&image.info().hidden), "{context}");
+        assert!(self.sizes.contains(&image.info().virtual_size.0), "{context}");
+    }
+
+    /// What an open image says is among what may be.
+    pub fn verify_image(&self, image: &Image, context: &str) {
+        let blocks: BTreeSet<u32> = self.sectors.keys().map(|(block, _)| *block).collect();
+        let mut next = image.next_block(BlockIndex(0));
+        while let Some(block) = next {
+            assert!(blocks.contains(&block.0), "{context}: block {} appeared", block.0);
+            next = image.next_block(block.next());
+        }
+        for block in blocks {
+            self.verify_block(image, block, context);
+        }
+    }
+
+    fn verify_block(&self, image: &Image, block: u32, context: &str) {
+        let owned = image.ownership(BlockIndex(block)).unwrap_or_else(|e| panic!("{context}: {e}")).to_set();
+        let mut rest = owned.clone();
+        for ((_, sector), allowed) in self.sectors.range((block, 0)..(block + 1, 0)) {
+            rest.remove(*sector..*sector + 1);
+            let found = owned.contains(*sector).then(|| {
+                let extent = image.locate(BlockIndex(block)).unwrap();
+                let mut data = [0; 512];
+                let at = FileOffset(extent.at.0 + *sector as u64 * 512);
+                image.container().read_at(&mut data, at).unwrap();
+                assert!(data.iter().all(|&byte| byte == data[0]), "{context}: torn within a sector");
+                data[0]
+            });
+            assert!(
+                allowed.contains(&found),
+                "{context}: block {block} sector {sector} holds {found:?}, may be {allowed:?}"
+            );
+        }
+        assert!(
+            rest.is_empty() || self.filled.contains(&block),
+            "{context}: block {block} owns what nobody wrote"
+        );
+    }
+
+    /// What the last values are, without any crash.
+    pub fn settled(mut self) -> Self {
+        self.settle();
+        self
+    }
+}
+
+/// A survivor must be usable: it can be written again, which disturbs nothing.
+pub fn use_again(model: &Model, disk: &Arc<dyn Container>, context: &str) {
+    let mut model = model.clone();
+    let mut image = Image::open(disk.clone(), Mode::ReadWrite).unwrap_or_else(|e| panic!("{context}: {e}"));
+    for (block, fill) in [(0, 0xa0), (1, 0xa1), (3, 0xa3)] {
+        model.run(&mut image, &Step::Write(block, 100..103, fill)).unwrap();
+    }
+    image.close().unwrap();
+    model.verify(disk, context);
+    assert_eq!(errors(&**disk), [], "{context}");
+    let footers = Image::open(disk.clone(), Mode::ReadOnly).unwrap().info().footers;
+    assert!(matches!(footers, FooterState::Both | FooterState::Differ), "{context}");
+}
