@@ -157,6 +157,8 @@ mod tests {
         catalog.close().unwrap();
         assert_eq!(vdis_in_backup(dir.path()), 4);
         assert!(!dir.path().join(PARTIAL).exists());
+        let wal = store::wal_of(&dir.path().join(store::DATABASE));
+        assert!(!store::wal_in_use(&wal).unwrap(), "a catalog that was closed needs no WAL");
     }
 
     #[test]

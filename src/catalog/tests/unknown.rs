@@ -70,6 +70,7 @@ fn doubtful(faults: &Faults, dir: &Path, calls: i64, perform: bool) -> Catalog {
     faults.arm(calls - 1, perform);
     let result = catalog.commit(second_disk());
     assert!(faults.disarm());
+    assert!(faulty::struck_a_sync(), "a commit ends with a sync (synchronous=FULL)");
     assert!(matches!(result, Err(Error::OutcomeUnknown { .. })), "{result:?}");
     catalog
 }

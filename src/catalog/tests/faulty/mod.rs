@@ -15,6 +15,8 @@ static INSTALL: Once = Once::new();
 static LEFT: AtomicI64 = AtomicI64::new(-1);
 static PERFORM: AtomicBool = AtomicBool::new(false);
 static STRUCK: AtomicBool = AtomicBool::new(false);
+/// Whether the first call that failed was a sync.
+static STRUCK_SYNC: AtomicBool = AtomicBool::new(false);
 
 /// The VFS, held by one test.
 pub(crate) struct Faults(#[expect(dead_code, reason = "held, not read")] MutexGuard<'static, ()>);
@@ -52,6 +54,11 @@ impl Faults {
     }
 }
 
+/// Whether the fault that was armed last struck a sync first.
+pub(crate) fn struck_a_sync() -> bool {
+    STRUCK_SYNC.load(Ordering::SeqCst)
+}
+
 impl Drop for Faults {
     fn drop(&mut self) {
         LEFT.store(-1, Ordering::SeqCst);
@@ -80,7 +87,12 @@ fn fate() -> Fate {
 }
 
 fn through(error: c_int, call: impl FnOnce() -> c_int) -> c_int {
-    match fate() {
+    let struck_before = STRUCK.load(Ordering::SeqCst);
+    let fate = fate();
+    if !struck_before && !matches!(fate, Fate::Normal) {
+        STRUCK_SYNC.store(error == ffi::SQLITE_IOERR_FSYNC, Ordering::SeqCst);
+    }
+    match fate {
         Fate::Normal => call(),
         Fate::Fail => error,
         Fate::PerformThenFail => {
