@@ -141,3 +141,39 @@ impl Keeper {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keeper_ends_with_its_socket_and_is_collected() {
+        // Any program that reads its standard input to the end will do.
+        let program = KeeperProgram { path: "/bin/cat".into(), log: String::new() };
+        let starter = Starter {
+            launcher: Box::new(program),
+            host_id: "host".into(),
+            boot_id: "boot".into(),
+            hub: Arc::new(Hub::default()),
+        };
+        let (keeper, _started) = starter.start(&crate::testing::entry("a")).unwrap();
+        let process = PathBuf::from(format!("/proc/{}", keeper.pid.unwrap()));
+        assert!(process.exists());
+        keeper.end();
+        assert!(!process.exists());
+    }
+
+    #[test]
+    fn a_missing_program_is_a_failure_with_a_hint() {
+        let program = KeeperProgram { path: "/nonexistent/catena-keeper".into(), log: String::new() };
+        let starter = Starter {
+            launcher: Box::new(program),
+            host_id: String::new(),
+            boot_id: String::new(),
+            hub: Arc::new(Hub::default()),
+        };
+        let failure = starter.start(&crate::testing::entry("a")).unwrap_err();
+        assert_eq!(failure.name, ErrorName::SrUnavailable);
+        assert!(failure.hint.contains("catena-keeper"), "{}", failure.hint);
+    }
+}

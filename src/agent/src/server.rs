@@ -206,6 +206,14 @@ mod tests {
     }
 
     #[test]
+    fn nobody_but_the_owner_comes_in_before_the_group_is_right() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        let _listener = bind_for_owner(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
     fn a_stale_socket_is_replaced_and_nothing_else_is() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run/agent.sock");

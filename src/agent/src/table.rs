@@ -80,3 +80,21 @@ impl Drop for Claim<'_> {
         self.table.claimed().remove(&self.location);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::detached;
+
+    #[test]
+    fn a_location_is_for_one_sr_and_one_request_at_a_time() {
+        let table = Table::default();
+        let claim = table.claim("/srv/a").unwrap();
+        assert_eq!(table.claim("/srv/a").unwrap_err().name, ErrorName::TryAgain);
+        table.claim("/srv/b").unwrap();
+        drop(claim);
+        table.claim("/srv/a").unwrap();
+        table.insert(&detached("a"));
+        assert_eq!(table.claim("/srv/a").unwrap_err().name, ErrorName::SrExists);
+    }
+}
