@@ -119,7 +119,8 @@ pub(crate) fn check(images: &[(Handed, Option<(ImageId, Bytes)>)], fds: &mut Des
     for (index, (handed, parent)) in images.iter().enumerate() {
         let Format::Vhd = handed.format;
         let container = fds.container(Caching::Buffered)?;
-        let options = CheckOptions { parent: *parent, now: Some(vhd_timestamp(crate::streams::now())), deep: false };
+        let options =
+            CheckOptions { parent: *parent, now: Some(vhd_timestamp(crate::streams::now())), deep: false };
         let mut add = |severity, text| {
             if problems.len() < FINDINGS_LIMIT {
                 problems.push(Problem { severity, index, text });

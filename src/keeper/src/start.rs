@@ -169,8 +169,9 @@ impl Owner {
 fn open_or_begin(store: &dyn Store, uuid: SrUuid, label: &str) -> Result<Catalog, Failure> {
     match Catalog::open(store.catalog_dir()) {
         Err(CatalogError::Missing(_)) if store.catalog_dir().join("catalog.bak").exists() => {
-            Err(Failure::new(ErrorName::Metadata, "the catalog is gone, and a copy of it is there")
-                .hint("copy .catena/catalog.bak to .catena/catalog.db and introduce again"))
+            Err(Failure::new(ErrorName::Metadata, "the catalog is gone, and a copy of it is there").hint(
+                "in .catena, remove catalog.db-wal, copy catalog.bak to catalog.db, and introduce again",
+            ))
         }
         Err(CatalogError::Missing(_)) => {
             let meta = Meta { coalesce_paused: true, ..meta(uuid, label) };

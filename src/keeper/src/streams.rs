@@ -159,6 +159,13 @@ impl Owner {
     pub(crate) fn vdi_write(&mut self, call: &mut Call) -> Result<Given, Failure> {
         let asked: ReadWriteParams = params(&call.request)?;
         let (vdi, leaf) = self.disk(&asked.vdi)?;
+        if self.running.values().any(|running| running.lease.contains(&leaf.id)) {
+            let failure = Failure::new(ErrorName::VdiInUse, "another job reads this disk as it is now");
+            return Err(failure
+                .hint("`catena job list` names it; try again when it is done")
+                .retry()
+                .object("vdi", vdi.uuid));
+        }
         self.need_space(asked.length)?;
         let stream = descriptor(call, asked.fd)?;
         let chain: Vec<Arc<ImageRecord>> = self.catalog.state().chain(vdi.image).cloned().collect();
