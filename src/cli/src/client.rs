@@ -102,12 +102,15 @@ impl Client {
     fn receive(&mut self) -> Result<(), CliError> {
         match self.reader.next_message() {
             Ok(Some(incoming)) => match incoming.message {
-                Ok(Message::Response(response)) => {
-                    if let Id::Number(id) = response.id {
-                        self.early.insert(id, response.outcome);
+                Ok(Message::Response(response)) => match (response.id, response.outcome) {
+                    (Id::Number(id), outcome) => {
+                        self.early.insert(id, outcome);
+                        Ok(())
                     }
-                    Ok(())
-                }
+                    // The agent could not read an id: what it refuses is the connection or its last line.
+                    (_, Err(failure)) => Err(failure.into()),
+                    (_, Ok(_)) => Ok(()),
+                },
                 Ok(_) => Ok(()),
                 Err(failure) => Err(CliError::bad_answer(failure)),
             },
