@@ -152,6 +152,7 @@ impl Owner {
         let leaf = self.image(vdi.image)?.clone();
         let mut job = self.new_job(Work::Destroy { vdi: uuid }, asked.request_id);
         job.state = JobState::Done;
+        job.phase = "done".to_owned();
         job.committed = true;
         job.answer = Some(json!({}));
         let text = format!("'{}' deleted", vdi.name_label);
