@@ -196,18 +196,19 @@ impl Owner {
         }
     }
 
-    /// The row of this very merge if it was begun before, otherwise a new one.
+    /// The row of this very merge if it waits; otherwise a new one, which goes on at the cursor of one that was cancelled: what
+    /// `into` has taken in since then is still there, because nobody else writes to it.
     fn merge_job(&mut self, task: Task) -> Option<JobRecord> {
-        let same =
-            |job: &&std::sync::Arc<JobRecord>| !job.state.is_over() && task_of(&job.work) == Some(task);
-        if let Some(job) = self.catalog.state().jobs.values().find(same) {
+        let same = |job: &&std::sync::Arc<JobRecord>| task_of(&job.work) == Some(task) && !job.committed;
+        let last = self.catalog.state().jobs.values().rev().find(same).cloned();
+        if let Some(job) = last.as_ref().filter(|job| !job.state.is_over()) {
             return Some((**job).clone());
         }
-        let work = match task {
-            Task::Merge { from, into } => Work::Merge { from, into, cursor: 0 },
-            Task::LeafMerge { vdi, from, into } => Work::LeafMerge { vdi, from, into },
-            Task::Remove { .. } => return None,
-        };
+        let work = last.map(|job| job.work.clone()).or(match task {
+            Task::Merge { from, into } => Some(Work::Merge { from, into, cursor: 0 }),
+            Task::LeafMerge { vdi, from, into } => Some(Work::LeafMerge { vdi, from, into }),
+            Task::Remove { .. } => None,
+        })?;
         Some(self.new_job(work, None))
     }
 
