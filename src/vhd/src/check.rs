@@ -16,6 +16,9 @@ use crate::open::{Footers, layout_of, read_footers, read_header};
 use catena_blockio::{Container, Sizing};
 use catena_types::{BlockIndex, Bytes, FileOffset, ImageId, SECTOR_BYTES, SectorSet, Severity};
 
+/// What unowned sectors are compared with.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
 /// How far a clock of another host may be ahead, in seconds.
 pub(crate) const CLOCK_SLACK: u32 = 1800;
 
@@ -201,7 +204,6 @@ fn check_bitmaps(
     kind: DiskKind,
     found: &mut Findings,
 ) -> Result<()> {
-    let mut data = Vec::new();
     for (block, slot) in bat.used(BlockIndex(0)) {
         let mut raw = [0; SECTOR];
         container.read_at(&mut raw, slot.bitmap_at()).map_err(Error::io("reading a bitmap"))?;
@@ -217,10 +219,8 @@ fn check_bitmaps(
             continue;
         }
         for run in SectorSet::full().minus(&owned).runs() {
-            data.resize(run.len() * SECTOR, 0);
             let at = FileOffset(slot.data_at().0 + run.start as u64 * SECTOR_BYTES);
-            container.read_at(&mut data, at).map_err(Error::io("reading a block"))?;
-            if data.chunks_exact(SECTOR).any(|sector| *sector != [0; SECTOR]) {
+            if !is_zero(container, at, run.len() * SECTOR)? {
                 found.warning(
                     "unowned_data",
                     at,
@@ -230,4 +230,17 @@ fn check_bitmaps(
         }
     }
     Ok(())
+}
+
+fn is_zero(container: &dyn Container, mut at: FileOffset, mut len: usize) -> Result<bool> {
+    let mut data = vec![0; len.min(ZEROS.len())];
+    while len > 0 {
+        let part = len.min(data.len());
+        container.read_at(&mut data[..part], at).map_err(Error::io("reading a block"))?;
+        if data[..part] != ZEROS[..part] {
+            return Ok(false);
+        }
+        (at.0, len) = (at.0 + part as u64, len - part);
+    }
+    Ok(true)
 }

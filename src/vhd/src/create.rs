@@ -51,15 +51,20 @@ pub(crate) fn rounded_size(size: Bytes) -> Result<Bytes> {
     Ok(size.round_up(BLOCK_BYTES))
 }
 
+/// The same for a disk with or without a parent: a child has its parent's size to the sector, also where another program
+/// chose that.
+pub(crate) fn disk_size(size: Bytes, has_parent: bool) -> Result<Bytes> {
+    let rounded = rounded_size(size)?;
+    Ok(if has_parent { size.round_up(SECTOR_BYTES) } else { rounded })
+}
+
 /// Writes a complete empty image and waits until it is durable. A file is cut to the image's length; on a container of
 /// explicit size the footer goes to its last sector.
 ///
 /// # Errors
 /// `OutOfRange` for a size or name that the format cannot hold, `NoSpace` where the container is too small, before anything is written.
 pub fn create(container: &dyn Container, spec: &CreateSpec) -> Result<()> {
-    let rounded = rounded_size(spec.virtual_size)?;
-    // A child has its parent's size to the sector, also where another program chose that.
-    let size = if spec.parent.is_some() { spec.virtual_size.round_up(SECTOR_BYTES) } else { rounded };
+    let size = disk_size(spec.virtual_size, spec.parent.is_some())?;
     let kind = match (&spec.parent, spec.fixed) {
         (Some(_), true) => return Err(Error::Unsupported("a fixed disk with a parent".into())),
         (None, true) => DiskKind::Fixed,

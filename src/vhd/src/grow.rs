@@ -6,8 +6,9 @@
 //! unused space. At every instant the image is whole, at its old size until the footer at the end is written.
 
 use crate::bat::{Bat, empty_table};
-use crate::create::rounded_size;
+use crate::create::disk_size;
 use crate::error::{Error, Result};
+use crate::footer::DiskKind;
 use crate::header::Header;
 use crate::image::{Image, Session};
 use crate::layout::{GAP_SECTORS, Layout, SECTOR, Slot};
@@ -20,7 +21,7 @@ impl Image {
     /// # Errors
     /// `OutOfRange` for a size that is smaller or too large, `NoSpace` where a container of explicit size must grow first.
     pub fn grow(&mut self, size: Bytes) -> Result<()> {
-        let size = rounded_size(size)?;
+        let size = disk_size(size, self.footer.kind == DiskKind::Differencing)?;
         self.writer()?;
         if size < self.footer.size {
             return Err(Error::OutOfRange(format!(

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use support::model::{Model, Step, use_again};
 use support::{child_spec, parent, spec};
 
-const SEEDS: u64 = 6;
+const SEEDS: u64 = 4;
 
 /// A world with one sound image after some steps, all durable.
 struct Scene {

@@ -57,7 +57,7 @@ impl Memory {
     pub fn from_bytes(bytes: &[u8], sizing: Sizing) -> Self {
         let new = Self { state: Mutex::new((bytes.len() as u64, BTreeMap::new())), sizing };
         for (number, page) in bytes.chunks(4096).enumerate() {
-            if page.iter().any(|&byte| byte != 0) {
+            if page != &[0; 4096][..page.len()] {
                 new.write_at(page, FileOffset(number as u64 * 4096)).unwrap();
             }
         }
