@@ -6,11 +6,13 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, IoSlice, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -118,9 +120,26 @@ impl Agent {
 
     /// One request over the socket; `Err` in the `Ok` is the agent's refusal (`error` of the answer).
     pub(crate) fn call(&self, method: &str, params: &Value) -> Result<Result<Value, Value>> {
-        let mut socket = UnixStream::connect(self.socket())?;
+        self.call_with(method, params, &[])
+    }
+
+    /// The same with descriptors, which the parameters name by their index. An outer `Err` is a broken connection: whether the
+    /// request was carried out is unknown.
+    pub(crate) fn call_with(
+        &self,
+        method: &str,
+        params: &Value,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Result<Value, Value>> {
+        let socket = UnixStream::connect(self.socket())?;
         socket.set_read_timeout(Some(Duration::from_secs(120)))?;
-        writeln!(socket, "{}", json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}))?;
+        let line = format!("{}\n", json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}));
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+        let parts = [IoSlice::new(line.as_bytes())];
+        let sent = sendmsg::<UnixAddr>(socket.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, None)?;
+        ensure!(sent == line.len(), "a request was sent only in part");
         let mut line = String::new();
         BufReader::new(socket).read_line(&mut line)?;
         let mut answer: Value =
