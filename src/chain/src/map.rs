@@ -1,0 +1,289 @@
+//! The merged map of a chain: for every sector, the topmost layer that owns it.
+//!
+//! Invariants: an entry that is not `Unknown` equals what [`resolve`] would find in the layers now, so that entries can be
+//! dropped at any time and whoever changes ownership invalidates; entries name slots, never positions in the chain or in a
+//! container. Memory: 8 bytes a block, plus at most the budget for the blocks whose sectors have several owners. Used by
+//! [`Chain`](crate::Chain), which holds it under a lock.
+
+use crate::error::Error;
+use crate::layer::{Layer, Ownership};
+use crate::mixed::{Mixed, Owner, Run, Slot};
+use crate::units::sectors_inside;
+use catena_types::{BLOCK_SECTORS, BlockIndex, Bytes, SectorSet};
+use std::ops::Range;
+
+/// What [`resolve`] found out about a block.
+#[derive(Debug)]
+pub(crate) enum BlockMap {
+    /// One owner for all.
+    Uniform(Owner),
+    /// Several.
+    Mixed(Mixed),
+}
+
+impl BlockMap {
+    /// The maximal runs inside `range`, ascending and without gaps.
+    pub(crate) fn runs(&self, range: Range<usize>) -> Vec<Run> {
+        match self {
+            Self::Uniform(owner) => vec![Run { sectors: range, owner: *owner }],
+            Self::Mixed(mixed) => mixed.runs(range).collect(),
+        }
+    }
+}
+
+/// Walks the layers from the leaf (slot 0) down until every sector of the block has an owner.
+pub(crate) fn resolve<'a>(
+    layers: impl Iterator<Item = &'a dyn Layer>,
+    block: BlockIndex,
+) -> Result<BlockMap, Error> {
+    let mut open = SectorSet::full();
+    let mut found: Vec<Run> = Vec::new();
+    for (index, layer) in layers.enumerate() {
+        // D6: past its own end a layer hides what is below, and reads as zero.
+        open.remove(sectors_inside(layer.virtual_size(), block)..BLOCK_SECTORS);
+        if open.is_empty() {
+            break;
+        }
+        let owner = Slot::new(index);
+        let mine = match layer.ownership(block)? {
+            Ownership::Nothing => continue,
+            Ownership::Everything if open.is_full() => return Ok(BlockMap::Uniform(owner)),
+            Ownership::Everything => open.clone(),
+            Ownership::Sectors(set) => open.intersection(&set),
+        };
+        found.extend(mine.runs().map(|sectors| Run { sectors, owner }));
+        open = open.minus(&mine);
+    }
+    found.sort_unstable_by_key(|run| run.sectors.start);
+    let runs = fill_gaps(found);
+    Ok(match runs.as_slice() {
+        [one] => BlockMap::Uniform(one.owner),
+        _ => BlockMap::Mixed(Mixed::from_runs(&runs)),
+    })
+}
+
+/// Puts runs without an owner between the given ones, so that all of the block is covered.
+fn fill_gaps(found: Vec<Run>) -> Vec<Run> {
+    let mut runs = Vec::with_capacity(2 * found.len() + 1);
+    let mut at = 0;
+    for run in found {
+        if at < run.sectors.start {
+            runs.push(Run { sectors: at..run.sectors.start, owner: None });
+        }
+        at = run.sectors.end;
+        runs.push(run);
+    }
+    if at < BLOCK_SECTORS {
+        runs.push(Run { sectors: at..BLOCK_SECTORS, owner: None });
+    }
+    runs
+}
+
+/// What the map knows of one block.
+#[derive(Debug, Clone, Copy)]
+enum Word {
+    Unknown,
+    Uniform(Owner),
+    /// Index of an entry.
+    Mixed(u32),
+}
+
+const _: () = assert!(size_of::<Word>() == 8, "8 MiB for a disk of 2 TiB");
+
+#[derive(Debug)]
+struct Entry {
+    block: BlockIndex,
+    mixed: Mixed,
+    /// Looked up since it was put in or the clock hand passed, whichever is later.
+    used: bool,
+}
+
+/// The map.
+#[derive(Debug)]
+pub(crate) struct ChainMap {
+    words: Vec<Word>,
+    entries: Vec<Option<Entry>>,
+    free: Vec<u32>,
+    /// Position of the clock that looks for an entry to drop.
+    hand: usize,
+    /// Bytes that the entries take, and may take.
+    taken: usize,
+    budget: usize,
+    /// Counts invalidations, so that what was resolved before one is not put in after it.
+    generation: u64,
+}
+
+impl ChainMap {
+    /// A map that knows nothing, for a disk of this many blocks; `budget` bounds the entries of mixed blocks.
+    pub(crate) fn new(blocks: u32, budget: Bytes) -> Self {
+        Self {
+            words: vec![Word::Unknown; BlockIndex(blocks).index()],
+            entries: Vec::new(),
+            free: Vec::new(),
+            hand: 0,
+            taken: 0,
+            budget: crate::units::len(budget.0),
+            generation: 0,
+        }
+    }
+
+    /// To be given back to [`insert`](Self::insert) with what is resolved from now on.
+    pub(crate) const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The runs of `range` in the block, if they are known.
+    pub(crate) fn lookup(&mut self, block: BlockIndex, range: Range<usize>) -> Option<Vec<Run>> {
+        match *self.words.get(block.index())? {
+            Word::Unknown => None,
+            Word::Uniform(owner) => Some(vec![Run { sectors: range, owner }]),
+            Word::Mixed(index) => {
+                let entry = self.entries.get_mut(index as usize)?.as_mut()?;
+                entry.used = true;
+                Some(entry.mixed.runs(range).collect())
+            }
+        }
+    }
+
+    /// Takes up what was resolved, unless something was invalidated since `generation`.
+    pub(crate) fn insert(&mut self, block: BlockIndex, resolved: BlockMap, generation: u64) {
+        if generation != self.generation || block.index() >= self.words.len() {
+            return;
+        }
+        self.forget(block);
+        self.words[block.index()] = match resolved {
+            BlockMap::Uniform(owner) => Word::Uniform(owner),
+            BlockMap::Mixed(mixed) => match self.store(Entry { block, mixed, used: false }) {
+                Some(index) => Word::Mixed(index),
+                None => Word::Unknown,
+            },
+        };
+    }
+
+    /// The ownership of the block has changed.
+    pub(crate) fn invalidate(&mut self, block: BlockIndex) {
+        self.generation += 1;
+        if block.index() < self.words.len() {
+            self.forget(block);
+        }
+    }
+
+    /// Anything may have changed: the answer to every doubt.
+    pub(crate) fn invalidate_all(&mut self) {
+        self.generation += 1;
+        self.words.fill(Word::Unknown);
+        self.entries.clear();
+        self.free.clear();
+        self.hand = 0;
+        self.taken = 0;
+    }
+
+    fn forget(&mut self, block: BlockIndex) {
+        if let Word::Mixed(index) = self.words[block.index()] {
+            self.drop_entry(index);
+        }
+        self.words[block.index()] = Word::Unknown;
+    }
+
+    /// Finds room for an entry; `None` if it alone is over the budget.
+    fn store(&mut self, entry: Entry) -> Option<u32> {
+        let cost = cost(&entry);
+        if cost > self.budget {
+            return None;
+        }
+        while self.taken + cost > self.budget {
+            self.evict();
+        }
+        self.taken += cost;
+        if let Some(index) = self.free.pop() {
+            self.entries[index as usize] = Some(entry);
+            return Some(index);
+        }
+        let index = u32::try_from(self.entries.len()).ok()?;
+        self.entries.push(Some(entry));
+        Some(index)
+    }
+
+    /// Drops the first entry that was not used since the hand passed it last. Called only while there are entries.
+    fn evict(&mut self) {
+        loop {
+            self.hand = (self.hand + 1) % self.entries.len();
+            match &mut self.entries[self.hand] {
+                Some(entry) if entry.used => entry.used = false,
+                Some(entry) => {
+                    let block = entry.block;
+                    return self.forget(block);
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn drop_entry(&mut self, index: u32) {
+        if let Some(entry) = self.entries[index as usize].take() {
+            self.taken -= cost(&entry);
+            self.free.push(index);
+        }
+    }
+}
+
+fn cost(entry: &Entry) -> usize {
+    entry.mixed.heap_bytes() + size_of::<Option<Entry>>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mixed(count: usize) -> BlockMap {
+        let owner = |n: usize| Slot::new(n % 2);
+        let mut runs: Vec<Run> = (0..count - 1).map(|n| Run { sectors: n..n + 1, owner: owner(n) }).collect();
+        runs.push(Run { sectors: count - 1..BLOCK_SECTORS, owner: owner(count - 1) });
+        BlockMap::Mixed(Mixed::from_runs(&runs))
+    }
+
+    fn known(map: &mut ChainMap, block: u32) -> bool {
+        map.lookup(BlockIndex(block), 0..BLOCK_SECTORS).is_some()
+    }
+
+    #[test]
+    fn the_budget_is_kept_and_what_was_used_stays_longer() {
+        let one = 65 * 4096;
+        let mut map = ChainMap::new(1000, Bytes(one));
+        for block in 0..1000 {
+            let generation = map.generation();
+            map.insert(BlockIndex(block), mixed(200), generation);
+            assert!(map.taken as u64 <= one);
+            assert!(matches!(map.words[BlockIndex(block).index()], Word::Mixed(_)));
+            assert!(known(&mut map, 0), "block 0 is used all the time, so {block} drops another");
+        }
+        assert!(!known(&mut map, 1));
+        assert_eq!(map.entries.iter().flatten().map(cost).sum::<usize>(), map.taken);
+        assert!(map.entries.len() < 40, "{}", map.entries.len());
+    }
+
+    #[test]
+    fn an_entry_larger_than_the_budget_is_not_kept() {
+        let mut map = ChainMap::new(1, Bytes(100));
+        map.insert(BlockIndex(0), mixed(200), 0);
+        assert!(!known(&mut map, 0));
+        assert_eq!(map.taken, 0);
+    }
+
+    #[test]
+    fn what_was_resolved_before_an_invalidation_is_not_taken_up_after_it() {
+        let mut map = ChainMap::new(2, Bytes(1 << 20));
+        let before = map.generation();
+        map.invalidate(BlockIndex(1));
+        map.insert(BlockIndex(0), BlockMap::Uniform(None), before);
+        assert!(!known(&mut map, 0));
+        let now = map.generation();
+        map.insert(BlockIndex(0), BlockMap::Uniform(None), now);
+        map.insert(BlockIndex(1), mixed(9), now);
+        assert!(known(&mut map, 0) && known(&mut map, 1));
+        map.invalidate(BlockIndex(1));
+        assert!(known(&mut map, 0) && !known(&mut map, 1));
+        map.invalidate_all();
+        assert!(!known(&mut map, 0) && map.taken == 0);
+    }
+}
