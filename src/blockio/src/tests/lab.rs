@@ -88,3 +88,24 @@ impl Drop for Xfs {
         report(run("umount", "mount", &[&self.path().to_string_lossy()]));
     }
 }
+
+/// A file system in memory that knows neither direct I/O nor holes.
+pub(super) struct Ramfs(TempDir);
+
+impl Ramfs {
+    pub(super) fn new() -> io::Result<Self> {
+        let directory = TempDir::new()?;
+        run("mount", "mount", &["-t", "ramfs", "ramfs", &directory.path().to_string_lossy()])?;
+        Ok(Self(directory))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Ramfs {
+    fn drop(&mut self) {
+        report(run("umount", "mount", &[&self.path().to_string_lossy()]));
+    }
+}

@@ -1,6 +1,6 @@
 //! Every implementation against a vector of bytes: random unaligned reads, writes, punches and sizes.
 
-use super::lab::Xfs;
+use super::lab::{Ramfs, Xfs};
 use crate::sim::{SimDisk, SimWorld};
 use crate::{AlignedBuf, Container, FileContainer, Sizing};
 use catena_types::{Bytes, FileOffset};
@@ -183,6 +183,16 @@ fn a_direct_file_on_a_device_with_large_sectors_is_a_vector_of_bytes() {
         agrees(&file_in(xfs.path(), true), Vec::new(), &ops)?;
     });
     drop(probe);
+}
+
+#[test]
+fn a_file_system_without_direct_io_and_holes_gets_buffered_writes_and_zeros() {
+    let ramfs = Ramfs::new().unwrap();
+    proptest!(cases(24), |(ops in ops())| {
+        let file = file_in(ramfs.path(), true);
+        prop_assert!(!file.is_direct() && file.alignment() == 1);
+        agrees(&file, Vec::new(), &ops)?;
+    });
 }
 
 #[test]

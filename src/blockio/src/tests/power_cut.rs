@@ -87,6 +87,15 @@ fn sizes_and_punches_are_volatile() {
 }
 
 #[test]
+fn a_file_may_have_grown_before_its_data_are_there() {
+    let disk = SimDisk::automatic(&SimWorld::new());
+    disk.write_at(&[1; 512], FileOffset(0)).unwrap();
+    let seen =
+        SEEDS.map(|seed| disk.after_power_cut(seed)).map(|cut| (cut.size().unwrap().0, sectors(&cut, 1)));
+    assert_eq!(seen.collect::<BTreeSet<_>>(), [(0, vec![0]), (512, vec![0]), (512, vec![1])].into());
+}
+
+#[test]
 fn a_killed_process_leaves_everything_and_what_was_volatile_stays_so() {
     let disk = SimDisk::explicit(&SimWorld::new(), Bytes(512));
     disk.write_at(&[1; 512], FileOffset(0)).unwrap();
