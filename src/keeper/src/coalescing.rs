@@ -1,36 +1,21 @@
 //! The coalesce worker of the SR: one task at a time, started by the owner whenever it has nothing else to do.
 //!
-//! ```text
-//!              start                 end                     steps done
-//!   (plan) ──────────▶ copying ──────────────▶ committed ─────────────────▶ (plan)
-//!                         │ stopped, failed                     │ failed
-//!                         ▼                                     ▼
-//!                       queued, with its cursor               queued, tried again
-//! ```
-//!
-//! A merge that was stopped or has failed keeps its row: the cursor of an inner merge is not lost, and a leaf merge needs none,
-//! since what is left is what the leaf owns. The plan is made anew each time, so a VDI that is deleted, a snapshot that is taken
-//! or a pause that begins redirects the worker by itself.
+//! The plan is made anew each time, so a VDI that is deleted, a snapshot that is taken or a pause that begins redirects the
+//! worker by itself. A merge itself is in `merges`.
 
 use crate::crash::{self, Phase};
 use crate::dispatch::params;
-use crate::failures::from_trouble;
-use crate::hands::ready;
-use crate::long::{LongJob, Script};
 use crate::operations::garbage;
-use crate::owner::{Call, Given, Owner, Running};
-use crate::steps::back_off;
+use crate::owner::{Call, Given, Owner};
 use catena_catalog::{Change, Meta};
 use catena_coalesce::{Moment, Task, Tree, plan};
-use catena_control::{IoClass, Progress, Request, Trouble, TroubleKind};
 use catena_rpc::CoalesceParams;
-use catena_sr_api::Access;
 use catena_types::{
     ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId, JobKind, JobRecord, JobState, Severity,
-    Step, VdiRecord, VdiUuid, Work,
+    Step, VdiUuid, Work,
 };
 use jiff::{SignedDuration, Timestamp};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// How long a merge that a client has cancelled rests.
@@ -173,186 +158,6 @@ impl Owner {
         self.run_steps(id);
     }
 
-    fn start_merge(&mut self, task: Task) {
-        let Some(mut job) = self.merge_job(task) else { return };
-        let Some(into) = task.target().and_then(|id| self.catalog.state().images.get(&id).cloned()) else {
-            return;
-        };
-        job.state = JobState::Running;
-        job.phase = "copying".to_owned();
-        job.error = None;
-        job.retry_at = None;
-        job.updated = Timestamp::now();
-        let id = job.id;
-        let mixed = ImageRecord { state: ImageState::Mixed, ..(*into).clone() };
-        if let Err(failure) = self.commit(vec![Change::PutJob(job.clone()), Change::PutImage(mixed)]) {
-            return tracing::error!(sr = %self.sr.uuid, %failure, "a merge could not begin");
-        }
-        crash::pass(job.work.kind(), Phase::Journaled);
-        self.current = Some(Current { job: id, task });
-        match self.start_mover(&job) {
-            Ok(long) => self.track(&job, Running { long, lease: BTreeSet::new(), cancelled: false }),
-            Err(failure) => self.merge_failed(job, failure),
-        }
-    }
-
-    /// The row of this very merge if it waits; otherwise a new one, which goes on at the cursor of one that was cancelled: what
-    /// `into` has taken in since then is still there, because nobody else writes to it.
-    fn merge_job(&mut self, task: Task) -> Option<JobRecord> {
-        let same = |job: &&std::sync::Arc<JobRecord>| task_of(&job.work) == Some(task) && !job.committed;
-        let last = self.catalog.state().jobs.values().rev().find(same).cloned();
-        if let Some(job) = last.as_ref().filter(|job| !job.state.is_over()) {
-            return Some((**job).clone());
-        }
-        let work = last.map(|job| job.work.clone()).or(match task {
-            Task::Merge { from, into } => Some(Work::Merge { from, into, cursor: 0 }),
-            Task::LeafMerge { vdi, from, into } => Some(Work::LeafMerge { vdi, from, into }),
-            Task::Remove { .. } => None,
-        })?;
-        Some(self.new_job(work, None))
-    }
-
-    fn start_mover(&mut self, job: &JobRecord) -> Result<LongJob, Failure> {
-        let class = IoClass::Idle;
-        let (request, fds) = match &job.work {
-            Work::Merge { from, into, cursor } => {
-                let from = ready(&*self.store, self.image(*from)?, Access::ReadOnly)?;
-                let into = ready(&*self.store, self.image(*into)?, Access::ReadWrite)?;
-                let request = Request::Merge { from: from.handed, into: into.handed, cursor: *cursor, class };
-                (request, vec![from.fd, into.fd])
-            }
-            Work::LeafMerge { from, into, .. } => {
-                let from = ready(&*self.store, self.image(*from)?, Access::ReadWrite)?;
-                let into = ready(&*self.store, self.image(*into)?, Access::ReadWrite)?;
-                (Request::MoveDown { from: from.handed, into: into.handed, class }, vec![from.fd, into.fd])
-            }
-            _ => return Err(Failure::new(ErrorName::Unsupported, "not a merge")),
-        };
-        let script: Script = Box::new(move |session| session.call(&request, fds).map(|_| Value::Null));
-        LongJob::start(job.id, &self.mailbox, script).map_err(|trouble| from_trouble(&trouble))
-    }
-
-    /// The mover says what is durable: that is recorded, so that a crash costs seconds of work.
-    pub(crate) fn merge_progressed(&mut self, id: JobId, progress: Progress) {
-        let Some(mut job) = self.catalog.state().jobs.get(&id).map(|row| (**row).clone()) else { return };
-        if let Work::Merge { cursor, .. } = &mut job.work {
-            if *cursor >= progress.cursor {
-                return;
-            }
-            *cursor = progress.cursor;
-        }
-        job.bytes_done = progress.bytes_done;
-        job.bytes_total = progress.bytes_total;
-        job.updated = Timestamp::now();
-        if let Err(failure) = self.commit(vec![Change::PutJob(job)]) {
-            tracing::error!(job = id, %failure, "the progress of a merge could not be recorded");
-        }
-    }
-
-    /// The mover has ended.
-    pub(crate) fn merge_ended(&mut self, id: JobId, end: Result<Value, Trouble>, cancelled: bool) {
-        let Some(job) = self.catalog.state().jobs.get(&id).map(|row| (**row).clone()) else {
-            return self.merge_over(id);
-        };
-        match end {
-            Ok(_) => {
-                crash::pass(job.work.kind(), Phase::Made);
-                match self.commit_merge(job.clone()) {
-                    Ok(()) => self.run_steps(id),
-                    Err(failure) => return self.merge_failed(job, failure),
-                }
-                if self.catalog.state().jobs.get(&id).is_none_or(|row| row.state != JobState::Running) {
-                    self.merge_over(id);
-                }
-            }
-            Err(trouble) if trouble.kind == TroubleKind::Stopped => self.merge_stopped(job, cancelled),
-            Err(trouble) => self.merge_failed(job, from_trouble(&trouble)),
-        }
-    }
-
-    /// **The commit of a merge.** From here on `from` is read by nobody: its bytes are durable in `into`.
-    fn commit_merge(&mut self, mut job: JobRecord) -> Result<(), Failure> {
-        let state = self.catalog.state();
-        let row = |id: &ImageId| self.image(*id).cloned();
-        let mut changes = Vec::new();
-        match &job.work {
-            Work::Merge { from, into, .. } => {
-                let (gone, target) = (row(from)?, row(into)?);
-                let children: Vec<ImageRecord> =
-                    state.children(*from).map(|child| (**child).clone()).collect();
-                job.effects.steps = vec![
-                    Step::Reparent {
-                        images: children.iter().map(|child| child.id).collect(),
-                        patches: Vec::new(),
-                    },
-                    remove(&gone),
-                ];
-                changes.push(Change::PutImage(self.merged(&target, &gone)));
-                let moved = |child| Change::PutImage(ImageRecord { parent: Some(*into), ..child });
-                changes.extend(children.into_iter().map(moved));
-                changes.push(Change::PutImage(garbage(&gone)));
-                let text = format!("{} merged into {}", gone.container, target.container);
-                changes.push(self.event(Severity::Info, "merge.done", None, Some(&job), text));
-            }
-            Work::LeafMerge { vdi, from, into } => {
-                let (gone, target) = (row(from)?, row(into)?);
-                let owner = state.vdis.get(vdi).map(|row| (**row).clone());
-                let owner = owner.ok_or_else(|| crate::lookup::no_such_vdi(&vdi.to_string()))?;
-                job.effects.steps = vec![Step::SetHidden { image: *into, hidden: false }, remove(&gone)];
-                let target_row = ImageRecord { hidden: false, ..self.merged(&target, &gone) };
-                changes.push(Change::PutImage(target_row));
-                changes.push(Change::PutVdi(VdiRecord { image: *into, ..owner }));
-                changes.push(Change::PutImage(garbage(&gone)));
-                let text = format!("leaf {} merged into {}", gone.container, target.container);
-                changes.push(self.event(Severity::Info, "merge.done", Some(*vdi), Some(&job), text));
-            }
-            _ => return Err(Failure::new(ErrorName::Unsupported, "not a merge")),
-        }
-        job.committed = true;
-        job.phase = "finishing".to_owned();
-        job.answer = Some(json!({}));
-        job.updated = Timestamp::now();
-        let kind = job.work.kind();
-        changes.push(Change::PutJob(job));
-        self.commit(changes)?;
-        crash::pass(kind, Phase::Committed);
-        Ok(())
-    }
-
-    /// The row of a target that has taken in everything.
-    fn merged(&self, target: &ImageRecord, gone: &ImageRecord) -> ImageRecord {
-        let virtual_size = target.virtual_size.max(gone.virtual_size);
-        ImageRecord { state: ImageState::Ok, virtual_size, ..self.measured(target) }
-    }
-
-    fn merge_stopped(&mut self, mut job: JobRecord, cancelled: bool) {
-        let id = job.id;
-        job.state = if cancelled { JobState::Cancelled } else { JobState::Queued };
-        job.phase = "waiting".to_owned();
-        job.retry_at = cancelled.then(|| Timestamp::now() + CANCELLED_REST);
-        job.updated = Timestamp::now();
-        if let Err(failure) = self.commit(vec![Change::PutJob(job)]) {
-            tracing::error!(job = id, %failure, "a stopped merge could not be recorded");
-        }
-        self.merge_over(id);
-    }
-
-    /// A merge that failed rests and is remembered; other chains go on.
-    fn merge_failed(&mut self, mut job: JobRecord, failure: Failure) {
-        let id = job.id;
-        job.attempts += 1;
-        job.state = JobState::Queued;
-        job.phase = "waiting".to_owned();
-        job.retry_at = Some(Timestamp::now() + back_off(job.attempts));
-        job.updated = Timestamp::now();
-        let event = self.event(Severity::Error, "merge.failed", None, Some(&job), failure.message.clone());
-        job.error = Some(failure);
-        if let Err(failure) = self.commit(vec![Change::PutJob(job), event]) {
-            tracing::error!(job = id, %failure, "a failed merge could not be recorded");
-        }
-        self.merge_over(id);
-    }
-
     /// The worker is free again, if that was its job and nothing of it runs any more.
     pub(crate) fn merge_over(&mut self, id: JobId) {
         let removing = self.catalog.state().jobs.get(&id).is_some_and(|job| job.state == JobState::Running);
@@ -456,12 +261,8 @@ impl Owner {
     }
 }
 
-fn remove(image: &ImageRecord) -> Step {
-    Step::Remove { image: image.id, container: image.container.clone() }
-}
-
 /// The task that a job's work is.
-fn task_of(work: &Work) -> Option<Task> {
+pub(crate) fn task_of(work: &Work) -> Option<Task> {
     match work {
         Work::Merge { from, into, .. } => Some(Task::Merge { from: *from, into: *into }),
         Work::LeafMerge { vdi, from, into } => Some(Task::LeafMerge { vdi: *vdi, from: *from, into: *into }),

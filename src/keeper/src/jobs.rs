@@ -7,7 +7,7 @@ use crate::published::Live;
 use catena_catalog::Change;
 use catena_control::{Progress, Trouble, TroubleKind};
 use catena_rpc::{Id, JobParams};
-use catena_types::{Bytes, Effects, ErrorName, Failure, JobId, JobRecord, JobState, Made, Work};
+use catena_types::{Bytes, Effects, ErrorName, Failure, JobId, JobRecord, JobState, Made, Severity, Work};
 use jiff::Timestamp;
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -85,9 +85,23 @@ impl Owner {
     pub(crate) fn progressed(&mut self, job: JobId, progress: Progress) {
         if let Some(live) = self.live.get_mut(&job) {
             live.update(progress);
+            if let Some(news) = live.news() {
+                self.tell_progress(job, &news);
+            }
         }
         if self.current.as_ref().is_some_and(|current| current.job == job) {
             self.merge_progressed(job, progress);
+        }
+    }
+
+    /// Tells watchers how far a job is. Not recorded: what matters of it is in the job's row.
+    fn tell_progress(&self, id: JobId, news: &str) {
+        let Some(job) = self.catalog.state().jobs.get(&id) else { return };
+        let kind = crate::views::kind_name(job.work.kind());
+        if let Change::Event(event) =
+            self.event(Severity::Info, "job.progress", None, Some(job), format!("{kind}: {news}"))
+        {
+            self.notify(&event);
         }
     }
 

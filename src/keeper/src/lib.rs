@@ -21,6 +21,7 @@ mod images;
 mod jobs;
 mod long;
 mod lookup;
+mod merges;
 mod operations;
 mod owner;
 mod published;

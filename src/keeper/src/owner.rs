@@ -222,7 +222,8 @@ impl Owner {
         })
     }
 
-    fn notify(&self, event: &EventRecord) {
+    /// Sends an event to those who watch.
+    pub(crate) fn notify(&self, event: &EventRecord) {
         let params = serde_json::to_value(crate::views::event(event)).unwrap_or_default();
         let message = Message::Notification(Notification { method: "event".to_owned(), params });
         if let Err(error) = self.front.send(&message, &[]) {

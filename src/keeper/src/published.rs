@@ -10,7 +10,7 @@ use catena_types::{Bytes, JobId, SrUuid};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What never changes while the SR is attached.
 #[derive(Debug, Clone)]
@@ -43,7 +43,11 @@ pub(crate) struct Live {
     pub(crate) updated: Timestamp,
     measured: Instant,
     measured_at: u64,
+    told: Instant,
 }
+
+/// How often watchers of events hear of a long job.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 impl Live {
     /// A job that has just begun.
@@ -54,7 +58,25 @@ impl Live {
             updated: Timestamp::now(),
             measured: Instant::now(),
             measured_at: 0,
+            told: Instant::now(),
         }
+    }
+
+    /// What watchers of events are told, once a second: bytes, rate and time left.
+    pub(crate) fn news(&mut self) -> Option<String> {
+        if self.told.elapsed() < TELL_EVERY {
+            return None;
+        }
+        self.told = Instant::now();
+        let Progress { bytes_done, bytes_total, .. } = self.progress;
+        let left = self.seconds_left().map(|seconds| format!(", {seconds} s left")).unwrap_or_default();
+        Some(format!("{bytes_done} of {bytes_total}, {}/s{left}", self.rate))
+    }
+
+    /// Seconds to go at the present rate.
+    pub(crate) fn seconds_left(&self) -> Option<u64> {
+        let left = self.progress.bytes_total.0.saturating_sub(self.progress.bytes_done.0);
+        (self.rate.0 > 0).then(|| left.div_ceil(self.rate.0.max(1)))
     }
 
     /// Takes the worker's word; the rate is that of the last half second or more, smoothed.

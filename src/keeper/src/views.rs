@@ -4,8 +4,8 @@ use crate::published::Published;
 use catena_coalesce::{Hold, Plan, Task, Tree, plan, reclaimable};
 use catena_rpc::{CoalesceState, CoalesceStatus, Event, Job, MergePlan, Node, Reason, Sr, SrState, Vdi};
 use catena_types::{
-    Bytes, EventRecord, ImageId, ImageRecord, ImageState, JobId, JobRecord, JobState, VdiKind, VdiRecord,
-    VdiUuid, Work,
+    Bytes, EventRecord, ImageId, ImageRecord, ImageState, JobId, JobKind, JobRecord, JobState, VdiKind,
+    VdiRecord, VdiUuid, Work,
 };
 use jiff::Timestamp;
 use serde_json::Value;
@@ -181,7 +181,7 @@ impl View {
             bytes_done: done,
             bytes_total: total,
             rate,
-            eta_seconds: (rate.0 > 0).then(|| total.0.saturating_sub(done.0).div_ceil(rate.0.max(1))),
+            eta_seconds: live.and_then(crate::published::Live::seconds_left),
             state: job.state,
             error: job.error.clone(),
             result: job.answer.clone().filter(|_| job.state == JobState::Done),
@@ -272,7 +272,16 @@ fn reason(code: &str, text: &str) -> Reason {
 }
 
 fn state_name(state: ImageState) -> String {
-    serde_json::to_value(state).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+    wire_name(state)
+}
+
+/// A kind of job, as scripts see it.
+pub(crate) fn kind_name(kind: JobKind) -> String {
+    wire_name(kind)
+}
+
+fn wire_name(word: impl serde::Serialize) -> String {
+    serde_json::to_value(word).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// The VDI and the image that a job is about.
