@@ -58,7 +58,7 @@ pub(crate) fn vdi(srs: &[Arc<Sr>], name: &str) -> Result<(Arc<Sr>, VdiUuid), Fai
 fn vdi_within(srs: &[Arc<Sr>], name: &str, patience: Duration) -> Result<(Arc<Sr>, VdiUuid), Failure> {
     let reachable: Vec<Arc<Sr>> = srs
         .iter()
-        .filter(|sr| matches!(sr.state().phase, Phase::Starting | Phase::Attached))
+        .filter(|sr| !matches!(sr.state().phase, Phase::Detached | Phase::Failed))
         .map(Arc::clone)
         .collect();
     let exact = name.parse::<VdiUuid>().is_ok();
@@ -69,7 +69,8 @@ fn vdi_within(srs: &[Arc<Sr>], name: &str, patience: Duration) -> Result<(Arc<Sr
     for reply in &replies {
         match &reply.outcome {
             Ok(value) => found.extend(matches(value).into_iter().map(|one| (Arc::clone(&reply.sr), one))),
-            Err(failure) if reply.silent => silent = Some(failure),
+            // One that is being restarted may know it as well as one that is silent.
+            Err(failure) if reply.silent || failure.retry => silent = Some(failure),
             Err(failure) => tracing::warn!(sr = %reply.sr.uuid(), %failure, "a name was not looked up"),
         }
     }
@@ -200,6 +201,14 @@ mod tests {
         ];
         assert_eq!(vdi_within(&srs, &one.to_string(), Duration::from_secs(3600)).unwrap().1, one);
         let failure = vdi_within(&srs, "web", Duration::from_millis(50)).unwrap_err();
+        assert_eq!((failure.name, failure.retry), (ErrorName::SrUnavailable, true));
+    }
+
+    #[test]
+    fn a_vdi_is_not_missing_while_a_keeper_that_may_know_it_is_restarted() {
+        let passing = Failure::new(ErrorName::SrUnavailable, "it is being restarted").retry();
+        let srs = [attached("b", Script::new().refuse("Keeper.resolve", passing))];
+        let failure = vdi(&srs, &VdiUuid::random().to_string()).unwrap_err();
         assert_eq!((failure.name, failure.retry), (ErrorName::SrUnavailable, true));
     }
 
