@@ -38,7 +38,11 @@ impl Owner {
             }
         };
         match given {
-            Ok(Given::Answer(value)) => self.answer(call.request.id, Ok(value)),
+            Ok(Given::Answer(value)) => {
+                // Who has the answer sees the change in every list.
+                self.publish();
+                self.answer(call.request.id, Ok(value));
+            }
             Ok(Given::Later) => {}
             Ok(Given::Again) => self.want(call),
             Ok(Given::Farewell(value)) => {

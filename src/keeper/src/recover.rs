@@ -34,6 +34,8 @@ impl Owner {
             } else {
                 let why =
                     Failure::new(ErrorName::TryAgain, "the job was interrupted by the end of its keeper");
+                // Nobody was answered: who repeats the request means it to be carried out.
+                let job = JobRecord { request_id: None, ..job };
                 self.undo(job, JobState::Failed, &why.hint("start it again"));
             }
         }
