@@ -1,0 +1,355 @@
+//! The operations, what each does to the model, and how the outcome of one is learnt whose process was killed.
+
+use crate::disk::Disk;
+use crate::world::{Listed, Outcome, Strike, Victim, World, stream};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+/// The most VDIs at once.
+const VDIS: usize = 12;
+/// The deepest chain, which refuses one more image.
+const CHAIN_LIMIT: u64 = 30;
+/// Sizes are whole blocks.
+const BLOCK: u64 = 2 << 20;
+/// The longest write.
+const LONGEST_WRITE: u64 = 256 << 10;
+
+impl World {
+    /// One random operation, which may be struck.
+    pub(crate) fn step(&mut self) -> Result<()> {
+        let strike = self.dice.percent(6).then(|| self.strike());
+        let Some(vdi) = self.any() else { return self.create(strike) };
+        let room = self.disks.len() < VDIS;
+        match self.dice.below(100) {
+            0..38 => self.write(&vdi, strike)?,
+            38..51 if room => self.snapshot(&vdi, strike)?,
+            51..57 if room => self.clone_disk(&vdi, strike)?,
+            57..63 if room => self.create(strike)?,
+            38..73 => self.destroy(&vdi, strike)?,
+            73..82 => self.read(&vdi)?,
+            82..84 => self.pause(strike)?,
+            84..89 => self.resume()?,
+            89..92 => self.run(strike)?,
+            92..94 => self.tower(&vdi)?,
+            94 => self.detach()?,
+            _ => self.strike_idle()?,
+        }
+        if self.disks.contains_key(&vdi) && self.dice.percent(70) { self.compare(&vdi) } else { Ok(()) }
+    }
+
+    /// What was done, in numbers.
+    pub(crate) fn counts(&self) -> String {
+        let count = |word: &str| self.history.iter().filter(|line| line.contains(word)).count();
+        let words = [
+            "step", "write", "snapshot", "clone", "create", "destroy", "strikes", "unknown", "repeated",
+            "too long", "again",
+        ];
+        words.map(|word| format!("{} {word}", count(word))).join(", ")
+    }
+
+    /// Destroys every VDI.
+    pub(crate) fn destroy_all(&mut self) -> Result<()> {
+        while let Some(vdi) = self.any() {
+            self.destroy(&vdi, None)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the worker merge.
+    pub(crate) fn resume(&mut self) -> Result<()> {
+        self.note("resume");
+        self.must("Coalesce.resume", &json!({"sr": self.sr}), &[])?;
+        self.paused = false;
+        Ok(())
+    }
+
+    fn any(&mut self) -> Option<String> {
+        let count = self.disks.len() as u64;
+        let at = usize::try_from(self.dice.next().checked_rem(count)?).ok()?;
+        let mut by_age: Vec<(u64, &String)> =
+            self.disks.iter().map(|(uuid, disk)| (disk.number, uuid)).collect();
+        by_age.sort_unstable();
+        by_age.get(at).map(|(_, uuid)| (*uuid).clone())
+    }
+
+    /// The number of the next disk.
+    const fn number(&mut self) -> u64 {
+        self.numbered += 1;
+        self.numbered
+    }
+
+    fn strike(&mut self) -> Strike {
+        let victim = match self.dice.below(10) {
+            0..2 => Victim::Front,
+            2..6 => Victim::Keeper,
+            6..8 => Victim::Workers,
+            _ => Victim::Worker(self.dice.next()),
+        };
+        let after = Duration::from_micros(self.dice.below(12_000));
+        self.note(format!("  strikes {victim:?} after {after:?}"));
+        Strike { victim, after }
+    }
+
+    // Content.
+
+    fn write(&mut self, vdi: &str, strike: Option<Strike>) -> Result<()> {
+        let disk = self.disks.get(vdi).context("not in the model")?;
+        let size = disk.size;
+        if disk.is_unsettled() {
+            self.compare(vdi)?;
+        }
+        let aligned = self.dice.percent(50);
+        let unit =
+            if aligned { *[512, 4096, BLOCK].get(self.dice.below(3) as usize).unwrap_or(&512) } else { 1 };
+        let offset = self.dice.below(size) / unit * unit;
+        let limit = [1024, 16 << 10, LONGEST_WRITE][self.dice.below(3) as usize];
+        let mut length = (1 + self.dice.below(limit)).min(size - offset);
+        if aligned {
+            length = length.next_multiple_of(512);
+        }
+        let bytes = match self.dice.percent(10) {
+            true => vec![0; usize::try_from(length)?],
+            false => self.dice.bytes(length),
+        };
+        self.note(format!("write {vdi} {offset}+{length}"));
+        let file = stream(&bytes)?;
+        let params = json!({"vdi": vdi, "offset": offset, "length": length, "fd": 0});
+        let outcome = self.request("VDI.write", &params, &[file.as_fd()], strike)?;
+        let sure = match outcome {
+            Outcome::Done(_) => true,
+            Outcome::Unknown => false,
+            Outcome::Refused(refusal) if self.forgives(&refusal) => false,
+            Outcome::Refused(refusal) => bail!("a write is refused: {refusal}"),
+        };
+        let disk = self.disks.get_mut(vdi).context("not in the model")?;
+        if sure {
+            disk.write(offset, &bytes);
+        } else {
+            disk.may_have_written(offset, &bytes);
+            self.note("  unknown");
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, vdi: &str) -> Result<()> {
+        let size = self.disks.get(vdi).context("not in the model")?.size;
+        let offset = self.dice.below(size);
+        let length = (1 + self.dice.below(1 << 20)).min(size - offset);
+        self.note(format!("read {vdi} {offset}+{length}"));
+        self.compare_range(vdi, offset, length)
+    }
+
+    // The set of VDIs.
+
+    fn create(&mut self, strike: Option<Strike>) -> Result<()> {
+        let asked = 1 + self.dice.below(4 * BLOCK);
+        self.note(format!("create {asked}"));
+        let size = asked.next_multiple_of(BLOCK);
+        let params = json!({"sr": self.sr, "virtual_size": asked, "name_label": "disk"});
+        let made = match self.change("VDI.create", params, strike)? {
+            Changed::Done(answer) => vec![answer["uuid"].as_str().context("no uuid")?.to_owned()],
+            Changed::Not(refusal) => bail!("a creation is refused: {refusal}"),
+            Changed::Nothing => Vec::new(),
+            Changed::Unknown => self.appeared(&[0, 1], |_| true)?,
+        };
+        for uuid in made {
+            let number = self.number();
+            self.disks.insert(uuid, Disk::new(number, size));
+        }
+        Ok(())
+    }
+
+    fn snapshot(&mut self, vdi: &str, strike: Option<Strike>) -> Result<()> {
+        self.note(format!("snapshot {vdi}"));
+        let depth = self.depth(vdi)?;
+        let params = json!({"vdi": vdi, "name_label": "snapshot", "wait": self.dice.percent(20)});
+        let changed = self.change("VDI.snapshot", params, strike)?;
+        let of = |row: &Listed| row.snapshot_of.as_deref() == Some(vdi);
+        let made = self.made(changed, depth, 1, of)?;
+        self.adopt(vdi, made, true)
+    }
+
+    fn clone_disk(&mut self, vdi: &str, strike: Option<Strike>) -> Result<()> {
+        let count = 1 + self.dice.below(3);
+        self.note(format!("clone {vdi} {count} times"));
+        let depth = self.depth(vdi)?;
+        let params = json!({"vdi": vdi, "name_label": "clone", "count": count});
+        let changed = self.change("VDI.clone", params, strike)?;
+        let made = self.made(changed, depth, usize::try_from(count)?, |row| row.snapshot_of.is_none())?;
+        self.adopt(vdi, made, false)
+    }
+
+    /// The VDIs that a snapshot or clone has made.
+    fn made(
+        &mut self,
+        changed: Changed,
+        depth: u64,
+        count: usize,
+        fits: impl Fn(&Listed) -> bool,
+    ) -> Result<Vec<String>> {
+        match changed {
+            Changed::Done(answer) => {
+                let uuids: Vec<String> = serde_json::from_value(answer["vdis"].clone())?;
+                ensure!(uuids.len() == count, "{count} VDIs were to be made: {uuids:?}");
+                Ok(uuids)
+            }
+            Changed::Not(refusal) => {
+                ensure!(refusal["data"]["name"] == "chain_too_long", "refused: {refusal}");
+                ensure!(depth == CHAIN_LIMIT, "refused at depth {depth}: {refusal}");
+                self.note("  too long");
+                Ok(Vec::new())
+            }
+            Changed::Nothing => Ok(Vec::new()),
+            Changed::Unknown => self.appeared(&[0, count], fits),
+        }
+    }
+
+    /// Takes copies of a disk into the model.
+    fn adopt(&mut self, vdi: &str, made: Vec<String>, snapshot: bool) -> Result<()> {
+        if made.is_empty() {
+            return Ok(());
+        }
+        if self.disks.get(vdi).context("not in the model")?.is_unsettled() {
+            self.compare(vdi)?;
+        }
+        let disk = self.disks.get(vdi).context("not in the model")?.clone();
+        for uuid in made {
+            let number = self.number();
+            self.disks.insert(uuid.clone(), disk.copy(number, snapshot));
+            self.compare(&uuid)?;
+        }
+        Ok(())
+    }
+
+    fn destroy(&mut self, vdi: &str, strike: Option<Strike>) -> Result<()> {
+        self.note(format!("destroy {vdi}"));
+        let gone = match self.change("VDI.destroy", json!({"vdi": vdi}), strike)? {
+            Changed::Done(_) => true,
+            Changed::Not(refusal) => bail!("a removal is refused: {refusal}"),
+            Changed::Nothing => false,
+            Changed::Unknown => !self.list()?.contains_key(vdi),
+        };
+        if gone {
+            self.disks.remove(vdi);
+        }
+        Ok(())
+    }
+
+    fn depth(&mut self, vdi: &str) -> Result<u64> {
+        Ok(self.list()?.get(vdi).context("not in the list")?.depth)
+    }
+
+    /// The VDIs that are listed and not in the model: as many as one of `counts` says.
+    fn appeared(&mut self, counts: &[usize], fits: impl Fn(&Listed) -> bool) -> Result<Vec<String>> {
+        let listed = self.list()?;
+        let new: Vec<_> = listed.into_iter().filter(|(uuid, _)| !self.disks.contains_key(uuid)).collect();
+        ensure!(
+            counts.contains(&new.len()) && new.iter().all(|(_, row)| fits(row)),
+            "there appeared {new:?}"
+        );
+        Ok(new.into_iter().map(|(uuid, _)| uuid).collect())
+    }
+
+    /// A request that changes the set of VDIs. One whose outcome is unknown is repeated under its id, or left to the caller
+    /// to look; one that was answered is repeated now and then, which must give the same answer and no second effect.
+    fn change(&mut self, method: &str, mut params: Value, strike: Option<Strike>) -> Result<Changed> {
+        params["request_id"] = json!(format!("{:016x}", self.dice.next()));
+        let (mut repeats, again) = (self.dice.percent(50), self.dice.percent(15));
+        let mut outcome = self.request(method, &params, &[], strike)?;
+        for _ in 0..20 {
+            match outcome {
+                Outcome::Unknown if repeats => self.note("  unknown, repeated"),
+                Outcome::Unknown => {
+                    self.note("  unknown");
+                    return Ok(Changed::Unknown);
+                }
+                Outcome::Refused(refusal) if self.forgives(&refusal) => {
+                    self.note("  failed with its worker");
+                    return Ok(Changed::Nothing);
+                }
+                Outcome::Refused(refusal) => return Ok(Changed::Not(refusal)),
+                Outcome::Done(answer) => {
+                    if again {
+                        self.note("  repeated");
+                        let second = self.must(method, &params, &[])?;
+                        ensure!(second == answer, "repeated: {second}, at first {answer}");
+                    }
+                    return Ok(Changed::Done(answer));
+                }
+            }
+            outcome = self.request(method, &params, &[], None)?;
+            repeats = true;
+        }
+        bail!("{method} has no outcome")
+    }
+
+    // The worker.
+
+    fn pause(&mut self, strike: Option<Strike>) -> Result<()> {
+        self.note("pause");
+        let params = json!({"sr": self.sr});
+        // It may be said twice.
+        self.request("Coalesce.pause", &params, &[], strike)?;
+        self.must("Coalesce.pause", &params, &[])?;
+        self.paused = true;
+        Ok(())
+    }
+
+    fn run(&mut self, strike: Option<Strike>) -> Result<()> {
+        self.note("run");
+        if self.paused {
+            let params = json!({"sr": self.sr, "wait": true});
+            return match self.request("Coalesce.run", &params, &[], None)? {
+                Outcome::Refused(refusal) if refusal["data"]["name"] == "try_again" => Ok(()),
+                other => bail!("a paused worker was waited for: {other:?}"),
+            };
+        }
+        if strike.is_some() {
+            self.request("Coalesce.run", &json!({"sr": self.sr, "wait": true}), &[], strike)?;
+        }
+        self.coalesce_to_the_end()
+    }
+
+    /// Makes a chain grow towards its limit.
+    fn tower(&mut self, vdi: &str) -> Result<()> {
+        self.pause(None)?;
+        for _ in 0..10 + self.dice.below(24) {
+            let before: Vec<String> = self.disks.keys().cloned().collect();
+            self.snapshot(vdi, None)?;
+            let new: Vec<String> = self.disks.keys().filter(|uuid| !before.contains(uuid)).cloned().collect();
+            if self.dice.percent(50) {
+                self.write(vdi, None)?;
+            }
+            new.iter().try_for_each(|uuid| self.destroy(uuid, None))?;
+        }
+        if self.dice.percent(70) { self.resume() } else { Ok(()) }
+    }
+
+    // The processes.
+
+    fn detach(&mut self) -> Result<()> {
+        self.note("detach and attach");
+        self.must("SR.detach", &json!({"sr": self.sr}), &[])?;
+        self.must("SR.attach", &json!({"sr": self.sr}), &[]).map(drop)
+    }
+
+    /// Kills a process while no request but a list is under way.
+    fn strike_idle(&mut self) -> Result<()> {
+        let strike = self.strike();
+        self.request("VDI.list", &json!({"sr": self.sr}), &[], Some(strike)).map(drop)
+    }
+}
+
+/// What became of a change.
+enum Changed {
+    /// It has this answer.
+    Done(Value),
+    /// It was refused.
+    Not(Value),
+    /// It failed and left nothing.
+    Nothing,
+    /// Nobody knows.
+    Unknown,
+}
