@@ -14,6 +14,9 @@ pub struct Handed {
     pub id: ImageId,
     /// How to read it: what the catalog says, never what the bytes suggest.
     pub format: Format,
+    /// An adopted orphan, whose own id may be that of another image too: it may hold any image, and is only read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub any: bool,
 }
 
 /// The parent that an image's header is to name.

@@ -47,7 +47,7 @@ impl Descriptors {
         let container = self.container(caching)?;
         let image = Image::open(container, mode).map_err(|error| from_vhd(&error))?;
         let id = image.info().id;
-        if id != handed.id {
+        if id != handed.id && !(handed.any && mode == Mode::ReadOnly) {
             let message = format!("a container holds image {id}, not {}", handed.id);
             return Err(trouble(TroubleKind::WrongImage, message));
         }

@@ -6,7 +6,7 @@
 
 use catena_control::Handed;
 use catena_sr_api::{Access, Store};
-use catena_types::{ErrorName, Failure, ImageRecord};
+use catena_types::{ErrorName, Failure, ImageRecord, ImageState};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -33,7 +33,10 @@ pub(crate) fn ready(store: &dyn Store, image: &ImageRecord, access: Access) -> R
     if access == Access::ReadWrite {
         lock(&fd, &image.container)?;
     }
-    Ok(Ready { handed: Handed { id: image.id, format: image.format }, fd })
+    Ok(Ready {
+        handed: Handed { id: image.id, format: image.format, any: image.state == ImageState::Orphan },
+        fd,
+    })
 }
 
 /// A chain for reading, leaf first, its leaf for writing if `leaf` says so.
