@@ -7,8 +7,9 @@ use crate::survey::Pace;
 use crate::testing::{Model, Put, TestLayer, assert_same, disk_of};
 use crate::units::len;
 use crate::{Error, Layer, Progress, copy, move_down};
+use catena_blockio::Container;
 use catena_blockio::sim::{Call, Errno, Fault, SimDisk, SimWorld};
-use catena_types::{BLOCK_BYTES, BLOCK_SECTORS, BlockIndex, Bytes, GuestOffset, SECTOR_BYTES};
+use catena_types::{BLOCK_BYTES, BLOCK_SECTORS, BlockIndex, Bytes, FileOffset, GuestOffset, SECTOR_BYTES};
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
@@ -270,18 +271,30 @@ fn a_move_drops_what_lies_past_the_end_without_copying_it() {
 
 #[test]
 fn a_short_source_block_is_copied_with_zeros_past_its_end() {
+    let put = |sectors, tag| Put { sectors, tag };
     let all = layers(
         &SimWorld::new(),
-        &[
-            &Model::new(4096, &[Put { sectors: 0..4096, tag: 1 }]),
-            &Model::new(4096, &[Put { sectors: 0..4096, tag: 2 }]),
-        ],
+        &[&Model::new(8192, &[put(0..8192, 1)]), &Model::new(8192, &[put(0..8192, 2)])],
     );
     let (mut source, mut target) = (all[0].clone(), all[1].clone());
-    source.short.insert(BlockIndex(0), 100 * 512);
-    copy(&source, &mut target, GuestOffset(0), &mut Script::to_the_end()).unwrap();
-    let expected = Model::new(4096, &[Put { sectors: 0..100, tag: 1 }, Put { sectors: 100..4096, tag: 0 }]);
+    source.short.insert(BlockIndex(1), 100 * 512);
+    // Block by block, so that the second finds the first one's data in the buffer.
+    copy_at(SMALL, &source, &mut target, GuestOffset(0), &mut Script::to_the_end()).unwrap();
+    let expected = Model::new(8192, &[put(0..4196, 1), put(4196..8192, 0)]);
     assert_same(&read_all(&[&target]), &disk_of(&[&expected]), "the target");
+}
+
+#[test]
+fn a_gap_is_filled_with_zeros_and_not_with_what_lies_there_in_the_source() {
+    let source = Model::new(4096, &[Put { sectors: 0..8, tag: 1 }, Put { sectors: 24..32, tag: 1 }]);
+    let all = layers(&SimWorld::new(), &[&source, &Model::new(4096, &[])]);
+    let (source, mut target) = (all[0].clone(), all[1].clone());
+    let at_gap = |layer: &TestLayer| FileOffset(layer.locate(BlockIndex(0)).unwrap().at.0 + 8 * SECTOR_BYTES);
+    source.disk().write_at(&[0xee; 16 * 512], at_gap(&source)).unwrap();
+    copy(&source, &mut target, GuestOffset(0), &mut Script::to_the_end()).unwrap();
+    let mut gap = [1; 16 * 512];
+    target.disk().read_at(&mut gap, at_gap(&target)).unwrap();
+    assert_eq!(gap, [0; 16 * 512]);
 }
 
 /// Copies `source` over `target`; what the calls on both cost.

@@ -1,12 +1,15 @@
 //! Reads, extents and streams of chains.
 
 use super::{SECTORS, chain_of, layers, model};
-use crate::testing::{Model, Put, content, disk_of, shown};
+use crate::testing::{Model, Put, TestLayer, content, disk_of, shown};
 use crate::units::SECTOR;
-use crate::{Chain, Error, Piece, stream};
+use crate::{Chain, Error, Extent, Layer, Ownership, Piece, stream};
+use catena_blockio::Container;
 use catena_blockio::sim::{Errno, Fault, SimWorld};
-use catena_types::{BLOCK_BYTES, BLOCK_SECTORS, BlockIndex, Bytes, GuestOffset, SECTOR_BYTES};
+use catena_types::{BLOCK_SECTORS, BlockIndex, Bytes, GuestOffset, SECTOR_BYTES};
 use proptest::prelude::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The owner of every sector, as the map has it.
 fn owners(chain: &Chain) -> Vec<Option<usize>> {
@@ -134,14 +137,44 @@ fn neighbouring_sectors_are_read_in_one_request() {
     assert_eq!(world.counts().reads - before.reads, 3);
 }
 
+/// A layer that can be made to own nothing, behind the back of the chain it is in.
+struct Emptied(TestLayer, AtomicBool);
+
+impl Layer for Emptied {
+    fn virtual_size(&self) -> Bytes {
+        self.0.virtual_size()
+    }
+
+    fn ownership(&self, block: BlockIndex) -> Result<Ownership, Error> {
+        if self.1.load(Ordering::Relaxed) { Ok(Ownership::Nothing) } else { self.0.ownership(block) }
+    }
+
+    fn locate(&self, block: BlockIndex) -> Option<Extent> {
+        self.0.locate(block)
+    }
+
+    fn next_block(&self, from: BlockIndex) -> Option<BlockIndex> {
+        self.0.next_block(from)
+    }
+
+    fn container(&self) -> &dyn Container {
+        self.0.container()
+    }
+}
+
 #[test]
 fn an_invalidated_block_is_looked_at_again() {
-    let all = layers(&SimWorld::new(), &[&model_of(4096, &[]), &model_of(4096, &[(0..4096, 2)])]);
-    let chain = chain_of(&[&all[0], &all[1]], 1 << 20);
-    assert_eq!(owners(&chain), vec![Some(1); BLOCK_SECTORS]);
-    chain.invalidate(BlockIndex(0));
-    assert_eq!(owners(&chain), vec![Some(1); BLOCK_SECTORS]);
-    assert_eq!(chain.layer(crate::Slot::new(1).unwrap()).virtual_size(), Bytes(BLOCK_BYTES));
+    let mut all =
+        layers(&SimWorld::new(), &[&model_of(8192, &[(0..8192, 1)]), &model_of(8192, &[(0..8192, 2)])]);
+    let leaf = Arc::new(Emptied(all.remove(0), AtomicBool::new(false)));
+    let chain = Chain::new(vec![Arc::clone(&leaf) as Arc<dyn Layer>, Arc::new(all.remove(0))]).unwrap();
+    let both = |first, second| [vec![Some(first); BLOCK_SECTORS], vec![Some(second); BLOCK_SECTORS]].concat();
+    assert_eq!(owners(&chain), both(0, 0));
+    leaf.1.store(true, Ordering::Relaxed);
+    chain.invalidate(BlockIndex(1));
+    assert_eq!(owners(&chain), both(0, 1));
+    chain.invalidate_all();
+    assert_eq!(owners(&chain), both(1, 1));
 }
 
 #[test]
