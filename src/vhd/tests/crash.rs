@@ -168,6 +168,8 @@ fn growing_beyond_the_table_moves_blocks_and_loses_nothing() {
                 &[Grow(3000), Write(1400, 0..2, 4), Flush, Grow(9000), Seal],
             );
             crash_everywhere(&spec, sizing, &[], &[Grow(3000), Write(0, 0..2, 4), Seal]);
+            let first_slot_free = [GiveUp(vec![(3, 0..4096)]), Grow(3000), Write(3, 0..2, 4), Seal];
+            crash_everywhere(&spec, sizing, &before, &first_slot_free);
         }
     }
 }
@@ -272,6 +274,8 @@ fn a_batch_takes_few_barriers_and_an_idle_commit_none() {
     let all: Vec<_> = (0..8).map(|block| (BlockIndex(block), SectorSet::full())).collect();
     scene.image.give_up(&all).unwrap();
     assert_eq!(flushes(&scene.world), start + 4, "bits, then entries");
+    scene.image.set_hidden(true).unwrap();
+    assert_eq!(flushes(&scene.world), start + 6, "one footer is durable before the other is touched");
 }
 
 fn step() -> impl Strategy<Value = Step> {

@@ -264,6 +264,20 @@ fn vendor_bug_old_contents_of_a_volume_do_not_show_through() {
 }
 
 #[test]
+fn an_enlarged_volume_gets_its_footer_with_the_first_change() {
+    let small = Memory::device(4 << 20);
+    catena_vhd::create(&*small, &spec(8)).unwrap();
+    let large = Memory::device(16 << 20);
+    poke(&large, 0, &small.all());
+    let mut image = Image::open(large.clone(), Mode::ReadWrite).unwrap();
+    assert_eq!(image.info().footers, FooterState::EndMissing);
+    put(&mut image, 2, 0..1, 1).unwrap();
+    image.flush().unwrap();
+    drop(image);
+    assert_eq!(Image::open(large, Mode::ReadOnly).unwrap().info().footers, FooterState::Both);
+}
+
+#[test]
 fn a_large_disk_opens_quickly_and_small() {
     let (disk, image) = fresh(&CreateSpec { parent: None::<ParentSpec>, ..spec(2_088_960) });
     assert_eq!(image.next_block(BlockIndex(0)), None);
