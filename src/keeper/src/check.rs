@@ -13,7 +13,9 @@ use catena_catalog::State;
 use catena_control::{Answer, ImageReport, Problem, Progress, Request, Trouble, TroubleKind};
 use catena_rpc::{CheckReport, EventListParams, Finding, SrParams};
 use catena_sr_api::{Access, Store};
-use catena_types::{Bytes, ErrorName, Failure, Format, ImageRecord, ImageState, JobKind, Severity, Work};
+use catena_types::{
+    Bytes, ErrorName, Failure, Format, ImageId, ImageRecord, ImageState, JobKind, Severity, Step, Work,
+};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -191,8 +193,10 @@ impl Checker {
             else {
                 continue;
             };
+            // A header that an open job has still to change names its old parent, and rightly so.
+            let parent = row.parent.filter(|_| !self.awaits_its_parent(row.id));
             let parent =
-                row.parent.and_then(|id| self.state.images.get(&id)).map(|row| (row.id, row.virtual_size));
+                parent.and_then(|id| self.state.images.get(&id)).map(|row| (row.id, row.virtual_size));
             images.push((one.handed, parent));
             rows.push(*row);
             fds.push(one.fd);
@@ -211,6 +215,13 @@ impl Checker {
             }
         }
         Ok(())
+    }
+
+    /// Whether a committed job has not come to write the image's new parent into its header yet.
+    fn awaits_its_parent(&self, image: ImageId) -> bool {
+        let open = self.state.jobs.values().filter(|job| job.committed && !job.state.is_over());
+        let mut steps = open.flat_map(|job| &job.effects.steps);
+        steps.any(|step| matches!(step, Step::Reparent { images, .. } if images.contains(&image)))
     }
 
     /// What an image says of itself against its row. The catalog decides; what differs is only untidy, except a wrong identity.
