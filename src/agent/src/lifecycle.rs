@@ -1,7 +1,7 @@
 //! The life of an SR on this host: create, introduce, attach, detach, forget, destroy.
 //!
 //! The keeper does it, then `sr.d` says so, then the client is told. A crash between the first two leaves an SR that `sr.d` does
-//! not name yet (introduce it, or repeat the request) or still names (it fails to attach; forget it). One such request at a
+//! not name yet (introduce it) or still names (it fails to attach; forget it). One such request at a
 //! time for each SR; others are told to try again.
 
 use crate::access::Access;

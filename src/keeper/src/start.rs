@@ -9,13 +9,17 @@ use crate::published::SrFacts;
 use crate::worker::SmallWorker;
 use catena_catalog::{Catalog, Error as CatalogError, Meta};
 use catena_rpc::{KeeperStart, Request, SrCreateParams, SrIntroduceParams, SrParams, Writer};
-use catena_sr_api::{HostIdentity, Plugin, Probe, SrIdentity, Store};
+use catena_sr_api::{Error as StoreError, HostIdentity, Plugin, Probe, SrIdentity, Store};
 use catena_types::{ErrorName, Failure, JobKind, SrUuid, Work};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+/// How long a predecessor on this host, whose front has died, may take to let go of the SR.
+const PREDECESSOR: Duration = Duration::from_secs(10);
 
 /// What a first request came to.
 pub(crate) enum Begun {
@@ -69,7 +73,7 @@ impl Starter {
 
     fn attach(&self, asked: &SrParams) -> Result<Begun, Failure> {
         let (start, plugin) = self.start()?;
-        let store = plugin.open(Path::new(&start.location), start.sr, &host(start), asked.take_over)?;
+        let store = open(plugin, start, start.sr, asked.take_over)?;
         let catalog = match Catalog::open(store.catalog_dir()) {
             // The end of a creation that stopped between marker and catalog: there is nothing to lose.
             Err(CatalogError::Missing(_)) if store.list()?.is_empty() => {
@@ -120,9 +124,7 @@ impl Starter {
             location.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let label = asked.name_label.clone().unwrap_or(directory);
         let (uuid, store) = match plugin.probe(&location)? {
-            Probe::Ours(identity) => {
-                (identity.uuid, plugin.open(&location, identity.uuid, &host(start), false)?)
-            }
+            Probe::Ours(identity) => (identity.uuid, open(plugin, start, identity.uuid, false)?),
             _ => (start.sr, plugin.adopt(&location, &identity(start, &label))?),
         };
         let catalog = open_or_begin(&*store, uuid, &label)?;
@@ -162,6 +164,28 @@ impl Owner {
         let id = job.id;
         self.adopt(job, adoption)?;
         self.job_document(id)
+    }
+}
+
+/// Opens the SR. A front that has died leaves a keeper that first ends its jobs: who comes after it on this host waits for that.
+fn open(
+    plugin: &dyn Plugin,
+    start: &KeeperStart,
+    uuid: SrUuid,
+    take_over: bool,
+) -> Result<Box<dyn Store>, Failure> {
+    let location = Path::new(&start.location);
+    let deadline = Instant::now() + PREDECESSOR;
+    loop {
+        let own = |probe| matches!(probe, Probe::Ours(identity) if identity.owner.host == start.host_id);
+        match plugin.open(location, uuid, &host(start), take_over) {
+            Err(StoreError::InUse(_))
+                if Instant::now() < deadline && plugin.probe(location).is_ok_and(own) =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            opened => return Ok(opened?),
+        }
     }
 }
 
