@@ -280,6 +280,19 @@ pub(crate) fn unpack_golden(into: &Path) -> Result<()> {
     tar::Archive::new(reader).unpack(into).context("unpacking the golden images")
 }
 
+/// Unpacks one of the golden images to a path.
+pub(crate) fn golden_file(name: &str, to: &Path) -> Result<()> {
+    let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/xenserver-vhd.tar.zst");
+    let mut archive = tar::Archive::new(zstd::Decoder::new(File::open(archive)?)?);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        if entry.path()?.strip_prefix(".").is_ok_and(|path| path == Path::new(name)) {
+            return entry.unpack(to).map(drop).context("unpacking a golden image");
+        }
+    }
+    bail!("there is no golden image {name}")
+}
+
 /// Runs a program that was not written here, which must succeed; its absence is an error that names the package.
 pub(crate) fn peer(package: &str, program: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program)

@@ -1,0 +1,11 @@
+//! What the tests of crashes share: an SR with something of everything, the requests that are interrupted, and how what is
+//! left is judged.
+//!
+//! Used by `crash_points` (each named point) and `kill_anywhere` (any moment).
+
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+pub(crate) mod effect;
+pub(crate) mod life;
+pub(crate) mod request;
+pub(crate) mod stage;
