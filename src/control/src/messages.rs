@@ -153,6 +153,9 @@ pub enum Request {
         from: Handed,
         /// Its parent.
         into: Handed,
+        /// Give the space of what was moved back at once, because the storage is short of it; otherwise it comes back when the
+        /// leaf is removed, which is quicker.
+        give_back: bool,
         /// Priority.
         class: IoClass,
     },

@@ -28,12 +28,16 @@ pub(crate) fn merge(
 pub(crate) fn move_down(
     from: &Handed,
     into: &Handed,
+    give_back: bool,
     fds: &mut Descriptors,
     supervisor: &mut Supervisor<'_>,
 ) -> Answered {
     let mut leaf = fds.image(from, Mode::ReadWrite, Caching::Direct)?;
     let mut parent = fds.image(into, Mode::ReadWrite, Caching::Direct)?;
     fit(&leaf, &mut parent)?;
+    if !give_back {
+        leaf.keep_space().map_err(|error| from_vhd(&error))?;
+    }
     let moved = catena_chain::move_down(&mut leaf, &mut parent, supervisor);
     end(moved, [parent, leaf])
 }

@@ -34,9 +34,9 @@ fn handle(channel: &Channel, request: &Request, mut fds: Descriptors) -> Answere
             in_class(*class);
             merging::merge(from, into, *cursor, fds, &mut Supervisor::new(channel))
         }
-        Request::MoveDown { from, into, class } => {
+        Request::MoveDown { from, into, give_back, class } => {
             in_class(*class);
-            merging::move_down(from, into, fds, &mut Supervisor::new(channel))
+            merging::move_down(from, into, *give_back, fds, &mut Supervisor::new(channel))
         }
         Request::Import { format, id, image_format: catena_types::Format::Vhd, created } => {
             streams::import(*format, *id, *created, fds, &mut Supervisor::new(channel))

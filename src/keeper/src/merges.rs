@@ -89,9 +89,12 @@ impl Owner {
                 (request, vec![from.fd, into.fd])
             }
             Work::LeafMerge { from, into, .. } => {
+                let owned = self.image(*from)?.allocated.0;
+                let give_back = self.board.stat().allocatable.0 < owned.saturating_mul(2);
                 let from = ready(&*self.store, self.image(*from)?, Access::ReadWrite)?;
                 let into = ready(&*self.store, self.image(*into)?, Access::ReadWrite)?;
-                (Request::MoveDown { from: from.handed, into: into.handed, class }, vec![from.fd, into.fd])
+                let request = Request::MoveDown { from: from.handed, into: into.handed, give_back, class };
+                (request, vec![from.fd, into.fd])
             }
             _ => return Err(Failure::new(ErrorName::Unsupported, "not a merge")),
         };

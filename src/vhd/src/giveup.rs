@@ -19,6 +19,16 @@ struct Change {
 }
 
 impl Image {
+    /// Leaves the space of what is given up from now on with the container, where it can be used again: for an image that is
+    /// soon removed as a whole, which gives everything back at once and much faster than piece by piece.
+    ///
+    /// # Errors
+    /// `ReadOnly`.
+    pub fn keep_space(&mut self) -> Result<()> {
+        self.writer()?.returns_space = false;
+        Ok(())
+    }
+
     /// The sectors are durably unowned when this returns. If it fails the image refuses further changes: which of
     /// them are still owned is then unknown, and a write to one must not rely on either.
     pub(crate) fn give_up_sectors(&mut self, sectors: &[(BlockIndex, SectorSet)]) -> Result<()> {
@@ -77,8 +87,11 @@ impl Image {
             // D2: nothing durable names the slots from here on, so they may be punched and used again.
             self.barrier()?;
         }
+        let returns_space = self.writer()?.returns_space;
         for change in &emptied {
-            self.return_space(change.slot.bitmap_at(), SLOT_SECTORS * SECTOR_BYTES);
+            if returns_space {
+                self.return_space(change.slot.bitmap_at(), SLOT_SECTORS * SECTOR_BYTES);
+            }
             self.writer()?.space.release(change.slot);
         }
         if self.footer.kind == DiskKind::Dynamic {

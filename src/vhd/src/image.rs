@@ -77,6 +77,8 @@ pub(crate) struct Writer {
     pub(crate) fresh: BTreeMap<BlockIndex, Fresh>,
     /// Sectors whose data are written and whose bits are not.
     pub(crate) pending: BTreeMap<BlockIndex, SectorSet>,
+    /// Whether the space of what is given up goes back to the storage at once.
+    pub(crate) returns_space: bool,
 }
 
 /// An open VHD image.

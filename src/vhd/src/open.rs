@@ -203,6 +203,7 @@ impl Image {
             footer_due: end_at != Some(end.footer_at()),
             fresh: BTreeMap::new(),
             pending: BTreeMap::new(),
+            returns_space: true,
         })
     }
 }

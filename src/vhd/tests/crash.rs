@@ -139,6 +139,22 @@ fn what_is_given_up_is_gone_and_its_space_is_used_again() {
 }
 
 #[test]
+fn space_that_is_kept_is_used_again_and_hides_nothing() {
+    crash_on_all(
+        &[Write(0, 0..8, 1), Write(1, 0..8, 2)],
+        &[
+            KeepSpace,
+            GiveUp(vec![(0, 0..4096), (1, 0..4)]),
+            Write(3, 4..6, 4),
+            Commit,
+            GiveUp(vec![(1, 0..4096), (3, 0..4096)]),
+            Write(0, 2..3, 5),
+            Seal,
+        ],
+    );
+}
+
+#[test]
 fn one_footer_is_whole_while_the_hidden_flag_changes() {
     crash_on_all(&[Write(0, 0..8, 1)], &[Hide(true), Write(4, 0..1, 2), Hide(false), Flush, Hide(true)]);
 }

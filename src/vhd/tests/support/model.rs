@@ -18,6 +18,7 @@ pub enum Step {
     Commit,
     Flush,
     GiveUp(Vec<(u32, Range<usize>)>),
+    KeepSpace,
     Seal,
     Hide(bool),
     Grow(u64),
@@ -96,6 +97,7 @@ impl Model {
                 }
                 Ok(())
             }
+            Step::KeepSpace => Ok(image.keep_space()?),
             Step::Seal => Ok(image.seal().map(|()| self.settle())?),
             Step::Hide(hidden) => {
                 self.hidden.push(*hidden);
