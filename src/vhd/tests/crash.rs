@@ -81,7 +81,7 @@ fn crash_on_all(before: &[Step], steps: &[Step]) {
     }
 }
 
-use Step::{Commit, Fill, Flush, GiveUp, Grow, Hide, Seal, Write};
+use Step::{Commit, Fill, Flush, GiveUp, Grow, Hide, KeepSpace, Seal, Write};
 
 #[test]
 fn writes_survive_in_the_right_order() {
