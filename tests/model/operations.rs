@@ -32,8 +32,8 @@ impl World {
             82..84 => self.pause(strike)?,
             84..89 => self.resume()?,
             89..92 => self.run(strike)?,
-            92..94 => self.tower(&vdi)?,
-            94 => self.detach()?,
+            92 => self.tower(&vdi)?,
+            93 => self.detach()?,
             _ => self.strike_idle()?,
         }
         if self.disks.contains_key(&vdi) && self.dice.percent(70) { self.compare(&vdi) } else { Ok(()) }
@@ -218,7 +218,9 @@ impl World {
         for uuid in made {
             let number = self.number();
             self.disks.insert(uuid.clone(), disk.copy(number, snapshot));
-            self.compare(&uuid)?;
+            if self.dice.percent(40) {
+                self.compare(&uuid)?;
+            }
         }
         Ok(())
     }
