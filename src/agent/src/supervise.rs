@@ -228,9 +228,12 @@ impl Sr {
             }
         };
         tracing::info!(sr = %entry.uuid, pid = keeper.pid, "keeper started");
-        self.publish(&keeper);
         let params = json!({"sr": entry.uuid, "take_over": take_over});
-        let end = match keeper.first_call(started, "SR.attach", params) {
+        let first = keeper.link.begin("SR.attach", params, Vec::new());
+        // Only now may clients' requests follow: a keeper that was not told to attach refuses them for good.
+        self.publish(&keeper);
+        let attached = first.and_then(|first| started.wait(None).and_then(|_| first.wait(None)));
+        let end = match attached {
             Ok(_) => {
                 tracing::info!(sr = %entry.uuid, "attached");
                 self.happened(Happening::Attached);
