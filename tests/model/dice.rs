@@ -29,6 +29,11 @@ impl Dice {
         self.below(100) < percent
     }
 
+    /// One of these.
+    pub(crate) fn one_of<const N: usize>(&mut self, from: [u64; N]) -> u64 {
+        from[usize::try_from(self.below(N as u64)).unwrap_or_default()]
+    }
+
     /// Bytes that no other call gives.
     pub(crate) fn bytes(&mut self, length: u64) -> Vec<u8> {
         let words = (0..length.div_ceil(8)).flat_map(|_| self.next().to_le_bytes());

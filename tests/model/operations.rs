@@ -101,10 +101,9 @@ impl World {
             self.compare(vdi)?;
         }
         let aligned = self.dice.percent(50);
-        let unit =
-            if aligned { *[512, 4096, BLOCK].get(self.dice.below(3) as usize).unwrap_or(&512) } else { 1 };
+        let unit = if aligned { self.dice.one_of([512, 4096, BLOCK]) } else { 1 };
         let offset = self.dice.below(size) / unit * unit;
-        let limit = [1024, 16 << 10, LONGEST_WRITE][self.dice.below(3) as usize];
+        let limit = self.dice.one_of([1024, 16 << 10, LONGEST_WRITE]);
         let mut length = (1 + self.dice.below(limit)).min(size - offset);
         if aligned {
             length = length.next_multiple_of(512);

@@ -169,7 +169,10 @@ impl World {
         match victim {
             Victim::Front => {
                 self.agent.kill()?;
-                await_end(&family)?;
+                // The next front meets the keeper of the last one, or not.
+                if self.dice.percent(50) {
+                    await_end(&family)?;
+                }
                 self.agent.launch(None)?;
             }
             Victim::Keeper => {}
