@@ -31,6 +31,11 @@ impl Worker {
         Ok(Self { child, channel: Some(ours) })
     }
 
+    /// The worker, unless its process has ended while it had nothing to do.
+    fn if_alive(mut self) -> Option<Self> {
+        matches!(self.child.try_wait(), Ok(None)).then_some(self)
+    }
+
     /// A handle that stops the running job of this worker, for another thread.
     pub(crate) fn stopper(&self) -> Result<Channel, Trouble> {
         self.channel()?.try_clone().map_err(|error| from_channel(&error))
@@ -84,10 +89,8 @@ impl SmallWorker {
     /// Calls the worker, starting one if there is none. One that breaks in the middle is replaced at the next call; the
     /// request is not repeated, since nobody knows how far it came.
     pub(crate) fn call(&mut self, request: &Request, fds: Vec<OwnedFd>) -> Answered {
-        let mut worker = match self.0.take() {
-            Some(worker) => worker,
-            None => Worker::start()?,
-        };
+        let kept = self.0.take().and_then(Worker::if_alive);
+        let mut worker = kept.map_or_else(Worker::start, Ok)?;
         let answered = worker.call(request, fds, |_| {});
         let broken = matches!(&answered, Err(trouble) if trouble.kind == TroubleKind::Internal);
         if !broken {
