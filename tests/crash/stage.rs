@@ -150,6 +150,20 @@ impl Stage {
         Ok(())
     }
 
+    /// Waits until the SR has a keeper again after it has lost one.
+    pub(crate) fn wait_attached(&self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        let params = json!({"sr": self.sr});
+        while let Err(error) = self.agent.call("SR.scan", &params)? {
+            ensure!(
+                error["data"]["retry"] == true && Instant::now() < end,
+                "the SR does not come back: {error}"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
     /// The check is clean, the VDIs are those of the model and hold what it says, nothing foreign has changed.
     pub(crate) fn verify(&self) -> Result<()> {
         let said = self.agent.catena(&["--json", "sr", "check", &self.sr])?;

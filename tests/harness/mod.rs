@@ -320,7 +320,7 @@ pub(crate) fn nightly() -> bool {
 }
 
 /// Waits until none of these processes is left.
-fn wait_for_end(family: &[Pid]) -> Result<()> {
+pub(crate) fn wait_for_end(family: &[Pid]) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     for pid in family {
         while fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
