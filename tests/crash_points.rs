@@ -15,7 +15,7 @@ use crash::stage::Stage;
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use Life::{SrCreate, SrDestroy, SrIntroduce};
+use Life::{Begin, TakeOver, Unmake};
 use Operation::{Check, Clone, Coalesce, Create, Destroy, Export, Import, List, Snapshot, Write};
 
 /// Each phase of the keeper's jobs that VDIs are changed by.
@@ -119,26 +119,26 @@ const FRONT: &[(&str, Operation)] = &[
 
 /// The life of an SR: what the keeper, its worker and the front do in it.
 const LIFE: &[(&str, Life)] = &[
-    ("front.request_received", SrCreate),
-    ("front.keeper_started:2", SrCreate),
-    ("front.sr_made", SrCreate),
-    ("front.sr_d_written", SrCreate),
-    ("front.before_reply", SrCreate),
-    ("front.keeper_started", SrIntroduce),
-    ("introduce.journaled", SrIntroduce),
-    ("introduce.made", SrIntroduce),
-    ("introduce.committed", SrIntroduce),
-    ("introduce.done", SrIntroduce),
-    ("introduce.done:2", SrIntroduce),
-    ("worker.before_reply", SrIntroduce),
-    ("worker.before_reply:2", SrIntroduce),
-    ("worker.created", SrIntroduce),
-    ("front.sr_made", SrIntroduce),
-    ("front.sr_d_written", SrIntroduce),
-    ("front.before_reply", SrIntroduce),
-    ("front.sr_destroyed", SrDestroy),
-    ("front.sr_d_written", SrDestroy),
-    ("front.before_reply", SrDestroy),
+    ("front.request_received", Begin),
+    ("front.keeper_started:2", Begin),
+    ("front.sr_made", Begin),
+    ("front.sr_d_written", Begin),
+    ("front.before_reply", Begin),
+    ("front.keeper_started", TakeOver),
+    ("introduce.journaled", TakeOver),
+    ("introduce.made", TakeOver),
+    ("introduce.committed", TakeOver),
+    ("introduce.done", TakeOver),
+    ("introduce.done:2", TakeOver),
+    ("worker.before_reply", TakeOver),
+    ("worker.before_reply:2", TakeOver),
+    ("worker.created", TakeOver),
+    ("front.sr_made", TakeOver),
+    ("front.sr_d_written", TakeOver),
+    ("front.before_reply", TakeOver),
+    ("front.sr_destroyed", Unmake),
+    ("front.sr_d_written", Unmake),
+    ("front.before_reply", Unmake),
 ];
 
 #[test]

@@ -12,17 +12,17 @@ use std::time::Instant;
 /// What is asked of the front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Life {
-    SrCreate,
-    SrIntroduce,
-    SrDestroy,
+    Begin,
+    TakeOver,
+    Unmake,
 }
 
 /// Kills at `at` while it is carried out, and verifies what is there afterwards.
 pub(crate) fn scenario(at: &str, life: Life) -> Result<()> {
     match life {
-        Life::SrCreate => create(at),
-        Life::SrIntroduce => introduce(at),
-        Life::SrDestroy => destroy(at),
+        Life::Begin => create(at),
+        Life::TakeOver => introduce(at),
+        Life::Unmake => destroy(at),
     }
 }
 
