@@ -31,7 +31,7 @@ pub(crate) fn ready(store: &dyn Store, image: &ImageRecord, access: Access) -> R
         Failure::from(error).object("image", image.id).object("container", &image.container)
     })?;
     if access == Access::ReadWrite {
-        lock(&fd, &image.container)?;
+        lock(&fd, &image.container, libc::F_WRLCK)?;
     }
     Ok(Ready {
         handed: Handed { id: image.id, format: image.format, any: image.state == ImageState::Orphan },
@@ -46,6 +46,9 @@ pub(crate) fn ready_chain(
     leaf: Access,
 ) -> Result<(Vec<Handed>, Vec<OwnedFd>), Failure> {
     let mut access = leaf;
+    if let (Some(image), Access::ReadOnly) = (chain.first(), leaf) {
+        settle(store, image)?;
+    }
     let mut handed = Vec::with_capacity(chain.len());
     let mut fds = Vec::with_capacity(chain.len());
     for image in chain {
@@ -60,14 +63,21 @@ pub(crate) fn ready_chain(
 /// Locks a container that is written without being an image yet.
 pub(crate) fn ready_new(store: &dyn Store, container: &str) -> Result<OwnedFd, Failure> {
     let fd = store.activate(container, Access::ReadWrite)?;
-    lock(&fd, container)?;
+    lock(&fd, container, libc::F_WRLCK)?;
     Ok(fd)
 }
 
-/// Takes the writer's lock, waiting for a predecessor that was killed to land its last request.
-fn lock(fd: &OwnedFd, container: &str) -> Result<(), Failure> {
+/// Waits until nobody writes to a leaf any more: a writer that outlived its keeper may still be landing its last request, and
+/// who reads before that may see what a later reader does not.
+fn settle(store: &dyn Store, image: &ImageRecord) -> Result<(), Failure> {
+    // The lock ends with this description, before the image is read through another one.
+    lock(&store.activate(&image.container, Access::ReadOnly)?, &image.container, libc::F_RDLCK)
+}
+
+/// Takes a lock, waiting for a predecessor that was killed to land its last request.
+fn lock(fd: &OwnedFd, container: &str, kind: libc::c_int) -> Result<(), Failure> {
     let whole = libc::flock {
-        l_type: i16::try_from(libc::F_WRLCK).unwrap_or_default(),
+        l_type: i16::try_from(kind).unwrap_or_default(),
         l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),
         l_start: 0,
         l_len: 0,
