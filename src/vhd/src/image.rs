@@ -133,15 +133,16 @@ impl Image {
         if self.batmap.contains(block) {
             return Ok(SectorSet::full());
         }
-        let mut cache = self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(set) = cache.get(block) {
+        if let Some(set) = self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner).get(block) {
             return Ok(set);
         }
+        // Read without the lock, so that several bitmaps are under way at once; nobody changes them meanwhile, which would need
+        // the image for itself.
         let mut raw = [0; SECTOR];
         let context = || format!("reading the bitmap of block {}", block.0);
         self.container.read_at(&mut raw, slot.bitmap_at()).map_err(|e| Error::io(context())(e))?;
         let set = SectorSet::from_bitmap(&raw);
-        cache.put(block, set.clone());
+        self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner).put(block, set.clone());
         Ok(set)
     }
 
