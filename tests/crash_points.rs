@@ -56,13 +56,11 @@ const MERGES: &[(&str, Operation)] = &[
     ("merge.committed", Coalesce),
     ("merge.planned", Coalesce),
     ("merge.stepped", Coalesce),
-    ("merge.stepped:2", Coalesce),
     ("merge.done", Coalesce),
     ("leaf_merge.journaled", Coalesce),
     ("leaf_merge.made", Coalesce),
     ("leaf_merge.committed", Coalesce),
     ("leaf_merge.stepped", Coalesce),
-    ("leaf_merge.stepped:2", Coalesce),
     ("leaf_merge.done", Coalesce),
 ];
 

@@ -32,19 +32,10 @@ fn create(at: &str) -> Result<()> {
     fs::create_dir(&place)?;
     let params = json!({"type": "file", "name_label": "made", "location": place, "request_id": "made"});
     crash(&mut stage, at, "SR.create", &params)?;
-    let made = match patiently(&stage, "SR.create", &params)? {
-        Ok(answer) => {
-            let again = patiently(&stage, "SR.create", &params)?;
-            ensure!(again == Ok(answer.clone()), "the same request is answered {answer}, then {again:?}");
-            answer["uuid"].as_str().context("uuid")?.to_owned()
-        }
-        // It was made, and the front died before it wrote that down: an administrator introduces it.
-        Err(error) => {
-            ensure!(at == "front.sr_made" && error["data"]["name"] == "sr_exists", "{error}");
-            let place = place.to_string_lossy();
-            stage.agent.ok(&["sr", "introduce", "--type", "file", "--location", &place])?
-        }
-    };
+    let answer = patiently(&stage, "SR.create", &params)?.map_err(|error| anyhow!("{error}"))?;
+    let again = patiently(&stage, "SR.create", &params)?;
+    ensure!(again == Ok(answer.clone()), "the same request is answered {answer}, then {again:?}");
+    let made = answer["uuid"].as_str().context("uuid")?.to_owned();
     ensure!(srs(&stage)?.len() == 2, "one SR more: {:?}", srs(&stage)?);
     stage.verify().context("the other SR")?;
     stage.agent.ok(&["vdi", "create", "--sr", &made, "--size", "2MiB", "--name", "first"])?;

@@ -24,8 +24,13 @@ impl Front {
     pub(crate) fn create(&self, access: Access, params: Params) -> Outcome {
         let mut params: SrCreateParams = read(params)?;
         params.location = self.location(access, &params.location)?;
-        let entry = new_entry(&params.kind, &params.location, &params.name_label);
+        let mut entry = new_entry(&params.kind, &params.location, &params.name_label);
         let request_id = params.request_id.clone();
+        // A crash after the SR was made and before it is remembered: the repeated request names the same SR, and its keeper
+        // finds it made.
+        if let Some(key) = &request_id {
+            entry.uuid = SrUuid::of_key(&format!("{key} {}", entry.location));
+        }
         self.bring_in(entry, "SR.create", wire(&params)?, request_id, false)
     }
 

@@ -140,7 +140,8 @@ impl Owner {
         }
     }
 
-    /// **The commit of a merge.** From here on `from` is read by nobody: its bytes are durable in `into`.
+    /// **The commit of a merge.** From here on `from` is read by nobody: its bytes are durable in `into`. It is garbage, which
+    /// the worker removes in a job of its own: on some storages that takes longer than the merge.
     fn commit_merge(&mut self, mut job: JobRecord) -> Result<(), Failure> {
         let state = self.catalog.state();
         let row = |id: &ImageId| self.image(*id).cloned();
@@ -150,13 +151,8 @@ impl Owner {
                 let (gone, target) = (row(from)?, row(into)?);
                 let children: Vec<ImageRecord> =
                     state.children(*from).map(|child| (**child).clone()).collect();
-                job.effects.steps = vec![
-                    Step::Reparent {
-                        images: children.iter().map(|child| child.id).collect(),
-                        patches: Vec::new(),
-                    },
-                    remove(&gone),
-                ];
+                let images = children.iter().map(|child| child.id).collect();
+                job.effects.steps = vec![Step::Reparent { images, patches: Vec::new() }];
                 changes.push(Change::PutImage(self.merged(&target, &gone)));
                 let moved = |child| Change::PutImage(ImageRecord { parent: Some(*into), ..child });
                 changes.extend(children.into_iter().map(moved));
@@ -168,7 +164,7 @@ impl Owner {
                 let (gone, target) = (row(from)?, row(into)?);
                 let owner = state.vdis.get(vdi).map(|row| (**row).clone());
                 let owner = owner.ok_or_else(|| crate::lookup::no_such_vdi(&vdi.to_string()))?;
-                job.effects.steps = vec![Step::SetHidden { image: *into, hidden: false }, remove(&gone)];
+                job.effects.steps = vec![Step::SetHidden { image: *into, hidden: false }];
                 let target_row = ImageRecord { hidden: false, ..self.merged(&target, &gone) };
                 changes.push(Change::PutImage(target_row));
                 changes.push(Change::PutVdi(VdiRecord { image: *into, ..owner }));
@@ -222,8 +218,4 @@ impl Owner {
         }
         self.merge_over(id);
     }
-}
-
-fn remove(image: &ImageRecord) -> Step {
-    Step::Remove { image: image.id, container: image.container.clone() }
 }

@@ -94,7 +94,16 @@ impl Starter {
                 Failure::new(ErrorName::Unsupported, "file SRs are thin").hint("leave --allocation out")
             );
         }
-        let store = plugin.create(Path::new(&start.location), &identity(start, &asked.name_label))?;
+        let location = Path::new(&start.location);
+        // An SR with the very id that this one is to have was made by the first run of this request.
+        if matches!(plugin.probe(location)?, Probe::Ours(found) if found.uuid == start.sr) {
+            let again = SrParams { sr: start.sr.to_string(), take_over: false, request_id: None };
+            return match self.attach(&again)? {
+                Begun::Opened(_, owner) => Ok(Begun::Opened(json!({"uuid": start.sr}), owner)),
+                said @ Begun::Said(_) => Ok(said),
+            };
+        }
+        let store = plugin.create(location, &identity(start, &asked.name_label))?;
         let catalog = match Catalog::create(store.catalog_dir(), meta(start.sr, &asked.name_label)) {
             Ok(catalog) => catalog,
             Err(error) => {

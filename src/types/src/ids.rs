@@ -23,6 +23,11 @@ macro_rules! uuid_id {
                 Self(Uuid::new_v4())
             }
 
+            /// The id that a key always has, for what must be found again when a request is repeated (uuid version 5).
+            pub fn of_key(key: &str) -> Self {
+                Self(Uuid::new_v5(&Uuid::NAMESPACE_OID, key.as_bytes()))
+            }
+
             /// The id as the 16 raw bytes that image formats store, in text order.
             pub const fn to_bytes(self) -> [u8; 16] {
                 *self.0.as_bytes()
