@@ -182,11 +182,14 @@ impl Image {
         Ok(())
     }
 
-    /// Gives back what a file has after its last block. The footer is durable at its new place before the file is cut.
+    /// Gives back what a file has after its last block, unless its space is to be kept. The footer is durable at its new place before the file is cut.
     fn cut_file(&mut self) -> Result<()> {
         let last = self.bat.used(BlockIndex(0)).map(|(_, slot)| slot).max();
         self.release_unwritten()?;
         let writer = self.writer()?;
+        if !writer.returns_space {
+            return Ok(());
+        }
         let target = writer.space.trim(last);
         if matches!(writer.space.end, End::Moving(at) if at > target) {
             self.container
