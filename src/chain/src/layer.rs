@@ -74,6 +74,12 @@ pub trait Layer: Send + Sync {
 /// The order of a write (D1): [`place`](Self::place), then the data are written to the container, then
 /// [`wrote`](Self::wrote), then [`commit`](Self::commit), which puts the barrier between the data and the pointers to them.
 pub trait LayerMut: Layer {
+    /// Says that so many new blocks are about to be placed, so that a format can make room for them at once instead of one by
+    /// one. Only a hint.
+    fn expect(&mut self, _new_blocks: usize) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// A place for the block's data: the one it has, or a newly allocated one of which nothing is owned yet and whose bytes
     /// are unspecified. Nothing on disk points there before [`commit`](Self::commit).
     fn place(&mut self, block: BlockIndex) -> Result<FileOffset, Error>;

@@ -58,6 +58,7 @@ impl Mover {
         from: GuestOffset,
     ) -> Result<Vec<(BlockIndex, SectorSet)>, Error> {
         let mut tasks = plan(source, target, work, from)?;
+        target.expect(tasks.iter().filter(|task| task.fresh && !task.sectors.is_empty()).count())?;
         for task in tasks.iter_mut().filter(|task| !task.sectors.is_empty()) {
             task.target = target.place(task.block)?;
         }

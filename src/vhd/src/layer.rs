@@ -65,6 +65,10 @@ impl Layer for Image {
 }
 
 impl LayerMut for Image {
+    fn expect(&mut self, new_blocks: usize) -> Result<(), Error> {
+        Ok(self.extend_for(new_blocks)?)
+    }
+
     fn place(&mut self, block: BlockIndex) -> Result<FileOffset, Error> {
         self.place_block(block).map_err(|error| error.of_block(block))
     }

@@ -89,6 +89,16 @@ impl Space {
         }
     }
 
+    /// Where the data of a file end once so many more slots are taken; `None` where the freed ones are enough, or the format ends.
+    pub(crate) fn end_after(&self, slots: usize) -> Option<FileOffset> {
+        let appended = slots.checked_sub(self.free.len()).filter(|count| *count > 0)?;
+        let mut slot = Slot::at_or_after(self.append_at)?;
+        for _ in 1..appended {
+            slot = Slot::at_or_after(slot.next_free())?;
+        }
+        Some(slot.end())
+    }
+
     /// Takes the slot that [`next`](Self::next) offered.
     pub(crate) fn take(&mut self, slot: Slot) {
         if !self.free.remove(&slot) {
@@ -132,6 +142,22 @@ mod tests {
     use super::*;
 
     const FAR: End = End::Moving(FileOffset(1 << 40));
+
+    #[test]
+    fn room_for_several_blocks_ends_with_the_last_of_them() {
+        let mut space = Space::of(&[Slot(7), Slot(4111)], 6, FAR).unwrap();
+        space.release(Slot(7));
+        assert_eq!((space.end_after(0), space.end_after(1)), (None, None));
+        let room = space.end_after(3).unwrap();
+        let ends: Vec<FileOffset> = (0..3)
+            .map(|_| {
+                let slot = space.next().unwrap();
+                space.take(slot);
+                slot.end()
+            })
+            .collect();
+        assert_eq!(ends.last(), Some(&room));
+    }
 
     #[test]
     fn freed_slots_come_before_new_ones() {

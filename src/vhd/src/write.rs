@@ -36,6 +36,13 @@ impl Image {
         Ok(slot)
     }
 
+    /// Moves the footer of a file behind so many new blocks at once: one by one, each new footer would lie where the next
+    /// block is written. What is not used of it is cut off in the end.
+    pub(crate) fn extend_for(&mut self, new_blocks: usize) -> Result<()> {
+        let end = self.writer()?.space.end_after(new_blocks);
+        end.map_or(Ok(()), |end| self.extend_to(end))
+    }
+
     /// Moves the footer of a file to `end`, if it is before. The new one is written before anything is written over the old one:
     /// killed at any instant, the writer leaves a file that ends with a footer.
     pub(crate) fn extend_to(&mut self, end: FileOffset) -> Result<()> {
