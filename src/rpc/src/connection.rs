@@ -194,7 +194,7 @@ mod tests {
         writer.send(&request(2, 0), &[file.as_fd()]).unwrap();
         writer.send(&request(3, 0), &[]).unwrap();
         let sender = std::thread::spawn(move || {
-            writer.send(&request(4, 900_000), &[file.as_fd(), file.as_fd()]).unwrap()
+            writer.send(&request(4, 900_000), &[file.as_fd(), file.as_fd()]).unwrap();
         });
         let got: Vec<Incoming> = std::iter::from_fn(|| reader.next_message().unwrap()).collect();
         sender.join().unwrap();
