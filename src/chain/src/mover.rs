@@ -22,6 +22,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const READ_GAP: usize = 128;
 /// Sectors that are written as zeros, to save a request (16 KiB).
 const WRITE_GAP: usize = 32;
+/// Bytes under way at once: one block is read while another is written. More only fills the queue of the disk, and with it
+/// the time that a guest's request waits there; what is scattered has as many requests as there are threads.
+const BYTES_IN_FLIGHT: usize = 2 * BLOCK;
 
 /// Buffers, and what was learnt about the two containers.
 pub(crate) struct Mover {
@@ -64,7 +67,8 @@ impl Mover {
         }
         let (from_container, to_container) = (source.container(), target.container());
         let can_clone = &self.can_clone;
-        pool::map(&mut self.buffers, &tasks, |buffer, task| {
+        let threads = threads_for(&tasks);
+        pool::map(&mut self.buffers[..threads], &tasks, |buffer, task| {
             if task.sectors.is_empty() || task.clone(from_container, to_container, can_clone)? {
                 return Ok(());
             }
@@ -76,6 +80,13 @@ impl Mover {
         }
         Ok(tasks.into_iter().map(|task| (task.block, task.owned)).collect())
     }
+}
+
+/// As many threads as keep [`BYTES_IN_FLIGHT`] under way, two at least.
+fn threads_for(tasks: &[Task]) -> usize {
+    let sectors: usize = tasks.iter().map(|task| task.sectors.count()).sum();
+    let each = (sectors * SECTOR / tasks.len().max(1)).max(1);
+    (BYTES_IN_FLIGHT / each).clamp(2, IN_FLIGHT)
 }
 
 /// Reads what both sides say about the blocks.
