@@ -8,7 +8,7 @@ pub trait Progress {
     /// Called once, before anything is moved: how much there is to do.
     fn planned(&mut self, total: Bytes);
 
-    /// Asked before `upcoming` bytes (at most 64 MiB) are moved. `false` stops the job. May block, to keep to a rate: the
+    /// Asked before `upcoming` bytes (at most 256 MiB) are moved. `false` stops the job. May block, to keep to a rate: the
     /// longer it takes, the less is asked for the next time.
     fn go_on(&mut self, upcoming: Bytes) -> bool;
 

@@ -27,10 +27,10 @@ pub(crate) struct Pace {
 impl Pace {
     /// The pace of real disks.
     pub(crate) const NORMAL: Self = Self {
-        batch_bytes: 64 << 20,
+        batch_bytes: 256 << 20,
         batch_blocks: 512,
         batch_time: Duration::from_millis(500),
-        checkpoint_bytes: 256 << 20,
+        checkpoint_bytes: 1 << 30,
         checkpoint_time: Duration::from_secs(1),
     };
 }
