@@ -96,6 +96,7 @@ impl Front {
             Own::Version => {
                 Ok(json!({"schema_version": SCHEMA_VERSION, "version": env!("CARGO_PKG_VERSION")}))
             }
+            Own::Schema => Ok(catena_rpc::schema()),
             Own::Stats => Ok(self.stats()),
             // The session has subscribed the connection.
             Own::Subscribe => Ok(json!({})),

@@ -25,6 +25,8 @@ pub(crate) enum Route {
 pub(crate) enum Own {
     /// `Agent.version`.
     Version,
+    /// `Agent.schema`.
+    Schema,
     /// `Agent.stats`.
     Stats,
     /// `Event.subscribe`.
@@ -73,6 +75,7 @@ const fn act(name: &'static str, route: Route) -> Method {
 /// Every method.
 pub(crate) const METHODS: &[Method] = &[
     look("Agent.version", Route::Front(Own::Version)),
+    look("Agent.schema", Route::Front(Own::Schema)),
     look("Agent.stats", Route::Front(Own::Stats)),
     act("SR.create", Route::Front(Own::SrCreate)),
     act("SR.introduce", Route::Front(Own::SrIntroduce)),
@@ -127,9 +130,27 @@ mod tests {
     }
 
     #[test]
+    fn the_schema_describes_every_method_and_no_other() {
+        let described: BTreeSet<_> = catena_rpc::methods().collect();
+        let routed: BTreeSet<_> = METHODS.iter().map(|method| method.name).collect();
+        assert_eq!(described, routed, "src/rpc/src/schema.rs and this table");
+    }
+
+    #[test]
     fn readers_only_look() {
-        let words =
-            ["list", "get", "stat", "status", "record", "tree", "version", "stats", "subscribe", "wait"];
+        let words = [
+            "schema",
+            "list",
+            "get",
+            "stat",
+            "status",
+            "record",
+            "tree",
+            "version",
+            "stats",
+            "subscribe",
+            "wait",
+        ];
         for method in METHODS.iter().filter(|method| method.for_readers) {
             let verb = method.name.split(['.', '_']).next_back().unwrap();
             assert!(words.contains(&verb), "{}", method.name);

@@ -3,11 +3,12 @@
 use catena_types::{
     Bytes, Failure, Format, ImageId, ImageState, JobKind, JobState, Severity, SrUuid, VdiUuid,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Whether an SR is usable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SrState {
     /// Its keeper runs.
@@ -19,7 +20,7 @@ pub enum SrState {
 }
 
 /// An SR.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sr {
     /// Its id.
     pub uuid: SrUuid,
@@ -54,7 +55,7 @@ pub struct Sr {
 }
 
 /// A VDI.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Vdi {
     /// Its id.
     pub uuid: VdiUuid,
@@ -93,7 +94,7 @@ pub struct Vdi {
 }
 
 /// A node of the tree.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Node {
     /// The image.
     pub image: ImageId,
@@ -123,7 +124,7 @@ pub struct Node {
 }
 
 /// A job.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Job {
     /// Its id: the first eight digits of the SR's uuid, a hyphen, a number.
     pub id: String,
@@ -161,7 +162,7 @@ pub struct Job {
 }
 
 /// An event.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// Its id: the first eight digits of the SR's uuid, a hyphen, a number that grows.
     pub id: String,
@@ -182,7 +183,7 @@ pub struct Event {
 }
 
 /// What the coalesce worker of an SR is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CoalesceState {
     /// Nothing to do.
@@ -198,7 +199,7 @@ pub enum CoalesceState {
 }
 
 /// Why the worker is in its state.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Reason {
     /// `no_work`, `paused`, `window`, `no_space`, `lease`, `foreign_image`, `failed`, `chain_attached`, ...
     pub code: String,
@@ -207,7 +208,7 @@ pub struct Reason {
 }
 
 /// A merge that waits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MergePlan {
     /// The image that goes away.
     pub image: ImageId,
@@ -218,7 +219,7 @@ pub struct MergePlan {
 }
 
 /// The worker of one SR, for `coalesce status`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CoalesceStatus {
     /// The SR.
     pub sr: SrUuid,
@@ -237,7 +238,7 @@ pub struct CoalesceStatus {
 }
 
 /// A thing a check found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
     /// How bad.
     pub severity: Severity,
@@ -250,7 +251,7 @@ pub struct Finding {
 }
 
 /// What a check came to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CheckReport {
     /// What was found.
     pub findings: Vec<Finding>,

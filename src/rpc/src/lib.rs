@@ -3,11 +3,18 @@
 //! The only crate that knows wire JSON. Client and agent speak it, and agent and keeper speak it to each other over a
 //! socketpair. Fields are added, never renamed.
 
+mod answers;
 mod connection;
 mod documents;
 mod message;
 mod params;
+mod schema;
 
+pub use answers::{
+    AgentStats, CoalesceList, Destroyed, Done, ErrorDocument, ErrorWords, EventList, Introduced,
+    Introduction, JobList, KeeperStats, Made, MadeVdis, Moved, RpcError, ScanReport, SrList, Survey, Tree,
+    Unavailable, VdiList, Version,
+};
 pub use connection::{Incoming, Reader, WireError, Writer, connect, split};
 pub use documents::{
     CheckReport, CoalesceState, CoalesceStatus, Event, Finding, Job, MergePlan, Node, Reason, Sr, SrState,
@@ -19,6 +26,7 @@ pub use params::{
     Resolved, SrCreateParams, SrIntroduceParams, SrParams, VdiCloneParams, VdiCreateParams, VdiExportParams,
     VdiImportParams, VdiParams, VdiSnapshotParams,
 };
+pub use schema::{methods, schema};
 
 /// The version of every document that carries `schema_version`.
 pub const SCHEMA_VERSION: u32 = 1;

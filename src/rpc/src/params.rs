@@ -2,6 +2,7 @@
 //! its uuid (8 digits or more) or by a unique label; the agent turns names into uuids before a keeper sees them.
 
 use catena_types::{Bytes, SrUuid, VdiUuid};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What the front tells a keeper it has started, in `Keeper.start`, before anything else.
@@ -22,7 +23,7 @@ pub struct KeeperStart {
 }
 
 /// `SR.create`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SrCreateParams {
     /// `file`.
@@ -41,7 +42,7 @@ pub struct SrCreateParams {
 }
 
 /// `SR.introduce`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SrIntroduceParams {
     /// `file`.
@@ -61,7 +62,7 @@ pub struct SrIntroduceParams {
 }
 
 /// `SR.attach detach forget destroy get_record stat scan check`, `Coalesce.run resume`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct SrParams {
     /// The SR.
     pub sr: String,
@@ -74,7 +75,7 @@ pub struct SrParams {
 }
 
 /// `SR.list`, `VDI.list`, `VDI.get_tree`, `Job.list`, `Coalesce.status`: of one SR or of all.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ListParams {
     /// Only this SR.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -85,7 +86,7 @@ pub struct ListParams {
 }
 
 /// `VDI.create`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VdiCreateParams {
     /// Where.
@@ -104,7 +105,7 @@ pub struct VdiCreateParams {
 }
 
 /// `VDI.get_record`, `VDI.destroy`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct VdiParams {
     /// The VDI.
     pub vdi: String,
@@ -114,7 +115,7 @@ pub struct VdiParams {
 }
 
 /// `VDI.snapshot`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VdiSnapshotParams {
     /// The disk.
@@ -131,7 +132,7 @@ pub struct VdiSnapshotParams {
 }
 
 /// `VDI.clone`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VdiCloneParams {
     /// The disk or snapshot.
@@ -151,7 +152,7 @@ pub struct VdiCloneParams {
 }
 
 /// `VDI.import`. The stream is the descriptor `fd`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VdiImportParams {
     /// Where.
@@ -170,7 +171,7 @@ pub struct VdiImportParams {
 }
 
 /// `VDI.export`. The stream is the descriptor `fd`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VdiExportParams {
     /// A VDI, or the uuid of an image (a base copy).
@@ -186,7 +187,7 @@ pub struct VdiExportParams {
 }
 
 /// `VDI.write`, `VDI.read`: of a detached disk, through the descriptor `fd`, from its beginning on.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReadWriteParams {
     /// The VDI.
@@ -200,7 +201,7 @@ pub struct ReadWriteParams {
 }
 
 /// `Coalesce.pause`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CoalesceParams {
     /// The SR.
     pub sr: String,
@@ -213,7 +214,7 @@ pub struct CoalesceParams {
 }
 
 /// `Job.get cancel wait`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct JobParams {
     /// The job's id.
     pub job: String,
@@ -223,7 +224,7 @@ pub struct JobParams {
 }
 
 /// `Event.list`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct EventListParams {
     /// Only this SR.
     #[serde(default, skip_serializing_if = "Option::is_none")]

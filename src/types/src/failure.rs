@@ -3,6 +3,7 @@
 //! Every crate has errors of its own; at the edge of the keeper they become a [`Failure`], which travels unchanged to the
 //! client. The codes are XenServer's, so that scripts written for it keep working.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +11,7 @@ use std::fmt;
 macro_rules! error_names {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $code:literal, $exit:literal;)*) => {
         /// The class of a failure: its name on the wire, its code and the exit code of the command line.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
         pub enum ErrorName { $($(#[$doc])* #[serde(rename = $name)] $variant,)* }
 
         impl ErrorName {
@@ -91,7 +92,7 @@ error_names! {
 }
 
 /// A failure as a client sees it: `error.data` of the wire.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Failure {
     /// The class.
     pub name: ErrorName,

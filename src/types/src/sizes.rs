@@ -1,5 +1,6 @@
 //! Sizes, offsets and the limits of the system. Units are bytes unless the name says otherwise.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -20,7 +21,9 @@ pub const VHD_MIN_SIZE: Bytes = Bytes(2 << 20);
 pub const VHD_MAX_SIZE: Bytes = Bytes(2040 << 30);
 
 /// A length in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct Bytes(pub u64);
 
