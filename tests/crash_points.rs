@@ -15,7 +15,7 @@ use crash::stage::Stage;
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use Life::{Begin, TakeOver, Unmake};
+use Life::{Begin, Reopen, TakeOver, Unmake};
 use Operation::{Check, Clone, Coalesce, Create, Destroy, Export, Import, List, Snapshot, Write};
 
 /// Each phase of the keeper's jobs that VDIs are changed by.
@@ -37,7 +37,6 @@ const KEEPER: &[(&str, Operation)] = &[
     ("destroy.committed", Destroy),
     ("import.journaled", Import),
     ("import.made", Import),
-    ("import.committed", Import),
     ("import.done", Import),
     ("export.journaled", Export),
     ("export.made", Export),
@@ -125,15 +124,20 @@ const LIFE: &[(&str, Life)] = &[
     ("front.keeper_started", TakeOver),
     ("introduce.journaled", TakeOver),
     ("introduce.made", TakeOver),
-    ("introduce.committed", TakeOver),
     ("introduce.done", TakeOver),
-    ("introduce.done:2", TakeOver),
     ("worker.before_reply", TakeOver),
     ("worker.before_reply:2", TakeOver),
     ("worker.created", TakeOver),
     ("front.sr_made", TakeOver),
     ("front.sr_d_written", TakeOver),
     ("front.before_reply", TakeOver),
+    ("catalog.replace.named", Begin),
+    ("catalog.replace.wal-removed", Begin),
+    ("catalog.replace.renamed", Begin),
+    ("catalog.replace.copied", Reopen),
+    ("catalog.replace.named", Reopen),
+    ("catalog.replace.wal-removed", Reopen),
+    ("catalog.replace.renamed", Reopen),
     ("front.sr_destroyed", Unmake),
     ("front.sr_d_written", Unmake),
     ("front.before_reply", Unmake),

@@ -1,9 +1,10 @@
-//! The life of an SR, interrupted: create, introduce, destroy. Each has a keeper of its own that the front starts for it.
+//! The life of an SR, interrupted: create, introduce, open again, destroy. Each has a keeper of its own that the front starts for it.
 
 use super::request::Answer;
 use super::stage::{PATIENCE, SIZE, Stage};
 use crate::harness::golden_file;
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -14,6 +15,7 @@ use std::time::Instant;
 pub(crate) enum Life {
     Begin,
     TakeOver,
+    Reopen,
     Unmake,
 }
 
@@ -22,6 +24,7 @@ pub(crate) fn scenario(at: &str, life: Life) -> Result<()> {
     match life {
         Life::Begin => create(at),
         Life::TakeOver => introduce(at),
+        Life::Reopen => reopen(at),
         Life::Unmake => destroy(at),
     }
 }
@@ -62,6 +65,58 @@ fn introduce(at: &str) -> Result<()> {
     stage.verify().context("after all merges")?;
     stage.verify_tidy()?;
     stage.agent.stop()
+}
+
+/// The keeper that comes after one that was killed replaces the catalog (D19), and dies over it.
+fn reopen(at: &str) -> Result<()> {
+    let mut stage = small_stage()?;
+    // A keeper that has nothing to do closes its log of changes after a moment: once in a while that is before it is killed.
+    for _ in 0..20 {
+        stage.agent.ok(&["coalesce", "pause", &stage.sr])?;
+        kill_all(&mut stage)?;
+        stage.agent.launch(Some(at))?;
+        if died_before_it_was_attached(&stage, at)? {
+            break;
+        }
+    }
+    stage.wait_for_crash(at)?;
+    stage.agent.kill()?;
+    stage.agent.launch(None)?;
+    let status = stage.agent.json(&["coalesce", "status", &stage.sr])?;
+    ensure!(status["srs"][0]["state"] == "paused", "the last commit before the kill: {status}");
+    stage.verify().context("what was committed before")?;
+    stage.agent.ok(&["coalesce", "resume", &stage.sr])?;
+    let disk = stage.a.clone();
+    stage.snapshot(&disk)?;
+    stage.write(&disk, 0, 4096)?;
+    kill_all(&mut stage)?;
+    stage.agent.launch(None)?;
+    stage.verify().context("what was committed afterwards")?;
+    stage.agent.stop()
+}
+
+/// Kills the keeper too, before it can close anything; the front must not start another one meanwhile.
+fn kill_all(stage: &mut Stage) -> Result<()> {
+    let front = stage.agent.pid().context("a front")?;
+    kill(front, Signal::SIGSTOP)?;
+    for keeper in stage.agent.processes("catena-keeper") {
+        kill(keeper, Signal::SIGKILL)?;
+    }
+    stage.agent.kill()
+}
+
+fn died_before_it_was_attached(stage: &Stage, at: &str) -> Result<bool> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if stage.agent.log().contains(&format!("crash point {at}\n")) {
+            return Ok(true);
+        }
+        if stage.agent.json(&["sr", "show", &stage.sr])?["state"] == "attached" {
+            return Ok(false);
+        }
+        ensure!(Instant::now() < end, "neither attached nor dead: {}", stage.agent.log());
+        std::thread::sleep(std::time::Duration::from_millis(3));
+    }
 }
 
 fn destroy(at: &str) -> Result<()> {

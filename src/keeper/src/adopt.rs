@@ -3,7 +3,6 @@
 //! Nothing is rewritten and nothing is ever removed. An image that belongs to no disk is kept as an orphan. Coalescing starts
 //! paused, so not a byte of an adopted image changes before an administrator says so.
 
-use crate::crash::{self, Phase};
 use crate::failures::from_trouble;
 use crate::images::{new_image, unexpected};
 use crate::operations::new_vdi;
@@ -238,9 +237,7 @@ impl Owner {
         job.committed = true;
         job.answer = Some(json!({"uuid": self.sr.uuid, "findings": adoption.findings}));
         let undone = JobRecord { committed: false, ..job.clone() };
-        self.or_undo(&undone, |owner| owner.finish(job, changes))?;
-        crash::pass(catena_types::JobKind::Introduce, Phase::Committed);
-        Ok(())
+        self.or_undo(&undone, |owner| owner.finish(job, changes))
     }
 }
 

@@ -1,6 +1,12 @@
-//! The named places where a debug build of the keeper can be told to die: each phase of each kind of job.
+//! The named places where a debug build of the keeper can be told to die: each phase of each kind of job, and the replacement
+//! of a catalog.
 
 use catena_types::{CrashPoint, JobKind};
+
+/// Every point of this program.
+pub(crate) fn all() -> impl Iterator<Item = &'static CrashPoint> {
+    JOBS.iter().chain(catena_catalog::CRASH_POINTS)
+}
 
 /// Between two effects of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,7 +15,7 @@ pub(crate) enum Phase {
     Journaled,
     /// What it makes is made, its change of the tree is not committed.
     Made,
-    /// Its change of the tree is committed, its steps are not done.
+    /// Its change of the tree is committed, its steps are not done. A job without steps is done with its commit.
     Committed,
     /// Header bytes are planned and journaled, not written.
     Planned,
@@ -21,8 +27,8 @@ pub(crate) enum Phase {
 
 macro_rules! points {
     ($($kind:ident $name:literal: $($phase:ident $suffix:literal),*;)*) => {
-        /// Every point of this program.
-        pub(crate) const ALL: &[CrashPoint] = &[$($(CrashPoint(concat!($name, ".", $suffix)),)*)*];
+        /// Those of the jobs.
+        const JOBS: &[CrashPoint] = &[$($(CrashPoint(concat!($name, ".", $suffix)),)*)*];
 
         /// Dies here if this is the point that was asked for.
         pub(crate) fn pass(kind: JobKind, phase: Phase) {
@@ -40,9 +46,9 @@ points! {
     Snapshot "snapshot": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
     Clone "clone": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
     Destroy "destroy": Committed "committed";
-    Import "import": Journaled "journaled", Made "made", Committed "committed", Done "done";
+    Import "import": Journaled "journaled", Made "made", Done "done";
     Export "export": Journaled "journaled", Made "made", Done "done";
-    Introduce "introduce": Journaled "journaled", Made "made", Committed "committed", Done "done";
+    Introduce "introduce": Journaled "journaled", Made "made", Done "done";
     Merge "merge": Journaled "journaled", Made "made", Committed "committed", Planned "planned", Stepped "stepped",
         Done "done";
     LeafMerge "leaf_merge": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";

@@ -27,7 +27,7 @@ struct Arguments {
 pub fn run(plugins: &'static [&'static dyn Plugin]) -> ExitCode {
     catena_types::arm_crash_points();
     if Arguments::parse().list_crash_points {
-        for point in crash::ALL {
+        for point in crash::all() {
             println!("{}", point.0);
         }
         return ExitCode::SUCCESS;

@@ -1,7 +1,6 @@
 //! How an SR is opened: attached, created or taken over. One of these comes once, before any other request.
 
 use crate::adopt;
-use crate::crash::{self, Phase};
 use crate::dispatch::params;
 use crate::failures::{bad_request, from_catalog};
 use crate::owner::{Mail, Owner};
@@ -10,7 +9,7 @@ use crate::worker::SmallWorker;
 use catena_catalog::{Catalog, Error as CatalogError, Meta};
 use catena_rpc::{KeeperStart, Request, SrCreateParams, SrIntroduceParams, SrParams, Writer};
 use catena_sr_api::{Error as StoreError, HostIdentity, Plugin, Probe, SrIdentity, Store};
-use catena_types::{ErrorName, Failure, JobKind, SrUuid, Work};
+use catena_types::{ErrorName, Failure, SrUuid, Work};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -140,7 +139,6 @@ impl Starter {
         let mut owner = self.owner(uuid, store, catalog)?;
         owner.recover()?;
         let job = owner.take_over(asked.request_id.clone())?;
-        crash::pass(JobKind::Introduce, Phase::Done);
         Ok(Begun::Opened(job, Box::new(owner)))
     }
 
