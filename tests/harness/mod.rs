@@ -64,7 +64,13 @@ impl Agent {
         }
         self.child = Some(command.spawn().context("starting catenad")?);
         let end = Instant::now() + PATIENCE;
-        while UnixStream::connect(self.socket()).is_err() {
+        // A connection alone proves nothing: a child that a killed agent was just starting has its socket for a moment. But what an
+        // agent with a crash point is asked first is the test's business.
+        let is_there = |agent: &Self| match crash_at {
+            Some(_) => UnixStream::connect(agent.socket()).is_ok(),
+            None => agent.call("Agent.version", &json!({})).is_ok(),
+        };
+        while !is_there(self) {
             if self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_)))) {
                 ensure!(crash_at.is_some(), "catenad ended at once: {}", self.log());
                 return Ok(());
