@@ -54,11 +54,17 @@ impl Agent {
 
     /// Starts the agent, with a crash point if one is named, and waits until it answers or is dead.
     pub(crate) fn launch(&mut self, crash_at: Option<&str>) -> Result<()> {
+        self.launch_with(crash_at, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub(crate) fn launch_with(&mut self, crash_at: Option<&str>, variables: &[(&str, &Path)]) -> Result<()> {
         ensure!(self.child.is_none(), "the agent runs already");
         let log = File::options().create(true).append(true).open(self.path("log"))?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_catenad"));
         command.arg("--root").arg(self.home.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.env_remove("CATENA_CRASH_AT").env_remove("CATENA_SOCKET");
+        command.envs(variables.iter().copied());
         if let Some(point) = crash_at {
             command.env("CATENA_CRASH_AT", point);
         }

@@ -5,6 +5,7 @@
 
 use crate::events::Hub;
 use crate::keeper::{CallError, Link, Ticket};
+use crate::reload::KeeperLog;
 use crate::srd::SrEntry;
 use catena_rpc::KeeperStart;
 use catena_types::{ErrorName, Failure};
@@ -14,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
@@ -35,16 +36,17 @@ pub(crate) struct KeeperProgram {
     /// Its path.
     pub(crate) path: PathBuf,
     /// What it is to log.
-    pub(crate) log: String,
+    pub(crate) log: KeeperLog,
 }
 
 impl Launcher for KeeperProgram {
     fn launch(&self) -> io::Result<(UnixStream, Option<Child>)> {
         let (near, far) = UnixStream::pair()?;
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let child = Command::new(&self.path)
             .stdin(Stdio::from(OwnedFd::from(far)))
             .stdout(Stdio::null())
-            .env("CATENA_LOG", &self.log)
+            .env("CATENA_LOG", log)
             // An interrupt from the terminal is for the front, which then ends its keepers in order.
             .process_group(0)
             .spawn()?;
@@ -149,7 +151,7 @@ mod tests {
     #[test]
     fn a_keeper_ends_with_its_socket_and_is_collected() {
         // Any program that reads its standard input to the end will do.
-        let program = KeeperProgram { path: "/bin/cat".into(), log: String::new() };
+        let program = KeeperProgram { path: "/bin/cat".into(), log: KeeperLog::default() };
         let starter = Starter {
             launcher: Box::new(program),
             host_id: "host".into(),
@@ -165,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_a_failure_with_a_hint() {
-        let program = KeeperProgram { path: "/nonexistent/catena-keeper".into(), log: String::new() };
+        let program = KeeperProgram { path: "/nonexistent/catena-keeper".into(), log: KeeperLog::default() };
         let starter = Starter {
             launcher: Box::new(program),
             host_id: String::new(),

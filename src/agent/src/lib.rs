@@ -23,6 +23,7 @@ mod lifecycle;
 mod lists;
 mod notify;
 mod phase;
+mod reload;
 mod resolve;
 mod routes;
 mod run;

@@ -14,6 +14,8 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 pub(crate) enum Word {
     /// The socket answers.
     Ready,
+    /// The configuration is being read again; `Ready` follows.
+    Reloading,
     /// The agent is about to end.
     Stopping,
 }
@@ -22,6 +24,7 @@ impl Word {
     const fn text(self) -> &'static str {
         match self {
             Self::Ready => "READY=1",
+            Self::Reloading => "RELOADING=1",
             Self::Stopping => "STOPPING=1",
         }
     }

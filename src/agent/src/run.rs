@@ -1,4 +1,5 @@
 //! The program: reads the configuration, binds the socket, attaches the SRs, serves until a signal, ends in order.
+//! SIGHUP does not end it (see `reload`).
 //!
 //! Called by `catenad`'s main. Exit codes: 0 ended in order or only printed something, 1 cannot start, 2 usage.
 
@@ -8,9 +9,10 @@ use crate::events::Hub;
 use crate::front::Front;
 use crate::launch::{KeeperProgram, Starter};
 use crate::notify::{self, Word};
+use crate::reload::{KeeperLog, Reload};
 use crate::server::{Door, Server};
 use crate::session::LIMITS;
-use crate::srd::Store;
+use crate::srd::{BadFile, Store};
 use crate::supervise::Sr;
 use crate::table::Table;
 use anyhow::{Context, Result};
@@ -18,12 +20,12 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Uid;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 use std::{env, fs, io, thread};
 use tracing_subscriber::EnvFilter;
@@ -85,15 +87,21 @@ fn parse() -> Result<Args, clap::Error> {
 
 fn run(args: &Args) -> Result<()> {
     let config = config::load(args.root.as_deref(), args.config.as_deref())?;
-    let filter = EnvFilter::try_new(&config.log).context("the key 'log' of the configuration")?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    let logging = tracing_subscriber::fmt()
+        .with_env_filter(filter(&config)?)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_filter_reloading();
+    let handle = logging.reload_handle();
+    logging.init();
     raise_descriptor_limit();
     let rules = rules(&config);
-    let door = Door { group: rules.group, readers: rules.readers.is_some() };
-    let server = Server::bind(&config.run_dir, &config.socket, door)?;
-    let front = Arc::new(front(&config)?);
+    let server = Server::bind(&config.run_dir, &config.socket, door(&rules))?;
+    let rules = RwLock::new(rules);
+    let keeper_log = KeeperLog::new(config.log.clone().into());
+    let front = Arc::new(front(&config, &keeper_log)?);
     // Before any keeper is started, so that a signal always ends them in order.
-    let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signals")?;
     front.attach_all();
     thread::scope(|scope| {
         let accepting = thread::Builder::new()
@@ -101,7 +109,22 @@ fn run(args: &Args) -> Result<()> {
             .context("threads")?;
         tracing::info!(socket = %config.socket.display(), private = config.private, "ready");
         notify::tell(Word::Ready);
-        let signal = signals.forever().next();
+        let mut reload = Reload {
+            root: args.root.as_deref(),
+            file: args.config.as_deref(),
+            config,
+            set_filter: &|filter| handle.reload(filter).context("the log's filter"),
+            keeper_log,
+            rules: &rules,
+            server: &server,
+            front: &front,
+        };
+        let signal = loop {
+            match signals.forever().next() {
+                Some(SIGHUP) => reload.run(),
+                signal => break signal,
+            }
+        };
         tracing::info!(signal, "stopping");
         notify::tell(Word::Stopping);
         front.stopping.store(true, Ordering::SeqCst);
@@ -114,8 +137,18 @@ fn run(args: &Args) -> Result<()> {
     })
 }
 
+/// What is logged.
+pub(crate) fn filter(config: &Config) -> Result<EnvFilter> {
+    EnvFilter::try_new(&config.log).context("the key 'log' of the configuration")
+}
+
+/// Who may open the socket's file, where these rules hold.
+pub(crate) fn door(rules: &Rules) -> Door {
+    Door { group: rules.group, readers: rules.readers.is_some() }
+}
+
 /// Whom to let in. A private agent has no groups: it is for its user.
-fn rules(config: &Config) -> Rules {
+pub(crate) fn rules(config: &Config) -> Rules {
     if config.private {
         return Rules { own: Some(Uid::effective()), group: None, readers: None };
     }
@@ -123,12 +156,10 @@ fn rules(config: &Config) -> Rules {
     Rules { own: None, group: access::group_id(&config.group), readers }
 }
 
-fn front(config: &Config) -> Result<Front> {
+fn front(config: &Config, keeper_log: &KeeperLog) -> Result<Front> {
     let store = Store::open(&config.sr_dir).with_context(|| config.sr_dir.display().to_string())?;
     let (entries, bad) = store.load().with_context(|| config.sr_dir.display().to_string())?;
-    for (path, error) in bad {
-        tracing::error!(file = %path.display(), %error, "an SR is not known, its file cannot be used");
-    }
+    report_bad(bad);
     let table = Table::default();
     for entry in entries {
         table.insert(&Arc::new(Sr::new(entry)));
@@ -136,7 +167,7 @@ fn front(config: &Config) -> Result<Front> {
     let program = env::current_exe().context("where this program is")?.with_file_name("catena-keeper");
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the id of this boot")?;
     let starter = Starter {
-        launcher: Box::new(KeeperProgram { path: program, log: config.log.clone() }),
+        launcher: Box::new(KeeperProgram { path: program, log: Arc::clone(keeper_log) }),
         host_id: config.host_id.clone(),
         boot_id: boot_id.trim().to_owned(),
         hub: Arc::new(Hub::default()),
@@ -151,6 +182,13 @@ fn front(config: &Config) -> Result<Front> {
         connections: Arc::default(),
         stopping: false.into(),
     })
+}
+
+/// Reports the files of `sr.d` that cannot be used.
+pub(crate) fn report_bad(files: Vec<BadFile>) {
+    for (path, error) in files {
+        tracing::error!(file = %path.display(), %error, "an SR is not known, its file cannot be used");
+    }
 }
 
 /// Connections and the descriptors that pass through them may be many. What the system does not allow is lived with.

@@ -18,8 +18,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 use std::time::Duration;
 
@@ -86,19 +86,28 @@ impl Server {
         remove_stale(path)?;
         let listener = bind_for_owner(path).map_err(|error| failed(path)(error.into()))?;
         let server = Self { listener, path: path.to_owned(), _lock: lock };
-        if let Some(group) = door.group {
-            std::os::unix::fs::chown(path, None, Some(group.as_raw())).map_err(failed(path))?;
-        }
-        let mode = if door.readers { 0o666 } else { 0o660 };
-        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed(path))?;
+        server.open_for(door)?;
         Ok(server)
     }
 
+    /// Gives the socket's file its group and mode.
+    pub(crate) fn open_for(&self, door: Door) -> Result<(), ServerError> {
+        let failed = |source| ServerError::Io { path: self.path.clone(), source };
+        if let Some(group) = door.group {
+            std::os::unix::fs::chown(&self.path, None, Some(group.as_raw())).map_err(failed)?;
+        }
+        let mode = if door.readers { 0o666 } else { 0o660 };
+        fs::set_permissions(&self.path, Permissions::from_mode(mode)).map_err(failed)
+    }
+
     /// Accepts connections until [`Server::close`].
-    pub(crate) fn serve(&self, front: &Arc<Front>, rules: &Rules, limits: Limits) {
+    pub(crate) fn serve(&self, front: &Arc<Front>, rules: &RwLock<Rules>, limits: Limits) {
         loop {
             match self.listener.accept() {
-                Ok((stream, _)) => welcome(front, rules, limits, stream),
+                Ok((stream, _)) => {
+                    let rules = rules.read().unwrap_or_else(PoisonError::into_inner).clone();
+                    welcome(front, &rules, limits, stream);
+                }
                 Err(_) if front.stopping.load(Ordering::SeqCst) => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {

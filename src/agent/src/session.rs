@@ -207,6 +207,7 @@ mod tests {
     use catena_rpc::connect;
     use std::io::Write;
     use std::path::PathBuf;
+    use std::sync::RwLock;
 
     const SMALL: Limits = Limits {
         connections: 2,
@@ -221,8 +222,8 @@ mod tests {
         let front = Arc::new(front);
         let socket = directory.path().join("agent.sock");
         let server = Server::bind(directory.path(), &socket, Door { group: None, readers: false }).unwrap();
-        let rules =
-            crate::access::Rules { own: Some(nix::unistd::Uid::effective()), group: None, readers: None };
+        let own = Some(nix::unistd::Uid::effective());
+        let rules = RwLock::new(crate::access::Rules { own, group: None, readers: None });
         thread::scope(|scope| {
             scope.spawn(|| server.serve(&front, &rules, limits));
             client(socket);

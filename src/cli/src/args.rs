@@ -2,7 +2,8 @@
 //! `commands`.
 
 use crate::commands::{
-    coalesce::CoalesceCommand, event::EventCommand, job::JobCommand, sr::SrCommand, vdi::VdiCommand,
+    coalesce::CoalesceCommand, event::EventCommand, generate::GenerateCommand, job::JobCommand,
+    sr::SrCommand, vdi::VdiCommand,
 };
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -64,6 +65,9 @@ pub(crate) enum Noun {
     /// What happened
     #[command(subcommand, arg_required_else_help = true)]
     Event(EventCommand),
+    /// Files made of the commands themselves, for packages
+    #[command(subcommand, hide = true)]
+    Generate(GenerateCommand),
     /// Show everything on a private agent in a temporary directory
     Demo,
 }
@@ -132,6 +136,8 @@ mod tests {
             "job wait 12345678-1",
             "job cancel 12345678-1",
             "event list --since 1h",
+            "event watch",
+            "generate man /tmp/man",
             "demo",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());

@@ -4,12 +4,12 @@
 
 use crate::errors::CliError;
 use crate::interrupt::{Interrupt, Patience};
-use catena_rpc::{Id, Message, Outcome, Reader, Request, WireError, Writer};
+use catena_rpc::{Id, Message, Notification, Outcome, Reader, Request, WireError, Writer};
 use catena_types::{ErrorName, Failure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -26,6 +26,8 @@ pub(crate) struct Client {
     last_id: u64,
     /// Answers that came while another was waited for.
     early: HashMap<u64, Outcome>,
+    /// What the agent told unasked, oldest first.
+    news: VecDeque<Notification>,
     interrupt: Interrupt,
 }
 
@@ -38,7 +40,14 @@ impl Client {
     pub(crate) fn connect(socket: &Path, interrupt: &Interrupt) -> Result<Self, CliError> {
         let (reader, writer) = catena_rpc::connect(socket).map_err(|error| no_agent(socket, &error))?;
         reader.stream().set_read_timeout(Some(TICK)).map_err(|error| broken(&error))?;
-        Ok(Self { reader, writer, last_id: 0, early: HashMap::new(), interrupt: interrupt.clone() })
+        Ok(Self {
+            reader,
+            writer,
+            last_id: 0,
+            early: HashMap::new(),
+            news: VecDeque::new(),
+            interrupt: interrupt.clone(),
+        })
     }
 
     /// Asks and waits for the answer; a signal ends the wait.
@@ -98,6 +107,22 @@ impl Client {
         }
     }
 
+    /// Waits for the next event after `Event.subscribe`; a signal ends the wait.
+    pub(crate) fn next_event(&mut self) -> Result<Value, CliError> {
+        loop {
+            match self.news.pop_front() {
+                Some(news) if news.method == "event" => return Ok(news.params),
+                // The agent says why it will tell no more.
+                Some(news) if news.method == "error" => return Err(read::<Failure>(&news.params)?.into()),
+                Some(_) => {}
+                None => {
+                    self.interrupt.check(Patience::FirstSignal)?;
+                    self.receive()?;
+                }
+            }
+        }
+    }
+
     /// Takes in one message, or none within a tick.
     fn receive(&mut self) -> Result<(), CliError> {
         match self.reader.next_message() {
@@ -111,6 +136,10 @@ impl Client {
                     (_, Err(failure)) => Err(failure.into()),
                     (_, Ok(_)) => Ok(()),
                 },
+                Ok(Message::Notification(news)) => {
+                    self.news.push_back(news);
+                    Ok(())
+                }
                 Ok(_) => Ok(()),
                 Err(failure) => Err(CliError::bad_answer(failure)),
             },

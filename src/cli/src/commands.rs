@@ -2,6 +2,7 @@
 
 pub(crate) mod coalesce;
 pub(crate) mod event;
+pub(crate) mod generate;
 pub(crate) mod job;
 mod report;
 pub(crate) mod sr;

@@ -8,9 +8,12 @@
 mod args;
 mod client;
 mod commands;
+mod complete;
 mod demo;
 mod errors;
+mod examples;
 mod files;
+mod grammar;
 mod interrupt;
 mod jobs;
 mod output;
@@ -19,7 +22,6 @@ mod testing;
 mod times;
 
 use args::{Cli, Noun};
-use clap::Parser;
 use client::Client;
 use errors::{CliError, Exit};
 use interrupt::Interrupt;
@@ -28,7 +30,8 @@ use std::process::ExitCode;
 
 /// Runs the command line of this process and says how it is to exit.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    complete::answer_shell();
+    let cli = match grammar::parse() {
         Ok(cli) => cli,
         Err(usage) => {
             // Help goes to stdout with 0, a usage error (and help that nobody asked for) to stderr with 2.
@@ -60,6 +63,7 @@ fn execute(cli: Cli, interrupt: &Interrupt, out: &mut Output) -> Result<Exit, Cl
         Noun::Coalesce(command) => commands::coalesce::run(command, &mut connect()?, out),
         Noun::Job(command) => commands::job::run(command, &mut connect()?, out),
         Noun::Event(command) => commands::event::run(&command, &mut connect()?, out),
+        Noun::Generate(command) => commands::generate::run(&command, out),
         Noun::Demo => demo::run(interrupt, out),
     }
 }

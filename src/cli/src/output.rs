@@ -77,10 +77,16 @@ impl Output {
 
     /// Writes what has been collected to stdout. A reader who has seen enough is no error.
     pub(crate) fn flush(&mut self) -> Result<(), CliError> {
+        self.stream().map(drop)
+    }
+
+    /// The same for a command that goes on printing; whether anybody still reads.
+    pub(crate) fn stream(&mut self) -> Result<bool, CliError> {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(self.take().as_bytes()).and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::Stdout(error)),
-            _ => Ok(()),
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(CliError::Stdout(error)),
         }
     }
 }

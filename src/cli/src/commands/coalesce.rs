@@ -35,7 +35,7 @@ pub(crate) enum CoalesceCommand {
 pub(crate) struct Status {
     /// Only this SR
     sr: Option<String>,
-    /// Go on showing it
+    /// Go on showing it, whenever it changes, until Ctrl-C
     #[arg(long)]
     watch: bool,
 }
@@ -96,12 +96,10 @@ fn status(sr: Option<String>, agent: &mut Client, out: &mut Output) -> Result<()
     out.show(&document, || table(&read_field::<Vec<Value>>(&document, "srs")?, agent))
 }
 
-/// Shows the status again and again: redrawn on a terminal, elsewhere whenever it has changed. Ends with Ctrl-C.
+/// Shows the status again and again: redrawn on a terminal, elsewhere, and as JSON, whenever it has changed. Ends with a signal,
+/// with the agent, or when nobody reads any more.
 fn watch(sr: Option<&str>, agent: &mut Client, out: &mut Output) -> Result<(), CliError> {
-    if out.is_json() {
-        return Err(CliError::bad_request("--json prints one document: leave out --watch"));
-    }
-    let redraw = io::stdout().is_terminal();
+    let redraw = io::stdout().is_terminal() && !out.is_json();
     let mut shown = String::new();
     loop {
         status(sr.map(str::to_owned), agent, out)?;
@@ -109,7 +107,9 @@ fn watch(sr: Option<&str>, agent: &mut Client, out: &mut Output) -> Result<(), C
         if text != shown {
             let lead = if redraw { "\x1b[H\x1b[J" } else { "" };
             out.push(&format!("{lead}{text}"));
-            out.flush()?;
+            if !out.stream()? {
+                return Ok(());
+            }
             shown = text;
         }
         agent.interrupt().clone().pause(PERIOD)?;

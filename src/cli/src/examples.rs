@@ -1,0 +1,76 @@
+//! An example or two of every command, shown at the end of its help and in its manual page. A test parses each of them, and
+//! fails for a command that has none.
+
+/// The command and its examples.
+const EXAMPLES: &[(&str, &[&str])] = &[
+    ("sr create", &["catena sr create --type file --name disks --location /srv/disks"]),
+    (
+        "sr introduce",
+        &[
+            "catena sr introduce --type file --location /srv/xen --dry-run",
+            "catena sr introduce --type file --location /srv/xen --name xen",
+        ],
+    ),
+    ("sr list", &["catena sr list", "catena --json sr list"]),
+    ("sr show", &["catena sr show disks"]),
+    ("sr stat", &["catena sr stat disks"]),
+    ("sr scan", &["catena sr scan disks"]),
+    ("sr check", &["catena sr check disks"]),
+    ("sr attach", &["catena sr attach disks", "catena sr attach disks --take-over"]),
+    ("sr detach", &["catena sr detach disks"]),
+    ("sr forget", &["catena sr forget disks"]),
+    ("sr destroy", &["catena sr destroy disks --yes"]),
+    ("vdi create", &["catena vdi create --sr disks --size 10GiB --name web01"]),
+    ("vdi list", &["catena vdi list", "catena vdi list --sr disks"]),
+    ("vdi show", &["catena vdi show web01"]),
+    ("vdi tree", &["catena vdi tree", "catena vdi tree disks --dot | dot -Tsvg > disks.svg"]),
+    ("vdi snapshot", &["catena vdi snapshot web01 --name before-upgrade"]),
+    ("vdi clone", &["catena vdi clone golden --name desk --count 40"]),
+    (
+        "vdi destroy",
+        &["catena vdi destroy 0b1d9c44-52a1-4d0e-9e35-7a4f0c1f2b6d", "catena vdi destroy web01 --yes"],
+    ),
+    (
+        "vdi import",
+        &[
+            "catena vdi import debian.vhd --sr disks --name golden",
+            "zcat debian.raw.gz | catena vdi import - --sr disks --format raw --name golden",
+        ],
+    ),
+    (
+        "vdi export",
+        &[
+            "catena vdi export web01 web01.vhd",
+            "catena vdi export web01 - --format raw | zstd > web01.raw.zst",
+        ],
+    ),
+    ("coalesce status", &["catena coalesce status", "catena coalesce status disks --watch"]),
+    ("coalesce run", &["catena coalesce run disks --wait"]),
+    ("coalesce pause", &["catena coalesce pause disks --until 07:00"]),
+    ("coalesce resume", &["catena coalesce resume disks"]),
+    ("job list", &["catena job list"]),
+    ("job show", &["catena job show 12345678-1"]),
+    ("job wait", &["catena job wait 12345678-1"]),
+    ("job cancel", &["catena job cancel 12345678-1"]),
+    ("event list", &["catena event list --since 1h"]),
+    ("event watch", &["catena event watch", "catena --json event watch"]),
+    ("demo", &["catena demo"]),
+];
+
+/// The examples of a command, named by its path: `sr create`.
+pub(crate) fn of(path: &str) -> Option<&'static [&'static str]> {
+    EXAMPLES.iter().find(|(name, _)| *name == path).map(|(_, lines)| *lines)
+}
+
+/// The examples as they end the command's help.
+pub(crate) fn help(path: &str) -> Option<String> {
+    let lines: Vec<String> = of(path)?.iter().map(|line| format!("  {line}")).collect();
+    let heading = if lines.len() == 1 { "Example:" } else { "Examples:" };
+    Some(format!("{heading}\n{}", lines.join("\n")))
+}
+
+/// The commands that have examples.
+#[cfg(test)]
+pub(crate) fn paths() -> impl Iterator<Item = &'static str> {
+    EXAMPLES.iter().map(|(path, _)| *path)
+}
