@@ -4,8 +4,9 @@ use crate::complete;
 use crate::errors::{CliError, Exit};
 use crate::grammar::grammar;
 use crate::output::Output;
-use clap::{Args, Subcommand};
+use clap::{Args, Command, Subcommand};
 use clap_complete::env::Shells;
+use clap_mangen::Man;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -54,7 +55,21 @@ fn write_into(directory: &Path, write: fn(&Path) -> io::Result<()>) -> Result<()
 }
 
 fn man(directory: &Path) -> io::Result<()> {
-    clap_mangen::generate_to(grammar(), directory)
+    let mut grammar = grammar();
+    grammar.build();
+    pages(&grammar, "NOTES", directory)
+}
+
+/// The page of `command` and those of all below it. What stands at the end of its help is the section `last`.
+fn pages(command: &Command, last: &str, directory: &Path) -> io::Result<()> {
+    let page =
+        Man::new(command.clone()).source(concat!("Catena ", env!("CARGO_PKG_VERSION"))).manual("Catena");
+    let mut text = Vec::new();
+    page.render(&mut text)?;
+    let text = String::from_utf8_lossy(&text).replace(".SH EXTRA\n", &format!(".SH {last}\n"));
+    fs::write(directory.join(page.get_filename()), text)?;
+    let visible = command.get_subcommands().filter(|verb| !verb.is_hide_set());
+    visible.into_iter().try_for_each(|verb| pages(verb, "EXAMPLES", directory))
 }
 
 /// Short scripts that ask the program itself while the user types.
