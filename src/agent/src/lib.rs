@@ -17,6 +17,7 @@ mod config;
 mod events;
 mod fanout;
 mod front;
+mod gone;
 mod keeper;
 mod launch;
 mod lifecycle;

@@ -139,7 +139,11 @@ impl Front {
 
     /// `SR.forget`.
     pub(crate) fn forget(&self, mut params: Params) -> Outcome {
-        let sr = self.named_sr(&mut params)?;
+        let request_id = request_id(&params);
+        let sr = match self.named_sr(&mut params) {
+            Err(failure) => return self.gone_before("SR.forget", request_id.as_deref(), failure),
+            Ok(sr) => sr,
+        };
         let _alone = alone(&sr)?;
         let entry = sr.entry();
         if sr.state().phase != Phase::Detached {
@@ -148,14 +152,17 @@ impl Front {
                 .hint(format!("first: catena sr detach {}", entry.uuid))
                 .object("sr", entry.uuid));
         }
-        self.drop_entry(entry.uuid)?;
+        self.drop_entry("SR.forget", request_id.as_deref(), entry.uuid)?;
         Ok(json!({}))
     }
 
     /// `SR.destroy`.
     pub(crate) fn destroy(&self, mut params: Params) -> Outcome {
-        let sr = self.named_sr(&mut params)?;
-        let params: SrParams = read(params)?;
+        let request_id = request_id(&params);
+        let sr = match self.named_sr(&mut params) {
+            Err(failure) => return self.gone_before("SR.destroy", request_id.as_deref(), failure),
+            Ok(sr) => sr,
+        };
         let _alone = alone(&sr)?;
         self.refuse_while_stopping()?;
         let was_attached = matches!(sr.state().phase, Phase::Attached | Phase::Starting | Phase::Waiting);
@@ -163,14 +170,14 @@ impl Front {
             self.settle(&sr, was_attached);
             return Err(failure);
         }
-        let request = params.request_id.map_or_else(|| json!({}), |id| json!({"request_id": id}));
+        let request = request_id.as_ref().map_or_else(|| json!({}), |id| json!({"request_id": id}));
         if let Err(error) = sr.stop("SR.destroy", request) {
             let failure = sr.failure(error);
             self.settle(&sr, was_attached);
             return Err(failure);
         }
         crate::points::SR_DESTROYED.pass();
-        self.drop_entry(sr.uuid())?;
+        self.drop_entry("SR.destroy", request_id.as_deref(), sr.uuid())?;
         Ok(json!({}))
     }
 
@@ -197,7 +204,19 @@ impl Front {
         Ok(())
     }
 
-    fn drop_entry(&self, uuid: SrUuid) -> Result<(), Failure> {
+    /// The answer to a request that names an unknown SR: if it is the one that made the SR unknown, it has done so.
+    fn gone_before(&self, method: &str, request_id: Option<&str>, failure: Failure) -> Outcome {
+        match request_id {
+            Some(key) if self.store.was_gone(method, key) => Ok(json!({})),
+            _ => Err(failure),
+        }
+    }
+
+    /// Makes an SR unknown. First the note for a repeated request, then the effect: see `gone`.
+    fn drop_entry(&self, method: &str, request_id: Option<&str>, uuid: SrUuid) -> Result<(), Failure> {
+        if let Some(key) = request_id {
+            self.store.note_gone(method, key).map_err(|error| not_remembered(uuid, &error))?;
+        }
         self.store.remove(uuid).map_err(|error| not_remembered(uuid, &error))?;
         self.table.remove(uuid);
         tracing::info!(sr = %uuid, "SR forgotten");
@@ -230,6 +249,11 @@ impl Front {
         let plain: PathBuf = path.components().collect();
         Ok(plain.to_string_lossy().into_owned())
     }
+}
+
+/// The client's key for retries.
+fn request_id(params: &Params) -> Option<String> {
+    params.get("request_id").and_then(Value::as_str).map(str::to_owned)
 }
 
 fn new_entry(kind: &str, location: &str, label: &str) -> SrEntry {

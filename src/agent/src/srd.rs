@@ -61,7 +61,8 @@ pub(crate) type BadFile = (PathBuf, SrdError);
 /// The directory.
 #[derive(Debug)]
 pub(crate) struct Store {
-    directory: PathBuf,
+    /// Where it is; below it also `gone/`.
+    pub(crate) directory: PathBuf,
 }
 
 impl Store {
