@@ -46,8 +46,10 @@ pub(crate) struct Front {
 
 /// The method of that name, if the caller may call it.
 pub(crate) fn admit(access: Access, name: &str) -> Result<&'static Method, Failure> {
-    let method = routes::find(name)
-        .ok_or_else(|| Failure::new(ErrorName::Unsupported, format!("no such method: {name}")))?;
+    let method = routes::find(name).ok_or_else(|| {
+        Failure::new(ErrorName::Unsupported, format!("no such method: {name}"))
+            .hint("`Agent.schema` names the methods")
+    })?;
     if access == Access::Read && !method.for_readers {
         let text = format!("{name} is not for readers");
         return Err(
@@ -66,10 +68,10 @@ impl Front {
         params: Value,
         fds: Vec<OwnedFd>,
     ) -> Outcome {
-        let mut params = match params {
-            Value::Object(params) => params,
-            Value::Null => Params::new(),
-            _ => return Err(bad_request("the parameters are not an object")),
+        let params = if params.is_null() { json!({}) } else { params };
+        catena_rpc::check_params(method.name, &params)?;
+        let Value::Object(mut params) = params else {
+            return Err(bad_request("the parameters are not an object"));
         };
         match method.route {
             Route::Front(own) => self.own(access, own, params),
@@ -220,7 +222,8 @@ pub(crate) fn text<'a>(params: &'a Params, name: &str) -> Result<&'a str, Failur
 
 /// Reads the parameters of a method as what they should be.
 pub(crate) fn read<T: DeserializeOwned>(params: Params) -> Result<T, Failure> {
-    serde_json::from_value(Value::Object(params)).map_err(|error| bad_request(format!("parameters: {error}")))
+    serde_json::from_value(Value::Object(params))
+        .map_err(|error| bad_request(format!("parameters: {error}")).hint("`Agent.schema` describes them"))
 }
 
 /// A request that cannot be understood.

@@ -24,7 +24,7 @@ pub(crate) fn sr(srs: &[Arc<Sr>], name: &str) -> Result<Arc<Sr>, Failure> {
     match meanings(name, &names)[..] {
         [one] => Ok(Arc::clone(&srs[one])),
         [] => Err(Failure::new(ErrorName::SrUnavailable, format!("there is no SR '{name}' here"))
-            .hint("see: catena sr list")
+            .hint(unknown("`catena sr list` names the SRs", name))
             .object("sr", name)),
         ref several => Err(ambiguous("SR", name, several.iter().map(|&at| names[at].clone()))),
     }
@@ -42,6 +42,16 @@ fn meanings(name: &str, names: &[(String, String)]) -> Vec<usize> {
     let prefix = name.to_ascii_lowercase();
     let fits = |uuid: &str, label: &str| label == name || (name.len() >= PREFIX && uuid.starts_with(&prefix));
     numbered().filter(|(_, (uuid, label))| fits(uuid, label)).map(|(at, _)| at).collect()
+}
+
+/// What to do about a name that means nothing; it may be a prefix that is too short to be taken for one.
+fn unknown(list: &str, name: &str) -> String {
+    let digits = |c: char| c.is_ascii_hexdigit() || c == '-';
+    if name.len() < PREFIX && name.chars().all(digits) {
+        format!("{list}; the beginning of a uuid counts from {PREFIX} digits on")
+    } else {
+        list.to_owned()
+    }
 }
 
 fn ambiguous(what: &str, name: &str, meanings: impl Iterator<Item = (String, String)>) -> Failure {
@@ -102,16 +112,21 @@ fn missing(srs: &[Arc<Sr>], name: &str) -> Failure {
         Failure::new(ErrorName::VdiMissing, format!("there is no VDI '{name}'")).object("vdi", name);
     let away: Vec<String> =
         srs.iter().filter(|sr| sr.state().phase != Phase::Attached).map(|sr| sr.entry().name_label).collect();
+    let hint = unknown("`catena vdi list` names the VDIs", name);
     if away.is_empty() {
-        failure
+        failure.hint(hint)
     } else {
-        failure.hint(format!("not attached, so not asked: {}", away.join(", ")))
+        failure.hint(format!("{hint}; not attached, so not asked: {}", away.join(", ")))
     }
 }
 
 /// The SR that a job's id names.
 pub(crate) fn job(srs: &[Arc<Sr>], id: &str) -> Result<Arc<Sr>, Failure> {
-    let missing = || Failure::new(ErrorName::VdiMissing, format!("there is no job '{id}'")).object("job", id);
+    let missing = || {
+        Failure::new(ErrorName::VdiMissing, format!("there is no job '{id}'"))
+            .hint("`catena job list` names the jobs")
+            .object("job", id)
+    };
     let (digits, number) = id.split_once('-').ok_or_else(missing)?;
     if digits.len() != PREFIX || number.parse::<u64>().is_err() {
         return Err(missing());

@@ -62,6 +62,7 @@ impl Table {
                 ErrorName::SrExists,
                 format!("{location} is the SR {} ({})", entry.uuid, entry.name_label),
             )
+            .hint("`catena sr list` names the SRs of this host")
             .object("sr", entry.uuid)),
         }
     }

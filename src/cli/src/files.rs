@@ -4,6 +4,7 @@
 //! should hold has arrived whole.
 
 use crate::errors::CliError;
+use catena_types::{ErrorName, Failure};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -71,9 +72,12 @@ impl Target {
         }
         let created = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
         let file = created.map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                CliError::bad_request(format!("{} exists and is never overwritten", path.display()))
-            }
+            io::ErrorKind::AlreadyExists => Failure::new(
+                ErrorName::BadRequest,
+                format!("{} exists and is never overwritten", path.display()),
+            )
+            .hint("name another file, or remove this one first")
+            .into(),
             _ => CliError::file("create", path, &error),
         })?;
         Ok(Self::New(NewFile { file, path: path.to_owned(), keep: false }))

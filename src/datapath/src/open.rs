@@ -45,7 +45,7 @@ impl Descriptors {
     pub(crate) fn image(&mut self, handed: &Handed, mode: Mode, caching: Caching) -> Result<Image, Trouble> {
         let Format::Vhd = handed.format;
         let container = self.container(caching)?;
-        let image = Image::open(container, mode).map_err(|error| from_vhd(&error))?;
+        let image = Image::open(container, mode).map_err(|error| of_image(handed, from_vhd(&error)))?;
         let id = image.info().id;
         if id != handed.id && !(handed.any && mode == Mode::ReadOnly) {
             let message = format!("a container holds image {id}, not {}", handed.id);
@@ -68,4 +68,9 @@ impl Descriptors {
     pub(crate) fn chain(&mut self, chain: &[Handed], caching: Caching) -> Result<Chain, Trouble> {
         Chain::new(self.layers(chain, caching)?).map_err(|error| crate::trouble::from_chain(&error))
     }
+}
+
+/// The trouble with an image of a chain, which must say which one it is.
+fn of_image(handed: &Handed, trouble: Trouble) -> Trouble {
+    Trouble { message: format!("image {}: {}", handed.id, trouble.message), ..trouble }
 }

@@ -40,8 +40,22 @@ pub(crate) fn from_catalog(error: &CatalogError) -> Failure {
         message = format!("{message}: {cause}");
         source = cause.source();
     }
-    Failure::new(ErrorName::Metadata, message)
-        .hint("the keeper's log has the details; `.catena/catalog.bak` is the last copy")
+    let (name, hint) = match error {
+        CatalogError::NoSpace { .. } => {
+            (ErrorName::NoSpace, "delete what is not needed, or make the storage larger")
+        }
+        CatalogError::Locked => {
+            (ErrorName::SrInUse, "end the program that has the catalog open, then try again")
+        }
+        CatalogError::Newer { .. } => (
+            ErrorName::Metadata,
+            "use the version of Catena that wrote it, or a later one; nothing was changed",
+        ),
+        _ => {
+            (ErrorName::Metadata, "the keeper's log has the details; `.catena/catalog.bak` is the last copy")
+        }
+    };
+    Failure::new(name, message).hint(hint)
 }
 
 /// A malformed request.

@@ -194,7 +194,8 @@ impl Owner {
             return Err(Failure::new(
                 ErrorName::VdiUnavailable,
                 "the job has taken effect and only has to be finished",
-            ));
+            )
+            .hint("`catena job wait` waits for its end"));
         } else if !job.state.is_over() {
             job.state = JobState::Cancelled;
             job.retry_at = Some(Timestamp::now() + crate::coalescing::CANCELLED_REST);

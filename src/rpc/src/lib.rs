@@ -26,7 +26,7 @@ pub use params::{
     Resolved, SrCreateParams, SrIntroduceParams, SrParams, VdiCloneParams, VdiCreateParams, VdiExportParams,
     VdiImportParams, VdiParams, VdiSnapshotParams,
 };
-pub use schema::{methods, schema};
+pub use schema::{check_params, methods, schema};
 
 /// The version of every document that carries `schema_version`.
 pub const SCHEMA_VERSION: u32 = 1;

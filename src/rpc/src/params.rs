@@ -22,6 +22,11 @@ pub struct KeeperStart {
     pub boot_id: String,
 }
 
+/// Of methods that take none.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NoParams {}
+
 /// `SR.create`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -63,6 +68,7 @@ pub struct SrIntroduceParams {
 
 /// `SR.attach detach forget destroy get_record stat scan check`, `Coalesce.run resume`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct SrParams {
     /// The SR.
     pub sr: String,
@@ -76,6 +82,7 @@ pub struct SrParams {
 
 /// `SR.list`, `VDI.list`, `VDI.get_tree`, `Job.list`, `Coalesce.status`: of one SR or of all.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ListParams {
     /// Only this SR.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,6 +113,7 @@ pub struct VdiCreateParams {
 
 /// `VDI.get_record`, `VDI.destroy`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct VdiParams {
     /// The VDI.
     pub vdi: String,
@@ -202,6 +210,7 @@ pub struct ReadWriteParams {
 
 /// `Coalesce.pause`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CoalesceParams {
     /// The SR.
     pub sr: String,
@@ -215,6 +224,7 @@ pub struct CoalesceParams {
 
 /// `Job.get cancel wait`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct JobParams {
     /// The job's id.
     pub job: String,
@@ -225,6 +235,7 @@ pub struct JobParams {
 
 /// `Event.list`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct EventListParams {
     /// Only this SR.
     #[serde(default, skip_serializing_if = "Option::is_none")]

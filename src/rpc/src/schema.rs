@@ -2,21 +2,22 @@
 //! errors. `Agent.schema` and `catena generate schema` print it.
 //!
 //! A method that the table below lacks, or that the agent does not have, fails a test of `catena-agent`. Documents may have
-//! more fields than their schema names; parameters mostly may not.
+//! more fields than their schema names; parameters may not.
 
 use crate::answers::{
     AgentStats, CoalesceList, Destroyed, Done, ErrorDocument, EventList, Introduced, Introduction, JobList,
     Made, MadeVdis, Moved, RpcError, ScanReport, SrList, Survey, Tree, VdiList, Version,
 };
 use crate::params::{
-    CoalesceParams, EventListParams, JobParams, ListParams, ReadWriteParams, SrCreateParams,
+    CoalesceParams, EventListParams, JobParams, ListParams, NoParams, ReadWriteParams, SrCreateParams,
     SrIntroduceParams, SrParams, VdiCloneParams, VdiCreateParams, VdiExportParams, VdiImportParams,
     VdiParams, VdiSnapshotParams,
 };
 use crate::{CheckReport, CoalesceStatus, Event, Job, SCHEMA_VERSION, Sr, Vdi};
-use catena_types::{SrUuid, VdiUuid};
+use catena_types::{ErrorName, Failure, SrUuid, VdiUuid};
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 /// Notes a type and says how to refer to it.
@@ -26,6 +27,7 @@ type Describe = fn(&mut SchemaGenerator) -> Schema;
 struct Method {
     name: &'static str,
     params: Describe,
+    read: fn(&Value) -> serde_json::Result<()>,
     answer: Describe,
     /// What the job has for `result` once it is done, where the answer is a job.
     result: Option<Describe>,
@@ -35,20 +37,25 @@ fn describe<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
+fn read<P: DeserializeOwned>(params: &Value) -> serde_json::Result<()> {
+    P::deserialize(params).map(drop)
+}
+
 /// A method that is answered at once.
-const fn at_once<P: JsonSchema, A: JsonSchema>(name: &'static str) -> Method {
-    Method { name, params: describe::<P>, answer: describe::<A>, result: None }
+const fn at_once<P: JsonSchema + DeserializeOwned, A: JsonSchema>(name: &'static str) -> Method {
+    Method { name, params: describe::<P>, read: read::<P>, answer: describe::<A>, result: None }
 }
 
 /// A method that is answered with a job.
-const fn by_job<P: JsonSchema, R: JsonSchema>(name: &'static str) -> Method {
-    Method { name, params: describe::<P>, answer: describe::<Job>, result: Some(describe::<R>) }
+const fn by_job<P: JsonSchema + DeserializeOwned, R: JsonSchema>(name: &'static str) -> Method {
+    let result: Option<Describe> = Some(describe::<R>);
+    Method { name, params: describe::<P>, read: read::<P>, answer: describe::<Job>, result }
 }
 
 const METHODS: &[Method] = &[
-    at_once::<Done, Version>("Agent.version"),
-    at_once::<Done, AnyDocument>("Agent.schema"),
-    at_once::<Done, AgentStats>("Agent.stats"),
+    at_once::<NoParams, Version>("Agent.version"),
+    at_once::<NoParams, AnyDocument>("Agent.schema"),
+    at_once::<NoParams, AgentStats>("Agent.stats"),
     at_once::<SrCreateParams, Made<SrUuid>>("SR.create"),
     Method { answer: describe::<Introduction>, ..by_job::<SrIntroduceParams, Introduced>("SR.introduce") },
     at_once::<SrParams, Done>("SR.attach"),
@@ -80,7 +87,7 @@ const METHODS: &[Method] = &[
     at_once::<JobParams, Job>("Job.wait"),
     at_once::<JobParams, Job>("Job.cancel"),
     at_once::<EventListParams, EventList>("Event.list"),
-    at_once::<Done, Done>("Event.subscribe"),
+    at_once::<NoParams, Done>("Event.subscribe"),
 ];
 
 /// Documents that no method answers with: what else the wire and the command line bring.
@@ -94,6 +101,18 @@ const DOCUMENTS: &[(&str, Describe)] = &[
 
 /// Any object: the schema itself.
 type AnyDocument = Map<String, Value>;
+
+/// Refuses parameters that are not those of the method: missing, unknown, of another type.
+///
+/// # Errors
+/// A `bad_request` that says which.
+pub fn check_params(method: &str, params: &Value) -> Result<(), Failure> {
+    let Some(method) = METHODS.iter().find(|known| known.name == method) else { return Ok(()) };
+    (method.read)(params).map_err(|error| {
+        Failure::new(ErrorName::BadRequest, format!("parameters of {}: {error}", method.name))
+            .hint("`Agent.schema` describes them")
+    })
+}
 
 /// The names of all methods that the schema describes.
 pub fn methods() -> impl Iterator<Item = &'static str> {

@@ -61,6 +61,26 @@ impl Error {
             Self::Unsupported(_) => ErrorName::Unsupported,
         }
     }
+
+    /// The next thing to do about it.
+    const fn hint(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "look at the storage and at the kernel's log, then try again",
+            Self::InUse(_) => {
+                "detach it there first, or `catena sr attach SR --take-over` if that host will not come back"
+            }
+            Self::Foreign(_) => {
+                "name an empty or a new directory; one of VHDs is taken over with `catena sr introduce`"
+            }
+            Self::Exists(_) => {
+                "`catena sr list` names the SRs of this host, `catena sr introduce` makes another one known"
+            }
+            Self::Missing(_) => "bring the file back, then `catena sr scan`",
+            Self::Unavailable(_) => "look whether the storage is mounted and the path is right",
+            Self::NoSpace(_) => "delete what is not needed, or make the storage larger",
+            Self::Unsupported(_) => "",
+        }
+    }
 }
 
 impl From<Error> for Failure {
@@ -70,6 +90,6 @@ impl From<Error> for Failure {
             Error::Io { context, source } => format!("{context}: {source}"),
             other => other.to_string(),
         };
-        Self::new(name, message)
+        Self::new(name, message).hint(error.hint())
     }
 }

@@ -7,6 +7,7 @@ use crate::jobs;
 use crate::output::table::Rows;
 use crate::output::{Output, record, tree};
 use catena_rpc::{CheckReport, Finding, ListParams, Node, Sr, SrCreateParams, SrIntroduceParams, SrParams};
+use catena_types::{ErrorName, Failure};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use std::path::{self, Path, PathBuf};
@@ -120,9 +121,10 @@ pub(crate) fn run(command: SrCommand, agent: &mut Client, out: &mut Output) -> R
         SrCommand::Detach(Name { sr }) => plain("SR.detach", &params(sr), agent, out),
         SrCommand::Forget(Name { sr }) => plain("SR.forget", &params(sr), agent, out),
         SrCommand::Destroy(Destroy { sr, yes: true }) => plain("SR.destroy", &params(sr), agent, out),
-        SrCommand::Destroy(Destroy { sr, yes: false }) => Err(CliError::bad_request(format!(
-            "destroying {sr} cannot be undone: repeat the command with --yes"
-        ))),
+        SrCommand::Destroy(Destroy { sr, yes: false }) => {
+            let message = format!("destroying '{sr}' cannot be undone");
+            Err(Failure::new(ErrorName::BadRequest, message).hint("repeat the command with --yes").into())
+        }
     }
 }
 
