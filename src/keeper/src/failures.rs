@@ -22,6 +22,17 @@ pub(crate) fn from_trouble(trouble: &Trouble) -> Failure {
     Failure::new(name, trouble.message.clone()).hint(hint)
 }
 
+/// What went wrong with an import: what is damaged or out of range is what came in, not an image of the SR.
+pub(crate) fn of_source(failure: Failure) -> Failure {
+    match failure.name {
+        ErrorName::VdiLoad => {
+            failure.hint("what came in is damaged, or not of the format that --format says")
+        }
+        ErrorName::BadRequest => Failure { name: ErrorName::VdiSize, ..failure },
+        _ => failure,
+    }
+}
+
 /// What a broken channel to a worker is to a client.
 pub(crate) fn from_channel(error: &ChannelError) -> Trouble {
     let message = match error {

@@ -3,7 +3,7 @@
 
 use crate::crash::{self, Phase};
 use crate::dispatch::params;
-use crate::failures::{bad_request, from_trouble};
+use crate::failures::{bad_request, from_trouble, of_source};
 use crate::hands::{ready_chain, ready_new};
 use crate::images::{new_image, unexpected};
 use crate::long::{LongJob, Script};
@@ -120,6 +120,7 @@ impl Owner {
             }
         });
         if let Err(failure) = result {
+            let failure = if matches!(job.work, Work::Import { .. }) { of_source(failure) } else { failure };
             tracing::warn!(job = job.id, %failure, "a job failed");
             self.undo(job, otherwise, &failure);
         }
