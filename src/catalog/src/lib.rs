@@ -26,10 +26,12 @@ mod rows;
 mod schema;
 mod state;
 mod store;
+mod table;
 mod unknown;
 
 pub use catalog::Catalog;
 pub use check::Violation;
 pub use error::{Error, Result};
 pub use state::{Change, Meta, State, Table};
+pub use table::Sorted;
 pub use unknown::CRASH_POINTS;

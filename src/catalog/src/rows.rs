@@ -16,7 +16,6 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::fmt::Display;
 use std::str::FromStr;
-use std::sync::Arc;
 
 /// Writes one change; an event gets the number `event`.
 pub(crate) fn write(conn: &Connection, change: &Change, event: u64) -> Result<()> {
@@ -155,8 +154,9 @@ pub(crate) fn load(conn: &Connection) -> Result<(State, JobId)> {
     for vdi in query(conn, "SELECT * FROM vdi", [], read_vdi)? {
         state.apply(&Change::PutVdi(vdi));
     }
-    let jobs = query(conn, "SELECT * FROM job", [], read_job)?;
-    state.jobs = Arc::new(jobs.into_iter().map(|job| (job.id, Arc::new(job))).collect());
+    for job in query(conn, "SELECT * FROM job", [], read_job)? {
+        state.apply(&Change::PutJob(job));
+    }
     state.last_event = highest(conn, "event")?;
     Ok((state, highest(conn, "job")?))
 }

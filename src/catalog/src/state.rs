@@ -1,14 +1,16 @@
 //! The catalog in memory: what readers clone and what changes are applied to.
 //!
-//! Invariant: the two indexes (`children`, `leaves`) always agree with `images` and `vdis`; only [`State`]'s own methods
-//! change any of them once the state is loaded. Records are shared, tables are copied on write: a clone costs a few
-//! reference counts, a change copies the pointers of the tables it touches and no record but its own.
+//! Invariant: the indexes (`children`, `leaves`, `unfinished`, `requests`) and the sum `allocated` always agree with the tables;
+//! only [`State`]'s own methods change any of them once the state is loaded. Records are shared, tables are copied in parts: a
+//! clone costs a few reference counts, a change duplicates a few hundred pointers however large the SR is.
 
+use crate::table::Sorted;
 use catena_types::{
-    EventRecord, ImageId, ImageRecord, ImageState, JobId, JobRecord, SrUuid, VdiRecord, VdiUuid,
+    Bytes, EventRecord, ImageId, ImageRecord, ImageState, JobId, JobRecord, JobState, SrUuid, VdiRecord,
+    VdiUuid,
 };
 use jiff::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The SR's own row.
@@ -57,7 +59,7 @@ pub enum Change {
 }
 
 /// A table in memory, by key. Cloning it is cheap.
-pub type Table<K, V> = Arc<BTreeMap<K, Arc<V>>>;
+pub type Table<K, V> = Sorted<K, Arc<V>>;
 
 /// Everything the catalog knows but the events.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,25 +75,33 @@ pub struct State {
     /// The number of the last event; 0 before the first.
     pub last_event: u64,
     /// (parent, child) of every image that has a parent and is not garbage.
-    children: Arc<BTreeSet<(ImageId, ImageId)>>,
+    children: Sorted<(ImageId, ImageId), ()>,
     /// (image, VDI) of every VDI.
-    leaves: Arc<BTreeSet<(ImageId, VdiUuid)>>,
+    leaves: Sorted<(ImageId, VdiUuid), ()>,
+    /// The jobs that have not ended well.
+    unfinished: Sorted<JobId, ()>,
+    /// The job of each client's key for retries.
+    requests: Sorted<String, JobId>,
+    /// What all images take.
+    allocated: u64,
 }
 
 const FIRST: [u8; 16] = [0; 16];
-const LAST: [u8; 16] = [0xff; 16];
 
 impl State {
     /// A catalog with nothing but its own row.
     pub(crate) fn empty(meta: Meta) -> Self {
         Self {
             meta: Arc::new(meta),
-            images: Arc::default(),
-            vdis: Arc::default(),
-            jobs: Arc::default(),
+            images: Table::default(),
+            vdis: Table::default(),
+            jobs: Table::default(),
             last_event: 0,
-            children: Arc::default(),
-            leaves: Arc::default(),
+            children: Sorted::default(),
+            leaves: Sorted::default(),
+            unfinished: Sorted::default(),
+            requests: Sorted::default(),
+            allocated: 0,
         }
     }
 
@@ -107,8 +117,9 @@ impl State {
     /// The images whose parent is `parent`. Garbage is not counted: nothing reads it.
     pub fn children(&self, parent: ImageId) -> impl Iterator<Item = &Arc<ImageRecord>> {
         self.children
-            .range((parent, ImageId::from_bytes(FIRST))..=(parent, ImageId::from_bytes(LAST)))
-            .filter_map(|(_, child)| self.images.get(child))
+            .from((parent, ImageId::from_bytes(FIRST)))
+            .take_while(move |((of, _), ())| *of == parent)
+            .filter_map(|((_, child), ())| self.images.get(child))
     }
 
     /// The VDI that points at `image`.
@@ -119,8 +130,25 @@ impl State {
     /// All VDIs that point at `image`: at most one in a state that was committed.
     pub(crate) fn vdis_of(&self, image: ImageId) -> impl Iterator<Item = &Arc<VdiRecord>> {
         self.leaves
-            .range((image, VdiUuid::from_bytes(FIRST))..=(image, VdiUuid::from_bytes(LAST)))
-            .filter_map(|(_, vdi)| self.vdis.get(vdi))
+            .from((image, VdiUuid::from_bytes(FIRST)))
+            .take_while(move |((of, _), ())| *of == image)
+            .filter_map(|((_, vdi), ())| self.vdis.get(vdi))
+    }
+
+    /// The jobs that have not ended well, oldest first: those that wait or run, and those that failed or were cancelled. Those
+    /// that are done are many, and there is nothing to decide about them.
+    pub fn unfinished(&self) -> impl DoubleEndedIterator<Item = &Arc<JobRecord>> {
+        self.unfinished.keys().filter_map(|id| self.jobs.get(id))
+    }
+
+    /// The job that a request with this key began.
+    pub fn job_of_request(&self, key: &str) -> Option<&Arc<JobRecord>> {
+        self.requests.get(&key.to_owned()).and_then(|id| self.jobs.get(id))
+    }
+
+    /// What all images together take, as far as their rows know.
+    pub const fn allocated(&self) -> Bytes {
+        Bytes(self.allocated)
     }
 
     /// The image and what it falls through to, leaf first. Ends at the root or where a parent is not in the catalog;
@@ -138,12 +166,8 @@ impl State {
             Change::RemoveImage(id) => self.remove_image(*id),
             Change::PutVdi(vdi) => self.put_vdi(vdi),
             Change::RemoveVdi(uuid) => self.remove_vdi(*uuid),
-            Change::PutJob(job) => {
-                Arc::make_mut(&mut self.jobs).insert(job.id, Arc::new(job.clone()));
-            }
-            Change::RemoveJob(id) => {
-                Arc::make_mut(&mut self.jobs).remove(id);
-            }
+            Change::PutJob(job) => self.put_job(job),
+            Change::RemoveJob(id) => self.remove_job(*id),
             Change::PutMeta(meta) => self.meta = Arc::new(meta.clone()),
             Change::Event(_) => self.last_event += 1,
         }
@@ -151,43 +175,65 @@ impl State {
 
     fn put_image(&mut self, image: &ImageRecord) {
         let edge = edge(image);
-        let old = Arc::make_mut(&mut self.images).insert(image.id, Arc::new(image.clone()));
+        let old = self.images.insert(image.id, Arc::new(image.clone()));
+        self.allocated += image.allocated.0;
+        self.allocated -= old.as_ref().map_or(0, |old| old.allocated.0);
         let old_edge = old.and_then(|old| self::edge(&old));
         if old_edge == edge {
             return;
         }
-        let children = Arc::make_mut(&mut self.children);
         if let Some(old_edge) = old_edge {
-            children.remove(&old_edge);
+            self.children.remove(&old_edge);
         }
-        children.extend(edge);
+        if let Some(edge) = edge {
+            self.children.insert(edge, ());
+        }
     }
 
     fn remove_image(&mut self, id: ImageId) {
-        if let Some(old) = Arc::make_mut(&mut self.images).remove(&id)
-            && let Some(edge) = edge(&old)
-        {
-            Arc::make_mut(&mut self.children).remove(&edge);
+        let Some(old) = self.images.remove(&id) else { return };
+        self.allocated -= old.allocated.0;
+        if let Some(edge) = edge(&old) {
+            self.children.remove(&edge);
         }
     }
 
     fn put_vdi(&mut self, vdi: &VdiRecord) {
         let (uuid, image) = (vdi.uuid, vdi.image);
-        let old = Arc::make_mut(&mut self.vdis).insert(uuid, Arc::new(vdi.clone()));
-        let old_image = old.map(|old| old.image);
+        let old_image = self.vdis.insert(uuid, Arc::new(vdi.clone())).map(|old| old.image);
         if old_image == Some(image) {
             return;
         }
-        let leaves = Arc::make_mut(&mut self.leaves);
         if let Some(old_image) = old_image {
-            leaves.remove(&(old_image, uuid));
+            self.leaves.remove(&(old_image, uuid));
         }
-        leaves.insert((image, uuid));
+        self.leaves.insert((image, uuid), ());
     }
 
     fn remove_vdi(&mut self, uuid: VdiUuid) {
-        if let Some(old) = Arc::make_mut(&mut self.vdis).remove(&uuid) {
-            Arc::make_mut(&mut self.leaves).remove(&(old.image, uuid));
+        if let Some(old) = self.vdis.remove(&uuid) {
+            self.leaves.remove(&(old.image, uuid));
+        }
+    }
+
+    fn put_job(&mut self, job: &JobRecord) {
+        self.remove_job(job.id);
+        self.jobs.insert(job.id, Arc::new(job.clone()));
+        if job.state != JobState::Done {
+            self.unfinished.insert(job.id, ());
+        }
+        if let Some(key) = &job.request_id {
+            self.requests.insert(key.clone(), job.id);
+        }
+    }
+
+    fn remove_job(&mut self, id: JobId) {
+        let Some(old) = self.jobs.remove(&id) else { return };
+        self.unfinished.remove(&id);
+        if let Some(key) = &old.request_id
+            && self.requests.get(key) == Some(&id)
+        {
+            self.requests.remove(key);
         }
     }
 }

@@ -187,16 +187,16 @@ fn a_commit_copies_neither_rows_nor_tables_it_does_not_touch() {
     catalog.commit((0..10_000).flat_map(disk).collect()).unwrap();
     catalog.commit(vec![Change::PutJob(job(1))]).unwrap();
     let before = catalog.state().clone();
-    assert!(Arc::ptr_eq(&before.images, &catalog.state().images), "a clone shares the tables");
+    assert!(before.images.is_same(&catalog.state().images), "a clone shares the tables");
 
     let mut renamed = vdi(77, 77);
     renamed.name_label = "renamed".into();
     catalog.commit(vec![Change::PutVdi(renamed)]).unwrap();
     let after = catalog.state();
-    assert!(Arc::ptr_eq(&before.images, &after.images) && Arc::ptr_eq(&before.jobs, &after.jobs));
+    assert!(before.images.is_same(&after.images) && before.jobs.is_same(&after.jobs));
     let copied = before.vdis.values().zip(after.vdis.values()).filter(|(old, new)| !Arc::ptr_eq(old, new));
     assert_eq!(copied.count(), 1);
-    assert_eq!(before.vdis[&vdi_id(77)].name_label, "disk 77", "a reader's copy stays as it is");
+    assert_eq!(before.vdis.get(&vdi_id(77)).unwrap().name_label, "disk 77", "a reader's copy stays as it is");
     drop(catalog);
     assert_eq!(Catalog::open(dir.path()).unwrap().state().vdis.len(), 10_000);
 }

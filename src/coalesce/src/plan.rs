@@ -122,12 +122,17 @@ pub struct Plan {
 ///
 /// The order: removals (they need nothing and give space); merges that have only to be finished; those that somebody waits
 /// for; chains nearest the limit; then what costs least to copy, which frees most images for the bytes.
-pub fn plan(tree: &Tree<'_>, moment: &Moment) -> Plan {
+pub fn plan(tree: &impl Tree, moment: &Moment) -> Plan {
+    plan_tasks(tree, moment, tree.images().filter_map(|image| task_of(tree, image)))
+}
+
+/// The same for these tasks of the tree.
+pub(crate) fn plan_tasks(tree: &impl Tree, moment: &Moment, tasks: impl Iterator<Item = Task>) -> Plan {
     let mut plan = Plan::default();
     let urgent: BTreeSet<ImageId> =
         moment.urgent.iter().flat_map(|leaf| tree.chain(*leaf)).map(|image| image.id).collect();
     let mut ranked = Vec::new();
-    for task in tree.images().filter_map(|image| task_of(tree, image)) {
+    for task in tasks {
         match hold(tree, moment, task) {
             Some(hold) => plan.held.push(Held { task, hold }),
             None => ranked.push((rank(tree, moment, &urgent, task), task)),
@@ -139,7 +144,7 @@ pub fn plan(tree: &Tree<'_>, moment: &Moment) -> Plan {
 }
 
 /// Whether merges that the tree allows, now or later, can make the chain of `leaf` shorter. What is damaged or foreign stays.
-pub fn can_shorten(tree: &Tree<'_>, leaf: ImageId) -> bool {
+pub fn can_shorten(tree: &impl Tree, leaf: ImageId) -> bool {
     tree.chain(leaf).into_iter().any(|image| {
         task_of(tree, image).is_some_and(|task| {
             !matches!(task, Task::Remove { .. })
@@ -149,17 +154,18 @@ pub fn can_shorten(tree: &Tree<'_>, leaf: ImageId) -> bool {
 }
 
 /// Bytes that would come free if everything the tree allows were done.
-pub fn reclaimable(tree: &Tree<'_>) -> Bytes {
+pub fn reclaimable(tree: &impl Tree) -> Bytes {
     Bytes(tree.images().filter(|image| task_of(tree, image).is_some()).map(|image| image.allocated.0).sum())
 }
 
-fn task_of(tree: &Tree<'_>, image: &ImageRecord) -> Option<Task> {
+/// What the tree allows to be done about an image, now or later.
+pub fn task_of(tree: &impl Tree, image: &ImageRecord) -> Option<Task> {
     let garbage = image.state == ImageState::Garbage;
     if !garbage && !matches!(image.state, ImageState::Ok | ImageState::Mixed) {
         return None;
     }
     let from = image.id;
-    match (tree.children(from).is_empty(), tree.vdi(from)) {
+    match (tree.children(from).next().is_none(), tree.vdi(from)) {
         (true, None) => Some(Task::Remove { image: from }),
         (true, Some(vdi)) if vdi.kind == VdiKind::Disk => {
             merge_target(tree, image).map(|into| Task::LeafMerge { vdi: vdi.uuid, from, into })
@@ -170,13 +176,13 @@ fn task_of(tree: &Tree<'_>, image: &ImageRecord) -> Option<Task> {
 }
 
 /// The parent, if it is a base copy that only this image reads.
-fn merge_target(tree: &Tree<'_>, image: &ImageRecord) -> Option<ImageId> {
+fn merge_target(tree: &impl Tree, image: &ImageRecord) -> Option<ImageId> {
     let parent = tree.parent(image.id)?;
-    let only_child = tree.children(parent.id) == [image.id];
+    let only_child = tree.only_child(parent.id) == Some(image.id);
     (only_child && tree.vdi(parent.id).is_none() && parent.state != ImageState::Garbage).then_some(parent.id)
 }
 
-fn hold(tree: &Tree<'_>, moment: &Moment, task: Task) -> Option<Hold> {
+fn hold(tree: &impl Tree, moment: &Moment, task: Task) -> Option<Hold> {
     let pair = [Some(task.image()), task.target()];
     let rows = || pair.iter().flatten().filter_map(|id| tree.image(*id));
     if matches!(task, Task::Remove { .. }) {
@@ -200,7 +206,7 @@ fn hold(tree: &Tree<'_>, moment: &Moment, task: Task) -> Option<Hold> {
 
 /// Bytes that the merge takes before it gives any back: all that `from` owns for an inner merge, a window of it for a leaf
 /// merge, which gives back behind itself; nothing where blocks are shared.
-fn need(tree: &Tree<'_>, moment: &Moment, task: Task) -> Bytes {
+fn need(tree: &impl Tree, moment: &Moment, task: Task) -> Bytes {
     const LEAF_WINDOW: u64 = 32 * BLOCK_BYTES;
     let owned = tree.image(task.image()).map_or(0, |image| image.allocated.0);
     match task {
@@ -212,7 +218,7 @@ fn need(tree: &Tree<'_>, moment: &Moment, task: Task) -> Bytes {
 
 type Rank = (bool, bool, bool, Reverse<usize>, u64);
 
-fn rank(tree: &Tree<'_>, moment: &Moment, urgent: &BTreeSet<ImageId>, task: Task) -> Rank {
+fn rank(tree: &impl Tree, moment: &Moment, urgent: &BTreeSet<ImageId>, task: Task) -> Rank {
     let image = task.image();
     if matches!(task, Task::Remove { .. }) {
         return (false, false, false, Reverse(0), 0);

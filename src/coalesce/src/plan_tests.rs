@@ -1,12 +1,13 @@
 //! The plan on small trees, and its safety on random ones.
 
 use super::*;
+use crate::candidates::Candidates;
 use catena_types::{Format, VdiRecord};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct World {
     images: BTreeMap<ImageId, Arc<ImageRecord>>,
     vdis: BTreeMap<VdiUuid, Arc<VdiRecord>>,
@@ -16,8 +17,31 @@ const fn id(n: u8) -> ImageId {
     ImageId::from_bytes([n; 16])
 }
 
+impl Tree for World {
+    fn image(&self, id: ImageId) -> Option<&Arc<ImageRecord>> {
+        self.images.get(&id)
+    }
+
+    fn children(&self, id: ImageId) -> impl Iterator<Item = ImageId> {
+        let read = |image: &&Arc<ImageRecord>| image.state != ImageState::Garbage;
+        self.images.values().filter(read).filter(move |image| image.parent == Some(id)).map(|image| image.id)
+    }
+
+    fn vdi(&self, id: ImageId) -> Option<&Arc<VdiRecord>> {
+        self.vdis.values().find(|vdi| vdi.image == id)
+    }
+
+    fn images(&self) -> impl Iterator<Item = &Arc<ImageRecord>> {
+        self.images.values()
+    }
+
+    fn count(&self) -> usize {
+        self.images.len()
+    }
+}
+
 impl World {
-    fn image(mut self, n: u8, parent: Option<u8>, allocated: u64) -> Self {
+    fn with_image(mut self, n: u8, parent: Option<u8>, allocated: u64) -> Self {
         let record = ImageRecord {
             id: id(n),
             parent: parent.map(id),
@@ -33,7 +57,7 @@ impl World {
         self
     }
 
-    fn vdi(mut self, n: u8, kind: VdiKind) -> Self {
+    fn with_vdi(mut self, n: u8, kind: VdiKind) -> Self {
         let record = VdiRecord {
             uuid: VdiUuid::from_bytes([n; 16]),
             image: id(n),
@@ -54,11 +78,11 @@ impl World {
     }
 
     fn plan(&self, moment: &Moment) -> Plan {
-        plan(&Tree::new(&self.images, &self.vdis), moment)
+        plan(self, moment)
     }
 
     fn can_shorten(&self, leaf: u8) -> bool {
-        can_shorten(&Tree::new(&self.images, &self.vdis), id(leaf))
+        can_shorten(self, id(leaf))
     }
 }
 
@@ -72,7 +96,7 @@ const fn leaf_merge(n: u8, into: u8) -> Task {
 
 /// 1 <- 2 <- 3 (disk)
 fn line() -> World {
-    World::default().image(1, None, 10).image(2, Some(1), 20).image(3, Some(2), 5).vdi(3, VdiKind::Disk)
+    World::default().with_image(1, None, 10).with_image(2, Some(1), 20).with_image(3, Some(2), 5).with_vdi(3, VdiKind::Disk)
 }
 
 #[test]
@@ -82,9 +106,9 @@ fn a_line_of_base_copies_is_merged_cheapest_first() {
 
 #[test]
 fn snapshots_and_shared_bases_stay() {
-    let snapshot = World::default().image(1, None, 9).image(2, Some(1), 9).vdi(2, VdiKind::Snapshot);
+    let snapshot = World::default().with_image(1, None, 9).with_image(2, Some(1), 9).with_vdi(2, VdiKind::Snapshot);
     assert_eq!(snapshot.plan(&roomy()), Plan::default());
-    let shared = line().image(4, Some(1), 9).vdi(4, VdiKind::Disk);
+    let shared = line().with_image(4, Some(1), 9).with_vdi(4, VdiKind::Disk);
     assert_eq!(shared.plan(&roomy()).ready, [leaf_merge(3, 2)]);
     assert!(!shared.can_shorten(4));
     assert!(shared.can_shorten(3));
@@ -92,24 +116,24 @@ fn snapshots_and_shared_bases_stay() {
 
 #[test]
 fn what_nothing_needs_is_removed_first_children_before_parents() {
-    let world = line().image(7, None, 0).image(8, Some(7), 0);
+    let world = line().with_image(7, None, 0).with_image(8, Some(7), 0);
     assert_eq!(world.plan(&roomy()).ready[0], Task::Remove { image: id(8) });
     assert!(!world.plan(&roomy()).ready.contains(&Task::Remove { image: id(7) }));
 }
 
 #[test]
 fn orphans_are_never_touched() {
-    let world = World::default().image(1, None, 0).change(1, |image| image.state = ImageState::Orphan);
+    let world = World::default().with_image(1, None, 0).change(1, |image| image.state = ImageState::Orphan);
     assert_eq!(world.plan(&roomy()), Plan::default());
 }
 
 #[test]
 fn the_order_is_begun_then_urgent_then_deep_then_cheap() {
-    let mut world = line().image(11, None, 1).image(12, Some(11), 1).vdi(12, VdiKind::Disk);
+    let mut world = line().with_image(11, None, 1).with_image(12, Some(11), 1).with_vdi(12, VdiKind::Disk);
     for n in 21..=40 {
-        world = world.image(n, (n > 21).then(|| n - 1), 100);
+        world = world.with_image(n, (n > 21).then(|| n - 1), 100);
     }
-    let world = world.vdi(40, VdiKind::Snapshot);
+    let world = world.with_vdi(40, VdiKind::Snapshot);
     let first = |moment: &Moment| world.plan(moment).ready[0].image();
     assert!((22..40).any(|n| first(&roomy()) == id(n)), "the deep chain comes first");
     let urgent = Moment { urgent: BTreeSet::from([id(12)]), ..roomy() };
@@ -133,7 +157,7 @@ fn every_hold_has_its_reason() {
     assert_eq!(held(&line().change(1, |image| image.foreign = true), &roomy()), Some(Hold::Foreign));
     let damaged = line().change(1, |image| image.state = ImageState::Corrupt);
     assert_eq!(held(&damaged, &roomy()), Some(Hold::Damaged));
-    assert!(!World::default().image(1, None, 0).vdi(1, VdiKind::Disk).can_shorten(1));
+    assert!(!World::default().with_image(1, None, 0).with_vdi(1, VdiKind::Disk).can_shorten(1));
 }
 
 proptest! {
@@ -145,33 +169,63 @@ proptest! {
         for (n, index) in parents.iter().enumerate() {
             let n = u8::try_from(n).unwrap();
             let parent = index.index(usize::from(n) + 1);
-            world = world.image(n, (parent > 0).then(|| u8::try_from(parent - 1).unwrap()), 1);
+            world = world.with_image(n, (parent > 0).then(|| u8::try_from(parent - 1).unwrap()), 1);
         }
         let leaves: Vec<u8> = (0..u8::try_from(parents.len()).unwrap())
             .filter(|n| !world.images.values().any(|image| image.parent == Some(id(*n)))).collect();
         for (leaf, choice) in leaves.iter().zip(&vdis) {
             match choice {
                 0 => {}
-                1 => world = world.vdi(*leaf, VdiKind::Snapshot),
-                _ => world = world.vdi(*leaf, VdiKind::Disk),
+                1 => world = world.with_vdi(*leaf, VdiKind::Snapshot),
+                _ => world = world.with_vdi(*leaf, VdiKind::Disk),
             }
         }
-        let tree = Tree::new(&world.images, &world.vdis);
-        for task in plan(&tree, &roomy()).ready {
+        for task in plan(&world, &roomy()).ready {
             match task {
                 Task::Remove { image } => {
-                    prop_assert!(tree.children(image).is_empty() && tree.vdi(image).is_none());
+                    prop_assert!(world.children(image).next().is_none() && world.vdi(image).is_none());
                 }
                 Task::Merge { from, into } => {
-                    prop_assert_eq!(tree.children(into), [from]);
-                    prop_assert!(tree.vdi(from).is_none() && tree.vdi(into).is_none());
+                    prop_assert!(world.children(into).eq([from]));
+                    prop_assert!(world.vdi(from).is_none() && world.vdi(into).is_none());
                 }
                 Task::LeafMerge { vdi, from, into } => {
-                    prop_assert_eq!(tree.children(into), [from]);
-                    prop_assert!(tree.children(from).is_empty() && tree.vdi(into).is_none());
-                    prop_assert_eq!(tree.vdi(from).map(|row| (row.uuid, row.kind)), Some((vdi, VdiKind::Disk)));
+                    prop_assert!(world.children(into).eq([from]));
+                    prop_assert!(world.children(from).next().is_none() && world.vdi(into).is_none());
+                    prop_assert_eq!(world.vdi(from).map(|row| (row.uuid, row.kind)), Some((vdi, VdiKind::Disk)));
                 }
             }
         }
+    }
+
+    /// Whatever changes, what is kept from one plan to the next leads to the plan of the whole tree.
+    #[test]
+    fn candidates_miss_nothing(steps in prop::collection::vec((0u8..6, 0u8..12, 0u8..12), 1..120)) {
+        let mut world = World::default();
+        let mut candidates = Candidates::of(&world);
+        for (what, n, other) in steps {
+            let mut touched = vec![id(n)];
+            touched.extend(world.image(id(n)).and_then(|image| image.parent));
+            // Parents come before their children, so that there is no cycle.
+            let parent = (other < n).then_some(other);
+            touched.extend(parent.map(id));
+            let at = VdiUuid::from_bytes([n; 16]);
+            world = match what {
+                0 => world.with_image(n, parent, 1),
+                1 if world.images.contains_key(&id(n)) => world.with_vdi(n, VdiKind::Disk),
+                2 if world.images.contains_key(&id(n)) => world.with_vdi(n, VdiKind::Snapshot),
+                3 if world.images.contains_key(&id(n)) => world.change(n, |image| {
+                    image.state = if other < 6 { ImageState::Garbage } else { ImageState::Ok };
+                }),
+                4 => { world.vdis.remove(&at); world }
+                _ => { world.vdis.remove(&at); world.images.remove(&id(n)); world }
+            };
+            touched.into_iter().for_each(|image| candidates.touched(&world, image));
+            // Not planned after each change: what is touched in between adds up.
+            if other % 3 == 0 {
+                prop_assert_eq!(candidates.plan(&world, &roomy()), plan(&world, &roomy()));
+            }
+        }
+        prop_assert_eq!(candidates.plan(&world, &roomy()), plan(&world, &roomy()));
     }
 }
