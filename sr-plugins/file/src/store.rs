@@ -6,7 +6,7 @@
 use crate::directory::{Directory, is_directory, is_regular};
 use crate::home::{HOME, Home};
 use crate::reflink::{self, Tried};
-use catena_sr_api::{Access, Capabilities, ContainerInfo, Error, Sizing, Store, StoreStat};
+use catena_sr_api::{Access, Capabilities, ContainerInfo, Error, Sizing, Space, Store, StoreStat};
 use catena_types::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -179,13 +179,18 @@ impl Store for FileStore {
     }
 
     fn stat(&self) -> Result<StoreStat, Error> {
+        let Space { total, allocatable, metadata } = self.space()?;
+        let containers: u64 = self.list()?.iter().map(|info| info.allocated.0).sum();
+        Ok(StoreStat { total, used: Bytes(containers + metadata.0), allocatable })
+    }
+
+    fn space(&self) -> Result<Space, Error> {
         let figures = fstatvfs(&self.location).map_err(self.location.failed("looking at", ""))?;
         let bytes = |blocks: u64| Bytes(blocks.saturating_mul(figures.fragment_size()));
-        let containers: u64 = self.list()?.iter().map(|info| info.allocated.0).sum();
-        Ok(StoreStat {
+        Ok(Space {
             total: bytes(figures.blocks()),
-            used: Bytes(containers + self.metadata()?.0),
             allocatable: bytes(figures.blocks_available()),
+            metadata: self.metadata()?,
         })
     }
 

@@ -6,8 +6,10 @@
 
 mod candidates;
 mod plan;
+mod space;
 mod tree;
 
 pub use candidates::Candidates;
-pub use plan::{Held, Hold, Moment, Plan, Task, can_shorten, plan, reclaimable, task_of};
+pub use plan::{Held, Hold, Moment, Plan, Task, can_shorten, need, plan, reclaimable, task_of};
+pub use space::{VdiSpace, space_of};
 pub use tree::Tree;

@@ -11,6 +11,7 @@ use crate::tree::Tree;
 use catena_types::{BLOCK_BYTES, Bytes, CHAIN_LIMIT, ImageId, ImageRecord, ImageState, VdiKind, VdiUuid};
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Something the worker can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -153,15 +154,30 @@ pub fn can_shorten(tree: &impl Tree, leaf: ImageId) -> bool {
     })
 }
 
-/// Bytes that would come free if everything the tree allows were done.
+/// Bytes that would come free if everything the tree allows were done: at most so many, since what two images both hold is known
+/// only when they are merged.
 pub fn reclaimable(tree: &impl Tree) -> Bytes {
-    Bytes(tree.images().filter(|image| task_of(tree, image).is_some()).map(|image| image.allocated.0).sum())
+    let freed = |image: &Arc<ImageRecord>| match task_of(tree, image)?.target() {
+        None => Some(image.allocated),
+        Some(into) => tree.image(into).map(|into| merge_frees(image, into)),
+    };
+    Bytes(tree.images().filter_map(freed).map(|bytes| bytes.0).sum())
+}
+
+/// What a merge frees at most: the union of two is not smaller than either.
+pub(crate) fn merge_frees(from: &ImageRecord, into: &ImageRecord) -> Bytes {
+    from.allocated.min(into.allocated)
+}
+
+/// Whether the image can be read and has a place in the tree.
+pub(crate) const fn is_sound(image: &ImageRecord) -> bool {
+    matches!(image.state, ImageState::Ok | ImageState::Mixed)
 }
 
 /// What the tree allows to be done about an image, now or later.
 pub fn task_of(tree: &impl Tree, image: &ImageRecord) -> Option<Task> {
     let garbage = image.state == ImageState::Garbage;
-    if !garbage && !matches!(image.state, ImageState::Ok | ImageState::Mixed) {
+    if !garbage && !is_sound(image) {
         return None;
     }
     let from = image.id;
@@ -191,7 +207,7 @@ fn hold(tree: &impl Tree, moment: &Moment, task: Task) -> Option<Hold> {
     if rows().any(|image| image.foreign) {
         return Some(Hold::Foreign);
     }
-    if rows().any(|image| !matches!(image.state, ImageState::Ok | ImageState::Mixed)) {
+    if rows().any(|image| !is_sound(image)) {
         return Some(Hold::Damaged);
     }
     if pair.iter().flatten().any(|id| moment.leased.contains(id)) {
@@ -206,7 +222,7 @@ fn hold(tree: &impl Tree, moment: &Moment, task: Task) -> Option<Hold> {
 
 /// Bytes that the merge takes before it gives any back: all that `from` owns for an inner merge, a window of it for a leaf
 /// merge, which gives back behind itself; nothing where blocks are shared.
-fn need(tree: &impl Tree, moment: &Moment, task: Task) -> Bytes {
+pub fn need(tree: &impl Tree, moment: &Moment, task: Task) -> Bytes {
     const LEAF_WINDOW: u64 = 32 * BLOCK_BYTES;
     let owned = tree.image(task.image()).map_or(0, |image| image.allocated.0);
     match task {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::candidates::Candidates;
+use crate::space::space_of;
 use catena_types::{Format, VdiRecord};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -96,7 +97,11 @@ const fn leaf_merge(n: u8, into: u8) -> Task {
 
 /// 1 <- 2 <- 3 (disk)
 fn line() -> World {
-    World::default().with_image(1, None, 10).with_image(2, Some(1), 20).with_image(3, Some(2), 5).with_vdi(3, VdiKind::Disk)
+    World::default()
+        .with_image(1, None, 10)
+        .with_image(2, Some(1), 20)
+        .with_image(3, Some(2), 5)
+        .with_vdi(3, VdiKind::Disk)
 }
 
 #[test]
@@ -106,7 +111,8 @@ fn a_line_of_base_copies_is_merged_cheapest_first() {
 
 #[test]
 fn snapshots_and_shared_bases_stay() {
-    let snapshot = World::default().with_image(1, None, 9).with_image(2, Some(1), 9).with_vdi(2, VdiKind::Snapshot);
+    let snapshot =
+        World::default().with_image(1, None, 9).with_image(2, Some(1), 9).with_vdi(2, VdiKind::Snapshot);
     assert_eq!(snapshot.plan(&roomy()), Plan::default());
     let shared = line().with_image(4, Some(1), 9).with_vdi(4, VdiKind::Disk);
     assert_eq!(shared.plan(&roomy()).ready, [leaf_merge(3, 2)]);
@@ -160,26 +166,78 @@ fn every_hold_has_its_reason() {
     assert!(!World::default().with_image(1, None, 0).with_vdi(1, VdiKind::Disk).can_shorten(1));
 }
 
+/// A forest by its parents' places, with VDIs on some of its leaves.
+fn forest(parents: &[prop::sample::Index], vdis: &[u8]) -> World {
+    let mut world = World::default();
+    for (n, index) in parents.iter().enumerate() {
+        let n = u8::try_from(n).unwrap();
+        let parent = index.index(usize::from(n) + 1);
+        let parent = (parent > 0).then(|| u8::try_from(parent - 1).unwrap());
+        world = world.with_image(n, parent, 1 << (n % 8));
+    }
+    let leaves: Vec<u8> = (0..u8::try_from(parents.len()).unwrap())
+        .filter(|n| !world.images.values().any(|image| image.parent == Some(id(*n))))
+        .collect();
+    for (leaf, choice) in leaves.iter().zip(vdis) {
+        match choice {
+            0 => {}
+            1 => world = world.with_vdi(*leaf, VdiKind::Snapshot),
+            _ => world = world.with_vdi(*leaf, VdiKind::Disk),
+        }
+    }
+    world
+}
+
+/// The bytes of all images, when everything that can be removed is.
+fn left_after_removals(mut world: World) -> u64 {
+    while let Some(Task::Remove { image }) = plan(&world, &roomy()).ready.first() {
+        world.images.remove(image);
+    }
+    world.images.values().map(|image| image.allocated.0).sum()
+}
+
+#[test]
+fn deleting_frees_what_nobody_else_reads_and_then_what_a_merge_frees() {
+    // 1 <- 2 <- 3 (disk), 1 <- 2 <- 4 (snapshot)
+    let world = line().with_image(4, Some(2), 7).with_vdi(4, VdiKind::Snapshot);
+    let snapshot = space_of(&world, id(4));
+    assert_eq!((snapshot.depth, snapshot.own, snapshot.shared), (3, Bytes(7), Bytes(30)));
+    assert_eq!((snapshot.reclaimable, snapshot.reclaimable_after_coalesce), (Bytes(7), Bytes(7 + 5)));
+    let disk = space_of(&world, id(3));
+    let nothing_more = "a snapshot's leaf is not merged";
+    assert_eq!((disk.reclaimable, disk.reclaimable_after_coalesce), (Bytes(5), Bytes(5)), "{nothing_more}");
+    let alone = space_of(&line(), id(3));
+    assert_eq!((alone.own, alone.shared, alone.reclaimable), (Bytes(35), Bytes(0), Bytes(35)));
+    assert_eq!(reclaimable(&line()), Bytes(5 + 10), "the smaller of each pair");
+}
+
 proptest! {
+    /// What a VDI is said to free is what removals free once it is gone.
+    #[test]
+    fn reclaimable_is_what_removals_free(parents in prop::collection::vec(any::<prop::sample::Index>(), 1..40),
+                                         vdis in prop::collection::vec(0u8..4, 40)) {
+        let world = || forest(&parents, &vdis);
+        let before = left_after_removals(world());
+        for vdi in world().vdis.values() {
+            let space = space_of(&world(), vdi.image);
+            let chain: u64 = world().chain(vdi.image).iter().map(|image| image.allocated.0).sum();
+            prop_assert_eq!(space.own.0 + space.shared.0, chain);
+            let mut without = world();
+            without.vdis.remove(&vdi.uuid);
+            // Images that nobody reads are no longer in the way when they have been removed.
+            let mut clean = world();
+            while let Some(Task::Remove { image }) = plan(&clean, &roomy()).ready.first() {
+                clean.images.remove(image);
+            }
+            prop_assert_eq!(space_of(&clean, vdi.image).reclaimable.0, before - left_after_removals(without));
+        }
+    }
+
     /// On any forest: nothing that has a VDI or a child is removed, nothing is merged into an image that somebody else reads.
     #[test]
     fn plans_are_safe(parents in prop::collection::vec(any::<prop::sample::Index>(), 1..40),
                       vdis in prop::collection::vec(0u8..4, 40)) {
-        let mut world = World::default();
-        for (n, index) in parents.iter().enumerate() {
-            let n = u8::try_from(n).unwrap();
-            let parent = index.index(usize::from(n) + 1);
-            world = world.with_image(n, (parent > 0).then(|| u8::try_from(parent - 1).unwrap()), 1);
-        }
-        let leaves: Vec<u8> = (0..u8::try_from(parents.len()).unwrap())
-            .filter(|n| !world.images.values().any(|image| image.parent == Some(id(*n)))).collect();
-        for (leaf, choice) in leaves.iter().zip(&vdis) {
-            match choice {
-                0 => {}
-                1 => world = world.with_vdi(*leaf, VdiKind::Snapshot),
-                _ => world = world.with_vdi(*leaf, VdiKind::Disk),
-            }
-        }
+        let world = forest(&parents, &vdis);
         for task in plan(&world, &roomy()).ready {
             match task {
                 Task::Remove { image } => {

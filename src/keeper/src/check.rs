@@ -74,8 +74,8 @@ impl Owner {
     }
 
     /// `SR.stat`: the record with figures of this moment.
-    pub(crate) fn sr_stat(&self) -> Result<Given, Failure> {
-        self.board.set_stat(self.store.stat()?);
+    pub(crate) fn sr_stat(&mut self) -> Result<Given, Failure> {
+        self.measure_all()?;
         self.publish();
         Ok(Given::Answer(serde_json::to_value(self.board.read().sr()).unwrap_or_default()))
     }
@@ -163,7 +163,7 @@ impl Checker {
                 findings.push(finding(Severity::Error, &row.container, "the container is gone", repair));
             }
         }
-        for job in self.state.jobs.values().filter(|job| !job.state.is_over()) {
+        for job in self.state.unfinished().filter(|job| !job.state.is_over()) {
             known.extend(job.effects.makes.iter().map(|made| made.container.as_str()));
         }
         for name in present.iter().filter(|name| !known.contains(name.as_str())) {
@@ -219,7 +219,7 @@ impl Checker {
 
     /// Whether a committed job has not come to write the image's new parent into its header yet.
     fn awaits_its_parent(&self, image: ImageId) -> bool {
-        let open = self.state.jobs.values().filter(|job| job.committed && !job.state.is_over());
+        let open = self.state.unfinished().filter(|job| job.committed && !job.state.is_over());
         let mut steps = open.flat_map(|job| &job.effects.steps);
         steps.any(|step| matches!(step, Step::Reparent { images, .. } if images.contains(&image)))
     }
@@ -241,7 +241,7 @@ impl Checker {
         if report.id != row.id {
             say(Severity::Error, format!("holds image {}, the catalog says {}", report.id, row.id));
         }
-        let pending = self.state.jobs.values().any(|job| job.committed && !job.state.is_over());
+        let pending = self.state.unfinished().any(|job| job.committed && !job.state.is_over());
         let untidy = if pending || row.foreign { Severity::Info } else { Severity::Warning };
         if report.parent != row.parent {
             say(untidy, "its header names another parent than the catalog".to_owned());

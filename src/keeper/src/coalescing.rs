@@ -7,8 +7,9 @@ use crate::crash::{self, Phase};
 use crate::dispatch::params;
 use crate::operations::garbage;
 use crate::owner::{Call, Given, Owner};
+use crate::tree::Rows;
 use catena_catalog::{Change, Meta};
-use catena_coalesce::{Moment, Task, Tree, plan};
+use catena_coalesce::{Moment, Plan, Task, Tree, task_of};
 use catena_rpc::CoalesceParams;
 use catena_types::{
     ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId, JobKind, JobRecord, JobState, Severity,
@@ -64,9 +65,7 @@ impl Owner {
             return;
         }
         self.retry_wanting();
-        let moment = self.moment();
-        let state = self.catalog.state();
-        let ready = plan(&Tree::new(&state.images, &state.vdis), &moment).ready;
+        let ready = self.plan().ready;
         match ready.first().copied() {
             Some(Task::Remove { .. }) => self.start_garbage(&ready),
             Some(task) => self.start_merge(task),
@@ -74,11 +73,17 @@ impl Owner {
         }
     }
 
+    /// What there is to do. Only what may have changed since the last plan is looked at.
+    fn plan(&mut self) -> Plan {
+        let moment = self.moment();
+        self.candidates.plan(&Rows(self.catalog.state()), &moment)
+    }
+
     fn still_wanted(&self, task: Task) -> bool {
         let state = self.catalog.state();
-        let all = plan(&Tree::new(&state.images, &state.vdis), &self.moment());
+        let tree = Rows(state);
         !crate::views::paused(state)
-            && (all.ready.contains(&task) || all.held.iter().any(|held| held.task == task))
+            && tree.image(task.image()).and_then(|image| task_of(&tree, image)) == Some(task)
     }
 
     fn stop_current(&self) {
@@ -91,12 +96,15 @@ impl Owner {
     pub(crate) fn moment(&self) -> Moment {
         let now = Timestamp::now();
         let state = self.catalog.state();
-        let mut moment =
-            Moment { free: self.board.stat().allocatable, reflink: self.sr.reflink, ..Moment::default() };
+        let mut moment = Moment {
+            free: self.unpromised(self.board.stat().allocatable),
+            reflink: self.sr.reflink,
+            ..Moment::default()
+        };
         for running in self.running.values() {
             moment.leased.extend(&running.lease);
         }
-        for job in state.jobs.values() {
+        for job in state.unfinished() {
             let (Work::Merge { from, into, .. } | Work::LeafMerge { from, into, .. }) = &job.work else {
                 continue;
             };
@@ -119,13 +127,13 @@ impl Owner {
         let due = |job: &&std::sync::Arc<JobRecord>| {
             job.committed && job.state == JobState::Queued && job.retry_at.is_none_or(|at| at <= now)
         };
-        self.catalog.state().jobs.values().find(due).map(|job| job.id)
+        self.catalog.state().unfinished().find(due).map(|job| job.id)
     }
 
     fn resume_steps(&mut self, id: JobId) {
         let Some(job) = self.catalog.state().jobs.get(&id).map(|row| (**row).clone()) else { return };
         let job = JobRecord { state: JobState::Running, error: None, retry_at: None, ..job };
-        let task = task_of(&job.work);
+        let task = task_of_work(&job.work);
         if let Err(failure) = self.commit(vec![Change::PutJob(job)]) {
             return tracing::error!(job = id, %failure, "a job could not be taken up again");
         }
@@ -162,12 +170,9 @@ impl Owner {
     pub(crate) fn merge_over(&mut self, id: JobId) {
         let removing = self.catalog.state().jobs.get(&id).is_some_and(|job| job.state == JobState::Running);
         if self.current.is_some_and(|current| current.job == id) && !removing {
-            for image in self.current.into_iter().flat_map(Current::images) {
-                if self.catalog.state().images.contains_key(&image)
-                    && let Err(failure) = self.remeasure(image)
-                {
-                    tracing::warn!(%image, %failure, "what an image takes could not be recorded");
-                }
+            let images: Vec<ImageId> = self.current.into_iter().flat_map(Current::images).collect();
+            if let Err(failure) = self.remeasure(&images) {
+                tracing::warn!(%failure, "what the images of a merge take could not be recorded");
             }
             self.current = None;
             self.retry_wanting();
@@ -195,7 +200,7 @@ impl Owner {
                 .get(&vdi)
                 .map(|row| state.chain(row.image).map(|image| image.id).collect())
                 .unwrap_or_default();
-            let plan = plan(&Tree::new(&state.images, &state.vdis), &self.moment());
+            let plan = self.plan();
             let held = plan.held.iter().find(|held| chain.contains(&held.task.image()));
             let moves = plan.ready.iter().any(|task| chain.contains(&task.image()));
             if let (Some(held), false, None) = (held, moves, self.current) {
@@ -217,7 +222,7 @@ impl Owner {
             let failure = Failure::new(ErrorName::TryAgain, "coalescing of this SR is paused");
             return Err(failure.hint("`catena coalesce resume` goes on"));
         }
-        let resting = self.catalog.state().jobs.values().filter(|job| job.retry_at.is_some());
+        let resting = self.catalog.state().unfinished().filter(|job| job.retry_at.is_some());
         let awake = resting.map(|job| Change::PutJob(JobRecord { retry_at: None, ..(**job).clone() }));
         let changes: Vec<Change> = awake.collect();
         if !changes.is_empty() {
@@ -254,15 +259,15 @@ impl Owner {
     }
 
     /// Whether the worker has come to an end of what it can do now.
-    pub(crate) fn nothing_to_run(&self) -> bool {
-        let state = self.catalog.state();
-        let idle = || plan(&Tree::new(&state.images, &state.vdis), &self.moment()).ready.is_empty();
-        self.current.is_none() && self.steps_due().is_none() && (crate::views::paused(state) || idle())
+    pub(crate) fn nothing_to_run(&mut self) -> bool {
+        self.current.is_none()
+            && self.steps_due().is_none()
+            && (crate::views::paused(self.catalog.state()) || self.plan().ready.is_empty())
     }
 }
 
 /// The task that a job's work is.
-pub(crate) fn task_of(work: &Work) -> Option<Task> {
+pub(crate) fn task_of_work(work: &Work) -> Option<Task> {
     match work {
         Work::Merge { from, into, .. } => Some(Task::Merge { from: *from, into: *into }),
         Work::LeafMerge { vdi, from, into } => Some(Task::LeafMerge { vdi: *vdi, from: *from, into: *into }),

@@ -4,7 +4,6 @@ use crate::crash::{self, Phase};
 use crate::failures::from_trouble;
 use crate::hands::ready_new;
 use crate::owner::Owner;
-use catena_catalog::Change;
 use catena_control::{Answer, CreateImage, Parent, Request};
 use catena_types::{
     BLOCK_BYTES, Bytes, ErrorName, Failure, Format, ImageId, ImageRecord, ImageState, JobRecord, Made,
@@ -48,22 +47,6 @@ pub(crate) fn new_image(parent: Option<ImageId>, virtual_size: Bytes) -> ImageRe
 }
 
 impl Owner {
-    /// Refuses unless so many bytes can be taken.
-    pub(crate) fn need_space(&self, bytes: Bytes) -> Result<(), Failure> {
-        let free = self.store.stat().map_err(Failure::from)?.allocatable;
-        self.board.set_stat(catena_sr_api::StoreStat { allocatable: free, ..self.board.stat() });
-        if bytes <= free {
-            return Ok(());
-        }
-        let missing = Bytes(bytes.0 - free.0);
-        Err(Failure::new(
-            ErrorName::NoSpace,
-            format!("{missing} are missing on the SR: {bytes} needed, {free} free"),
-        )
-        .hint("delete what is not needed, or make the storage larger")
-        .object("bytes_missing", missing.0))
-    }
-
     /// Journals the job, then makes the images: containers, then formats, each durable. Their rows are changed to what they
     /// take. On failure everything made is removed again.
     pub(crate) fn make(&mut self, job: &mut JobRecord, images: &mut [ImageRecord]) -> Result<(), Failure> {
@@ -136,19 +119,6 @@ impl Owner {
     pub(crate) fn image(&self, id: ImageId) -> Result<&ImageRecord, Failure> {
         let missing = || Failure::new(ErrorName::VdiMissing, format!("there is no image {id}"));
         self.catalog.state().images.get(&id).map(|row| &**row).ok_or_else(missing)
-    }
-
-    /// The image's row with what its container takes now.
-    pub(crate) fn measured(&self, image: &ImageRecord) -> ImageRecord {
-        let allocated = self.store.info(&image.container).map_or(image.allocated, |info| info.allocated);
-        ImageRecord { allocated, ..image.clone() }
-    }
-
-    /// Records what the image's container takes now, if that has changed.
-    pub(crate) fn remeasure(&mut self, id: ImageId) -> Result<(), Failure> {
-        let before = self.image(id)?;
-        let after = self.measured(before);
-        if after == *before { Ok(()) } else { self.commit(vec![Change::PutImage(after)]) }
     }
 
     /// Whether the image has no place for any block.

@@ -38,7 +38,7 @@ impl Owner {
     /// Writes the row of a job that makes containers: before the first of them exists.
     pub(crate) fn begin(&mut self, job: &mut JobRecord, makes: Vec<Made>) -> Result<(), Failure> {
         job.effects.makes = makes;
-        self.commit(vec![Change::PutJob(job.clone())])?;
+        self.commit(vec![Change::PutJob(job.clone())]).inspect_err(|_| self.holds.release(job.id))?;
         crash::pass(job.work.kind(), Phase::Journaled);
         Ok(())
     }
@@ -146,7 +146,7 @@ impl Owner {
     /// The answer that an earlier call with the same `request_id` got, or how that call stands.
     pub(crate) fn remembered(&mut self, call: &Call) -> Option<Result<Given, Failure>> {
         let key = call.request.params.get("request_id")?.as_str()?;
-        let job = self.catalog.state().jobs.values().find(|job| job.request_id.as_deref() == Some(key))?;
+        let job = self.catalog.state().job_of_request(key)?;
         let (id, state) = (job.id, job.state);
         match (&job.answer, &job.error, state) {
             (_, Some(failure), JobState::Failed | JobState::Cancelled) => Some(Err(failure.clone())),

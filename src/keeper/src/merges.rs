@@ -11,7 +11,7 @@
 //! A merge that was stopped or has failed keeps its row: the cursor of an inner merge is not lost, and a leaf merge needs none,
 //! since what is left is what the leaf owns.
 
-use crate::coalescing::{CANCELLED_REST, Current, task_of};
+use crate::coalescing::{CANCELLED_REST, Current, task_of_work};
 use crate::crash::{self, Phase};
 use crate::failures::from_trouble;
 use crate::hands::ready;
@@ -19,12 +19,13 @@ use crate::long::{LongJob, Script};
 use crate::operations::garbage;
 use crate::owner::{Owner, Running};
 use crate::steps::back_off;
+use crate::tree::Rows;
 use catena_catalog::Change;
-use catena_coalesce::Task;
+use catena_coalesce::{Task, need};
 use catena_control::{IoClass, Progress, Request, Trouble, TroubleKind};
 use catena_sr_api::Access;
 use catena_types::{
-    ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId, JobRecord, JobState, Severity, Step,
+    Bytes, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId, JobRecord, JobState, Severity, Step,
     VdiRecord, Work,
 };
 use jiff::Timestamp;
@@ -66,8 +67,8 @@ impl Owner {
     /// The row of this very merge if it waits; otherwise a new one, which goes on at the cursor of one that was cancelled: what
     /// `into` has taken in since then is still there, because nobody else writes to it.
     fn merge_job(&mut self, task: Task) -> Option<JobRecord> {
-        let same = |job: &&std::sync::Arc<JobRecord>| task_of(&job.work) == Some(task) && !job.committed;
-        let last = self.catalog.state().jobs.values().rev().find(same).cloned();
+        let same = |job: &&std::sync::Arc<JobRecord>| task_of_work(&job.work) == Some(task) && !job.committed;
+        let last = self.catalog.state().unfinished().rev().find(same).cloned();
         if let Some(job) = last.as_ref().filter(|job| !job.state.is_over()) {
             return Some((**job).clone());
         }
@@ -81,6 +82,8 @@ impl Owner {
 
     fn start_mover(&mut self, job: &JobRecord) -> Result<LongJob, Failure> {
         let class = IoClass::Idle;
+        let task = task_of_work(&job.work);
+        let mut need = task.map_or(Bytes(0), |task| need(&Rows(self.catalog.state()), &self.moment(), task));
         let (request, fds) = match &job.work {
             Work::Merge { from, into, cursor } => {
                 let from = ready(&*self.store, self.image(*from)?, Access::ReadOnly)?;
@@ -90,7 +93,10 @@ impl Owner {
             }
             Work::LeafMerge { from, into, .. } => {
                 let owned = self.image(*from)?.allocated.0;
-                let give_back = self.board.stat().allocatable.0 < owned.saturating_mul(2);
+                let give_back = self.moment().free.0 < owned.saturating_mul(2);
+                if !give_back && !self.sr.reflink {
+                    need = Bytes(owned);
+                }
                 let from = ready(&*self.store, self.image(*from)?, Access::ReadWrite)?;
                 let into = ready(&*self.store, self.image(*into)?, Access::ReadWrite)?;
                 let request = Request::MoveDown { from: from.handed, into: into.handed, give_back, class };
@@ -98,6 +104,9 @@ impl Owner {
             }
             _ => return Err(Failure::new(ErrorName::Unsupported, "not a merge")),
         };
+        if let Some(into) = task.and_then(Task::target) {
+            self.hold_space(job.id, &self.container_of(into), need)?;
+        }
         let script: Script = Box::new(move |session| session.call(&request, fds).map(|_| Value::Null));
         LongJob::start(job.id, &self.mailbox, script).map_err(|trouble| from_trouble(&trouble))
     }
@@ -114,7 +123,10 @@ impl Owner {
         job.bytes_done = progress.bytes_done;
         job.bytes_total = progress.bytes_total;
         job.updated = Timestamp::now();
-        if let Err(failure) = self.commit(vec![Change::PutJob(job)]) {
+        let images: Vec<ImageId> = self.current.into_iter().flat_map(Current::images).collect();
+        let mut changes = self.measurements(&images);
+        changes.push(Change::PutJob(job));
+        if let Err(failure) = self.commit(changes) {
             tracing::error!(job = id, %failure, "the progress of a merge could not be recorded");
         }
     }

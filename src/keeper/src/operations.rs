@@ -5,8 +5,9 @@ use crate::dispatch::params;
 use crate::images::{checked_size, new_image};
 use crate::lookup::{no_such_vdi, vdi_uuid};
 use crate::owner::{Call, Given, Owner};
+use crate::tree::Rows;
 use catena_catalog::Change;
-use catena_coalesce::{Tree, can_shorten};
+use catena_coalesce::can_shorten;
 use catena_rpc::{VdiCloneParams, VdiCreateParams, VdiParams, VdiSnapshotParams};
 use catena_types::{
     CHAIN_LIMIT, CHAIN_WARNING, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobRecord, JobState,
@@ -202,8 +203,7 @@ impl Owner {
         if depth < CHAIN_LIMIT {
             return Ok(None);
         }
-        let tree = Tree::new(&state.images, &state.vdis);
-        let helps = can_shorten(&tree, leaf.id);
+        let helps = can_shorten(&Rows(state), leaf.id);
         if wait && helps && !crate::views::paused(state) {
             return Ok(Some(Given::Again));
         }

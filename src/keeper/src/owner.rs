@@ -3,15 +3,19 @@
 
 use crate::coalescing::Current;
 use crate::failures::from_catalog;
+use crate::holds::Holds;
 use crate::long::{LongJob, News};
 use crate::published::{Board, Live, SrFacts};
 use crate::streams::Arriving;
+use crate::tree::Rows;
 use crate::worker::SmallWorker;
 use catena_catalog::{Catalog, Change, Error as CatalogError};
+use catena_coalesce::{Candidates, Tree};
 use catena_rpc::{Id, Message, Notification, Outcome, Request, Response, Writer};
 use catena_sr_api::Store;
-use catena_types::{EventRecord, Failure, ImageId, JobId, JobRecord, Severity, VdiUuid};
+use catena_types::{Bytes, EventRecord, Failure, ImageId, JobId, JobRecord, JobState, Severity, VdiUuid};
 use jiff::Timestamp;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -82,6 +86,8 @@ pub(crate) struct Owner {
     pub(crate) board: Arc<Board>,
     pub(crate) live: BTreeMap<JobId, Live>,
     pub(crate) running: BTreeMap<JobId, Running>,
+    /// The images that the coalesce worker may have something to do with.
+    pub(crate) candidates: Candidates,
     /// What the coalesce worker does now.
     pub(crate) current: Option<Current>,
     /// Calls that wait for a running merge to stop.
@@ -97,7 +103,12 @@ pub(crate) struct Owner {
     pub(crate) farewell: Option<(Id, serde_json::Value)>,
     /// The SR is to be unmade when the owner ends.
     pub(crate) destroyed: bool,
-    stat_due: bool,
+    /// What running jobs will still take.
+    pub(crate) holds: Holds,
+    /// What containers take that the catalog does not know.
+    pub(crate) beside: Bytes,
+    /// Whether the figures of the storage may have changed since they were asked for.
+    pub(crate) stat_due: Cell<bool>,
 }
 
 impl Owner {
@@ -111,6 +122,7 @@ impl Owner {
     ) -> Self {
         let store: Arc<dyn Store> = Arc::from(store);
         let board = Arc::new(Board::new(sr.clone(), catalog.state().clone()));
+        let candidates = Candidates::of(&Rows(catalog.state()));
         Self {
             sr,
             store,
@@ -121,6 +133,7 @@ impl Owner {
             board,
             live: BTreeMap::new(),
             running: BTreeMap::new(),
+            candidates,
             current: None,
             parked: Vec::new(),
             wanting: Vec::new(),
@@ -130,13 +143,17 @@ impl Owner {
             leaving: false,
             farewell: None,
             destroyed: false,
-            stat_due: true,
+            holds: Holds::default(),
+            beside: Bytes(0),
+            stat_due: Cell::new(true),
         }
     }
 
     /// Takes mail until the front has gone or the SR was detached; then closes the SR.
     pub(crate) fn run(mut self, mail: &Receiver<Mail>) {
-        self.refresh_stat();
+        if let Err(failure) = self.measure_all() {
+            tracing::warn!(sr = %self.sr.uuid, %failure, "what the images take could not be measured");
+        }
         while !self.leaving {
             match mail.try_recv() {
                 Ok(one) => self.take(one),
@@ -150,9 +167,6 @@ impl Owner {
     fn rest(&mut self, mail: &Receiver<Mail>) {
         self.coalesce();
         self.answer_waiters();
-        if self.stat_due {
-            self.refresh_stat();
-        }
         self.publish();
         let idle_after = Duration::from_millis(500);
         let deadline = self.next_deadline();
@@ -183,8 +197,9 @@ impl Owner {
     /// Commits changes; on success events go to the front. An unknown outcome is resolved before anything else happens (D19):
     /// the rewritten catalog's content decides whether the changes took effect.
     pub(crate) fn commit(&mut self, changes: Vec<Change>) -> Result<(), Failure> {
-        self.stat_due = true;
+        self.stat_due.set(true);
         let events: Vec<EventRecord> = changes.iter().filter_map(event_of).collect();
+        let mut touched = self.touched(&changes);
         let wanted = changes.clone();
         let ids = match self.catalog.commit(changes) {
             Ok(ids) => ids,
@@ -201,11 +216,36 @@ impl Owner {
             }
             Err(error) => return Err(from_catalog(&error)),
         };
+        for change in &wanted {
+            // What a job is promised ends when it does not run any more.
+            if let Change::PutJob(job) = change
+                && job.state != JobState::Running
+            {
+                self.holds.release(job.id);
+            }
+        }
+        touched.extend(self.touched(&wanted));
+        let tree = Rows(self.catalog.state());
+        touched.into_iter().for_each(|image| self.candidates.touched(&tree, image));
         for (mut event, id) in events.into_iter().zip(ids) {
             event.id = id;
             self.notify(&event);
         }
         Ok(())
+    }
+
+    /// The images that the changes are about, as the catalog has them now: with their parents, and those that VDIs point at.
+    fn touched(&self, changes: &[Change]) -> BTreeSet<ImageId> {
+        let state = self.catalog.state();
+        let tree = Rows(state);
+        let images = changes.iter().flat_map(|change| match change {
+            Change::PutImage(image) => [Some(image.id), tree.parent(image.id).map(|parent| parent.id)],
+            Change::RemoveImage(id) => [Some(*id), tree.parent(*id).map(|parent| parent.id)],
+            Change::PutVdi(vdi) => [Some(vdi.image), state.vdis.get(&vdi.uuid).map(|row| row.image)],
+            Change::RemoveVdi(uuid) => [state.vdis.get(uuid).map(|row| row.image), None],
+            _ => [None, None],
+        });
+        images.flatten().collect()
     }
 
     fn took_effect(&self, changes: &[Change]) -> bool {
@@ -263,15 +303,8 @@ impl Owner {
 
     /// Publishes what lists and records are answered from.
     pub(crate) fn publish(&self) {
+        self.refresh_stat();
         self.board.publish(self.catalog.state(), &self.live, self.moment());
-    }
-
-    fn refresh_stat(&mut self) {
-        self.stat_due = false;
-        match self.store.stat() {
-            Ok(stat) => self.board.set_stat(stat),
-            Err(error) => tracing::warn!(sr = %self.sr.uuid, %error, "the storage gives no figures"),
-        }
     }
 
     fn end(mut self) {

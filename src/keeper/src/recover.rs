@@ -19,8 +19,7 @@ impl Owner {
         let left: Vec<JobRecord> = self
             .catalog
             .state()
-            .jobs
-            .values()
+            .unfinished()
             .filter(|job| !job.state.is_over())
             .map(|job| (**job).clone())
             .collect();

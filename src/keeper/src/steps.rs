@@ -92,7 +92,7 @@ impl Owner {
 
     fn without_older_patches(&self, but: JobId, images: &[ImageId]) -> Vec<Change> {
         let mut changes = Vec::new();
-        for row in self.catalog.state().jobs.values().filter(|row| row.id != but && !row.state.is_over()) {
+        for row in self.catalog.state().unfinished().filter(|row| row.id != but && !row.state.is_over()) {
             let mut job = (**row).clone();
             for step in &mut job.effects.steps {
                 if let Step::Reparent { images: theirs, patches } = step {

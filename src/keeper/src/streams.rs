@@ -5,7 +5,7 @@ use crate::crash::{self, Phase};
 use crate::dispatch::params;
 use crate::failures::{bad_request, from_trouble, of_source};
 use crate::hands::{ready_chain, ready_new};
-use crate::images::{new_image, unexpected};
+use crate::images::{empty_bytes, new_image, unexpected};
 use crate::long::{LongJob, Script};
 use crate::lookup::no_such_vdi;
 use crate::operations::new_vdi;
@@ -15,10 +15,12 @@ use catena_control::{Answer, ExportFormat, ImportFormat, Request, Trouble, Troub
 use catena_rpc::{ReadWriteParams, VdiExportParams, VdiImportParams};
 use catena_sr_api::Access;
 use catena_types::{
-    Bytes, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobRecord, JobState, Made, Severity,
-    VdiKind, VdiUuid, Work,
+    BLOCK_BYTES, Bytes, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobRecord, JobState, Made,
+    Severity, VdiKind, VdiUuid, Work,
 };
 use jiff::Timestamp;
+use nix::libc;
+use nix::sys::stat::fstat;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -46,6 +48,7 @@ impl Owner {
         let image = new_image(None, Bytes(0));
         let mut job = self.new_job(Work::Import { vdi }, asked.request_id);
         job.phase = "copying".to_owned();
+        self.hold_space(job.id, &image.container, bytes_of(&stream))?;
         self.begin(&mut job, vec![Made { image: image.id, container: image.container.clone() }])?;
         let request = Request::Import {
             format,
@@ -170,7 +173,7 @@ impl Owner {
         let (handed, fds) = ready_chain(&*self.store, &chain, Access::ReadWrite)?;
         let request = Request::Write { chain: handed, offset: asked.offset, length: asked.length };
         let given = self.moved(&request, stream, fds);
-        self.remeasure(leaf.id)?;
+        self.remeasure(&[leaf.id])?;
         given
     }
 
@@ -202,6 +205,20 @@ impl Owner {
             _ => self.check_usable(named, leaf)?,
         }
         Ok(state.chain(leaf).cloned().collect())
+    }
+}
+
+/// What a disk of the stream's content will take, as far as that can be known: nothing is known of a pipe, and the import of one
+/// fails when the storage is full.
+fn bytes_of(stream: &OwnedFd) -> Bytes {
+    match fstat(stream) {
+        Ok(status) if status.st_mode & libc::S_IFMT == libc::S_IFREG => {
+            let length = u64::try_from(status.st_size).unwrap_or(0);
+            let data = u64::try_from(status.st_blocks).unwrap_or(0).saturating_mul(512);
+            let bitmaps = data.div_ceil(BLOCK_BYTES) * 4096;
+            Bytes(data.min(length) + bitmaps + empty_bytes(Bytes(length).round_up(BLOCK_BYTES)).0)
+        }
+        _ => Bytes(0),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The documents of the wire, made from a published snapshot. Pure; called by the reader thread and by the owner.
 
 use crate::published::Published;
-use catena_coalesce::{Hold, Plan, Task, Tree, plan, reclaimable};
+use crate::tree::Rows;
+use catena_coalesce::{Hold, Plan, Task, Tree, plan, reclaimable, space_of};
 use catena_rpc::{CoalesceState, CoalesceStatus, Event, Job, MergePlan, Node, Reason, Sr, SrState, Vdi};
 use catena_types::{
     Bytes, EventRecord, ImageId, ImageRecord, ImageState, JobId, JobKind, JobRecord, JobState, VdiKind,
@@ -9,7 +10,6 @@ use catena_types::{
 };
 use jiff::Timestamp;
 use serde_json::Value;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A snapshot, to be asked for documents.
@@ -18,8 +18,8 @@ pub(crate) struct View(pub(crate) Arc<Published>);
 
 impl View {
     /// The tree of the snapshot.
-    pub(crate) fn tree(&self) -> Tree<'_> {
-        Tree::new(&self.0.state.images, &self.0.state.vdis)
+    pub(crate) fn tree(&self) -> Rows<'_> {
+        Rows(&self.0.state)
     }
 
     /// The SR.
@@ -47,36 +47,19 @@ impl View {
 
     /// All VDIs, by name and then by age.
     pub(crate) fn vdis(&self) -> Vec<Vdi> {
-        let readers = self.readers();
         let mut rows: Vec<&Arc<VdiRecord>> = self.0.state.vdis.values().collect();
         rows.sort_by(|a, b| (&a.name_label, a.created, a.uuid).cmp(&(&b.name_label, b.created, b.uuid)));
-        rows.into_iter().map(|vdi| self.vdi_with(vdi, &readers)).collect()
+        rows.into_iter().map(|vdi| self.vdi_with(vdi)).collect()
     }
 
     /// One VDI.
     pub(crate) fn vdi(&self, uuid: VdiUuid) -> Option<Vdi> {
-        self.0.state.vdis.get(&uuid).map(|vdi| self.vdi_with(vdi, &self.readers()))
+        self.0.state.vdis.get(&uuid).map(|vdi| self.vdi_with(vdi))
     }
 
-    /// How many VDIs read through each image.
-    fn readers(&self) -> HashMap<ImageId, u32> {
-        let mut readers = HashMap::new();
-        for vdi in self.0.state.vdis.values() {
-            for image in self.0.state.chain(vdi.image) {
-                *readers.entry(image.id).or_insert(0) += 1;
-            }
-        }
-        readers
-    }
-
-    fn vdi_with(&self, vdi: &VdiRecord, readers: &HashMap<ImageId, u32>) -> Vdi {
-        let (mut own, mut shared, mut depth) = (0, 0, 0);
-        for image in self.0.state.chain(vdi.image) {
-            let alone = readers.get(&image.id).is_none_or(|count| *count <= 1);
-            *(if alone { &mut own } else { &mut shared }) += image.allocated.0;
-            depth += 1;
-        }
+    fn vdi_with(&self, vdi: &VdiRecord) -> Vdi {
         let leaf = self.0.state.images.get(&vdi.image);
+        let space = space_of(&self.tree(), vdi.image);
         Vdi {
             uuid: vdi.uuid,
             sr: self.0.sr.uuid,
@@ -86,9 +69,11 @@ impl View {
             container: leaf.map(|image| image.container.clone()).unwrap_or_default(),
             format: leaf.map_or(catena_types::Format::Vhd, |image| image.format),
             virtual_size: leaf.map_or(Bytes(0), |image| image.virtual_size),
-            own_bytes: Bytes(own),
-            shared_bytes: Bytes(shared),
-            depth,
+            own_bytes: space.own,
+            shared_bytes: space.shared,
+            reclaimable_bytes: space.reclaimable,
+            reclaimable_after_coalesce_bytes: space.reclaimable_after_coalesce,
+            depth: space.depth,
             is_a_snapshot: vdi.kind == VdiKind::Snapshot,
             snapshot_of: vdi.snapshot_of,
             created: vdi.created.to_string(),
@@ -101,29 +86,21 @@ impl View {
     /// The trees, or the one that holds `of`.
     pub(crate) fn roots(&self, of: Option<ImageId>) -> Vec<Node> {
         let tree = self.tree();
-        let readers = self.readers();
         let only = of.and_then(|image| tree.chain(image).last().map(|root| root.id));
         let mut roots: Vec<Node> = tree
             .roots()
             .filter(|root| of.is_none() || only == Some(root.id))
-            .map(|root| self.node(&tree, &readers, root, 1))
+            .map(|root| self.node(&tree, root, 1))
             .collect();
         roots.sort_by(|a, b| a.container.cmp(&b.container));
         roots
     }
 
-    fn node(
-        &self,
-        tree: &Tree<'_>,
-        readers: &HashMap<ImageId, u32>,
-        image: &ImageRecord,
-        depth: u64,
-    ) -> Node {
+    fn node(&self, tree: &Rows<'_>, image: &ImageRecord, depth: u64) -> Node {
         let merging = self.merge_of(image.id);
-        let vdi = tree.vdi(image.id).map(|vdi| Box::new(self.vdi_with(vdi, readers)));
-        let children = tree.children(image.id).iter().filter_map(|child| tree.image(*child));
-        let mut children: Vec<Node> =
-            children.map(|child| self.node(tree, readers, child, depth + 1)).collect();
+        let vdi = tree.vdi(image.id).map(|vdi| Box::new(self.vdi_with(vdi)));
+        let children = tree.children(image.id).filter_map(|child| tree.image(child));
+        let mut children: Vec<Node> = children.map(|child| self.node(tree, child, depth + 1)).collect();
         let key = |node: &Node| node.vdi.as_ref().map(|vdi| (vdi.name_label.clone(), vdi.created.clone()));
         children.sort_by_key(key);
         Node {
@@ -144,7 +121,7 @@ impl View {
 
     /// How far the running merge of the image is, in percent.
     fn merge_of(&self, image: ImageId) -> Option<u8> {
-        let job = self.0.state.jobs.values().find(|job| {
+        let job = self.0.state.unfinished().find(|job| {
             job.state == JobState::Running
                 && matches!(&job.work, Work::Merge { from, .. } | Work::LeafMerge { from, .. } if *from == image)
         })?;
@@ -194,7 +171,7 @@ impl View {
     pub(crate) fn coalesce_status(&self) -> CoalesceStatus {
         let tree = self.tree();
         let Plan { ready, held } = plan(&tree, &self.0.moment);
-        let current = self.0.state.jobs.values().find(|job| {
+        let current = self.0.state.unfinished().find(|job| {
             matches!(job.work, Work::Merge { .. } | Work::LeafMerge { .. } | Work::Garbage { .. })
                 && job.state == JobState::Running
         });

@@ -77,6 +77,13 @@ pub struct Vdi {
     pub own_bytes: Bytes,
     /// Bytes of the images that it shares.
     pub shared_bytes: Bytes,
+    /// Bytes that come free when it is deleted, without any merge.
+    #[serde(default)]
+    pub reclaimable_bytes: Bytes,
+    /// Bytes that come free when it is deleted and the merges are done that this makes possible: at most so many, since what
+    /// two images both hold is known only when they are merged.
+    #[serde(default)]
+    pub reclaimable_after_coalesce_bytes: Bytes,
     /// Images in its chain, its own included.
     pub depth: u64,
     /// Whether it is a snapshot.

@@ -10,5 +10,6 @@ mod store;
 
 pub use error::Error;
 pub use store::{
-    Access, Capabilities, ContainerInfo, HostIdentity, Plugin, Probe, Sizing, SrIdentity, Store, StoreStat,
+    Access, Capabilities, ContainerInfo, HostIdentity, Plugin, Probe, Sizing, Space, SrIdentity, Store,
+    StoreStat,
 };

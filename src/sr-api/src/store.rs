@@ -102,6 +102,17 @@ pub struct StoreStat {
     pub allocatable: Bytes,
 }
 
+/// Figures of an SR that are had without looking at its containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Size of the file system or volume group.
+    pub total: Bytes,
+    /// Bytes that new containers can still take.
+    pub allocatable: Bytes,
+    /// Bytes that the SR takes beside its containers.
+    pub metadata: Bytes,
+}
+
 /// A kind of storage repository.
 pub trait Plugin: Sync {
     /// The name in `--type`.
@@ -170,8 +181,16 @@ pub trait Store: Send + Sync {
     /// Makes a container of explicit sizing smaller. Nothing to do where sizing is automatic.
     fn shrink(&self, name: &str, size: Bytes) -> Result<(), Error>;
 
-    /// Figures.
+    /// Figures. May look at every container.
     fn stat(&self) -> Result<StoreStat, Error>;
+
+    /// The figures that are asked for after every change: as cheap as the storage can make them.
+    fn space(&self) -> Result<Space, Error> {
+        let stat = self.stat()?;
+        let containers = self.list()?.iter().map(|info| info.allocated.0).sum();
+        let metadata = Bytes(stat.used.0.saturating_sub(containers));
+        Ok(Space { total: stat.total, allocatable: stat.allocatable, metadata })
+    }
 
     /// Removes what makes the location an SR: marker, lock and catalog directory, and nothing else. Refused while there are
     /// containers named by the caller's catalog; the caller has removed those. Afterwards the store is only dropped.
