@@ -71,6 +71,7 @@ impl Descriptors {
 }
 
 /// The trouble with an image of a chain, which must say which one it is.
-fn of_image(handed: &Handed, trouble: Trouble) -> Trouble {
-    Trouble { message: format!("image {}: {}", handed.id, trouble.message), ..trouble }
+fn of_image(handed: &Handed, mut trouble: Trouble) -> Trouble {
+    trouble.message = format!("image {}: {}", handed.id, trouble.message);
+    trouble
 }
