@@ -130,7 +130,7 @@ fn a_client_that_goes_away_in_the_middle_of_its_request_has_asked_nothing() -> R
     let rights = [ControlMessage::ScmRights(&raw)];
     sendmsg::<UnixAddr>(socket.as_raw_fd(), &part, &rights, MsgFlags::empty(), None)?;
     let front = agent.pid().context("the agent runs")?.as_raw();
-    wait_until("the front has taken the descriptor", || Ok(holds(front, &path)?))?;
+    wait_until("the front has taken the descriptor", || holds(front, &path))?;
     drop(socket);
     wait_until("the front has let go of it", || Ok(!holds(front, &path)?))?;
     ensure!(picture(&agent)? == before, "no job, no disk");
