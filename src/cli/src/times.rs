@@ -2,8 +2,9 @@
 //!
 //! For `--since` the shorter forms look back, for `--until` ahead. Times of day are local.
 
+use crate::output::printable;
 use jiff::civil::Time;
-use jiff::{Span, Timestamp, ToSpan, Zoned};
+use jiff::{RoundMode, Span, Timestamp, TimestampRound, ToSpan, Unit, Zoned};
 
 /// A time in the past: `1h` is an hour ago, `07:00` the latest seven o'clock.
 pub(crate) fn since(text: &str) -> Result<Timestamp, String> {
@@ -13,6 +14,13 @@ pub(crate) fn since(text: &str) -> Result<Timestamp, String> {
 /// A time to come: `1h` is in an hour, `07:00` the next seven o'clock.
 pub(crate) fn until(text: &str) -> Result<Timestamp, String> {
     parse(text, &Zoned::now(), Direction::Ahead)
+}
+
+/// A time of a document as tables have it: to the second.
+pub(crate) fn shown(time: &str) -> String {
+    let second = TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Trunc);
+    let whole = time.parse::<Timestamp>().ok().and_then(|time| time.round(second).ok());
+    whole.map_or_else(|| printable(time), |time| time.to_string())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,6 +63,12 @@ fn time_of_day(time: Time, now: &Zoned, direction: Direction) -> Result<Timestam
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_have_times_to_the_second() {
+        assert_eq!(shown("2030-01-01T00:00:00.999999999Z"), "2030-01-01T00:00:00Z");
+        assert_eq!(shown("some \u{7} day"), "some \u{fffd} day");
+    }
 
     #[test]
     fn times_are_read_relative_to_now() {

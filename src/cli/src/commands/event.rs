@@ -40,9 +40,10 @@ fn list(since: Option<&Timestamp>, agent: &mut Client, out: &mut Output) -> Resu
     let params = EventListParams { since: since.map(Timestamp::to_string), ..EventListParams::default() };
     let document = agent.call("Event.list", &params)?;
     out.show(&document, || {
-        let mut rows = Rows::new(&["TIME", "SEVERITY", "KIND", "MESSAGE"]);
+        let mut rows = Rows::new(&["TIME", "SEVERITY", "KIND", "ABOUT", "MESSAGE"]);
         for event in read_field::<Vec<Event>>(&document, "events")? {
-            rows.push([event.time, record::word(&event.severity), event.kind, event.message]);
+            let (time, about) = (times::shown(&event.time), about(&event));
+            rows.push([time, record::word(&event.severity), event.kind, about, event.message]);
         }
         Ok(rows.render())
     })
@@ -62,9 +63,15 @@ fn watch(agent: &mut Client, out: &mut Output) -> Result<(), CliError> {
     }
 }
 
-/// `2030-01-01T00:00:00Z  info     vdi.created          web01 created`.
+/// `2030-01-01T00:00:00Z  info      vdi.created           91aa7f02  web01 created`.
 fn line(event: &Event) -> String {
     let severity = record::word(&event.severity);
     let (kind, message) = (printable(&event.kind), printable(&event.message));
-    format!("{}  {severity:<8}  {kind:<20}  {message}\n", printable(&event.time))
+    format!("{}  {severity:<8}  {kind:<20}  {}  {message}\n", times::shown(&event.time), about(event))
+}
+
+/// What it concerns, by as many digits as name it: the VDI, or else the SR.
+fn about(event: &Event) -> String {
+    let uuid = event.vdi.map_or_else(|| event.sr.to_string(), |vdi| vdi.to_string());
+    uuid.chars().take(8).collect()
 }

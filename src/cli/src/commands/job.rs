@@ -5,6 +5,7 @@ use crate::errors::{CliError, Exit};
 use crate::jobs;
 use crate::output::table::Rows;
 use crate::output::{Output, progress, record};
+use crate::times;
 use catena_rpc::{Job, JobParams, ListParams};
 use clap::{Args, Subcommand};
 use serde_json::Value;
@@ -68,7 +69,7 @@ fn list(agent: &mut Client, out: &mut Output) -> Result<(), CliError> {
                 record::word(&job.state),
                 job.phase,
                 progress,
-                job.updated,
+                times::shown(&job.updated),
             ]);
         }
         Ok(rows.render())

@@ -28,8 +28,8 @@ fn lists_are_tables() {
     );
     assert_eq!(
         text(&agent, "event list"),
-        "TIME                  SEVERITY  KIND         MESSAGE\n\
-         2030-01-01T00:00:00Z  info      vdi.created  web01 created\n"
+        "TIME                  SEVERITY  KIND         ABOUT     MESSAGE\n\
+         2030-01-01T00:00:00Z  info      vdi.created  0b1d9c44  web01 created\n"
     );
 }
 
