@@ -14,6 +14,8 @@ pub(crate) const FOOTER_BYTES: u64 = 512;
 pub(crate) const NONE: u64 = u64::MAX;
 /// The creator version that is written: 1.3.
 const CREATOR_VERSION: u32 = 0x0001_0003;
+/// The creator version of footers for other programs: that of Hyper-V in Windows 10.
+const PORTABLE_VERSION: u32 = 0x000a_0000;
 /// Seconds from 1970 to 2000, where the format's clock begins.
 const EPOCH: i64 = 946_684_800;
 const COOKIE: &[u8; 8] = b"conectix";
@@ -103,6 +105,17 @@ impl Footer {
         }
     }
 
+    /// A new footer for other programs: with the creator whose disks all of them take to be as large as the footer says, and for
+    /// whom XenServer's extensions (a batmap) are not looked for.
+    pub(crate) fn portable(kind: DiskKind, id: ImageId, size: Bytes, timestamp: u32) -> Self {
+        let mut new = Self::new(kind, id, size, timestamp, false);
+        (new.creator, new.creator_version) = (*b"win ", PORTABLE_VERSION);
+        put(&mut new.raw, 28, b"win ");
+        put_u32(&mut new.raw, 32, PORTABLE_VERSION);
+        put(&mut new.raw, 36, b"Wi2k");
+        new
+    }
+
     /// Whether these bytes are a footer: cookie and checksum.
     pub(crate) fn sound(raw: &RawFooter, at: FileOffset) -> Result<()> {
         if &raw[..8] != COOKIE && &raw[..8] != POISON {
@@ -168,6 +181,7 @@ impl Footer {
     /// The bytes, with size, geometry, hidden flag and checksum as they are now.
     pub(crate) fn encode(&self) -> RawFooter {
         let mut raw = self.raw;
+        put_u64(&mut raw, 40, self.original_size.0);
         put_u64(&mut raw, 48, self.size.0);
         if self.size.0 != u64_at(&self.raw, 48) {
             put_u32(&mut raw, 56, Geometry::of(self.size).to_u32());

@@ -17,9 +17,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 /// The largest disk that is opened: past it sector numbers of 32 bits do not reach.
-const MAX_SIZE: u64 = 2 << 40;
+pub(crate) const MAX_SIZE: u64 = 2 << 40;
 /// The longest block table that is accepted, enough for 4 TiB.
-const MAX_ENTRIES: u32 = 2 << 20;
+pub(crate) const MAX_ENTRIES: u32 = 2 << 20;
 
 /// What the footers of a container say.
 #[derive(Debug)]
