@@ -4,6 +4,8 @@
 
 #![allow(dead_code, reason = "each test program uses its own part of the harness")]
 
+pub(crate) mod mounted;
+
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};

@@ -34,5 +34,5 @@ pub use mixed::{Owner, Slot};
 pub use moving::move_down;
 pub use progress::Progress;
 pub use reader::{Chain, DEFAULT_MAP_BUDGET, Span};
-pub use stream::{Piece, stream};
+pub use stream::{Piece, owned_blocks, stream};
 pub use write::write;

@@ -6,9 +6,9 @@
 use crate::error::Error;
 use crate::pool::IN_FLIGHT;
 use crate::reader::{Chain, Span};
-use crate::units::len;
+use crate::units::{by_block, len};
 use catena_blockio::AlignedBuf;
-use catena_types::{Bytes, GuestOffset};
+use catena_types::{BlockIndex, Bytes, GuestOffset};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -53,6 +53,21 @@ pub fn stream(
         drop(jobs);
         result
     })
+}
+
+/// The blocks of the disk of which some layer owns something, ascending: those in which [`stream`] delivers data.
+pub fn owned_blocks(chain: &Chain) -> Result<Vec<BlockIndex>, Error> {
+    let mut blocks = Vec::new();
+    for span in chain.extents(GuestOffset(0)..GuestOffset(chain.virtual_size().0))? {
+        let span = span?;
+        if span.owner.is_some() {
+            let end = GuestOffset(span.at.0 + span.len.0);
+            let fresh = by_block(span.at..end).map(|(block, _)| block);
+            let last = blocks.last().copied();
+            blocks.extend(fresh.filter(|block| last != Some(*block)));
+        }
+    }
+    Ok(blocks)
 }
 
 /// A part of the disk: to be read, or known to be zero.

@@ -6,7 +6,7 @@
 use crate::errors::CliError;
 use catena_types::{ErrorName, Failure};
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,11 @@ impl Source {
     /// Opens `path`; `-` is stdin.
     pub(crate) fn open(path: &Path) -> Result<Self, CliError> {
         if path == Path::new("-") {
-            return Ok(Self::Stdin(io::stdin()));
+            let stdin = io::stdin();
+            if stdin.is_terminal() {
+                return Err(CliError::bad_request("stdin is a terminal: redirect it from a file or a pipe"));
+            }
+            return Ok(Self::Stdin(stdin));
         }
         let file = File::open(path).map_err(|error| CliError::file("open", path, &error))?;
         Ok(Self::File(file))
@@ -68,7 +72,11 @@ impl Target {
     /// Creates `path`, which must not exist, with mode 0600; `-` is stdout.
     pub(crate) fn create(path: &Path) -> Result<Self, CliError> {
         if path == Path::new("-") {
-            return Ok(Self::Stdout(io::stdout()));
+            let stdout = io::stdout();
+            if stdout.is_terminal() {
+                return Err(CliError::bad_request("stdout is a terminal: redirect it to a file or a pipe"));
+            }
+            return Ok(Self::Stdout(stdout));
         }
         let created = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
         let file = created.map_err(|error| match error.kind() {
@@ -83,10 +91,18 @@ impl Target {
         Ok(Self::New(NewFile { file, path: path.to_owned(), keep: false }))
     }
 
-    /// Says that all is there: the file is made durable and stays.
+    /// Says that all is there: the file is made durable, with its name, and stays.
     pub(crate) fn keep(self) -> Result<(), CliError> {
         if let Self::New(mut new) = self {
-            new.file.sync_all().map_err(|error| CliError::file("write", &new.path, &error))?;
+            let failed = |error| CliError::file("write", &new.path, &error);
+            new.file.sync_all().map_err(failed)?;
+            let directory = new.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let directory = File::open(directory.unwrap_or(Path::new("."))).and_then(|open| open.sync_all());
+            match directory {
+                // A directory that may be written and not read cannot be synced; the file is there all the same.
+                Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(failed(error)),
+                _ => {}
+            }
             new.keep = true;
         }
         Ok(())

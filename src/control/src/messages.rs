@@ -75,6 +75,8 @@ pub enum ExportFormat {
     Raw,
     /// A dynamic VHD without a parent.
     Vhd,
+    /// A fixed VHD: the bytes of the disk, up to a whole MiB, and a footer.
+    VhdFixed,
 }
 
 /// A request to a worker.

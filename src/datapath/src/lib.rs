@@ -5,10 +5,17 @@
 //! may choose. So an image made to attack its reader finds neither files nor rights.
 
 mod crash;
+mod export;
+mod formats;
 mod images;
+mod import;
+mod inflow;
+mod intake;
 mod merging;
 mod open;
+mod outflow;
 mod privileges;
+mod ranges;
 mod run;
 mod streams;
 mod supervisor;

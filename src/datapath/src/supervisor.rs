@@ -4,6 +4,10 @@ use crate::crash;
 use catena_chain::{Error, Progress as Control};
 use catena_control::{Channel, Packet, Progress, Reply, Request};
 use catena_types::{Bytes, GuestOffset};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 /// How often a job that has no checkpoints says how far it is.
@@ -33,6 +37,36 @@ impl<'a> Supervisor<'a> {
             }
         }
         !self.stopped
+    }
+
+    /// Waits until the stream behind `fd` is ready for `events`, or has come to an end.
+    ///
+    /// # Errors
+    /// `Stopped` as soon as the keeper wants no more, so that a stream that stands still holds nobody up; `Io` after `patience`.
+    pub(crate) fn ready(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        events: PollFlags,
+        patience: Option<Duration>,
+    ) -> Result<(), Error> {
+        let timeout = patience
+            .map_or(PollTimeout::NONE, |time| PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX));
+        while self.wanted() {
+            let mut both = [PollFd::new(fd, events), PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut both, timeout) {
+                Ok(0) => return Err(Error::io("waiting for the stream")(io::ErrorKind::TimedOut.into())),
+                // Errors and ends are events too: the next read or write tells which.
+                Ok(_) if both[0].any().unwrap_or(true) => return Ok(()),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(Error::io("waiting for the stream")(error.into())),
+            }
+        }
+        Err(Error::Stopped)
+    }
+
+    /// All that is to be done is done, for a job that could not know its total.
+    pub(crate) fn all_done(&mut self) {
+        self.total(self.progress.bytes_done);
     }
 
     /// So much is to be done.

@@ -2,7 +2,7 @@
 
 use crate::open::Descriptors;
 use crate::supervisor::Supervisor;
-use crate::{crash, images, merging, privileges, streams};
+use crate::{crash, export, images, import, merging, privileges, ranges};
 use catena_control::{Answered, Channel, ChannelError, IoClass, Packet, Reply, Request};
 
 /// Serves requests until the keeper has gone.
@@ -28,8 +28,12 @@ fn handle(channel: &Channel, request: &Request, mut fds: Descriptors) -> Answere
         Request::PlanReparent { images } => images::plan_reparent(images, fds),
         Request::ApplyPatches { patches } => images::apply_patches(patches, fds),
         Request::Check { images } => images::check(images, fds),
-        Request::Read { chain, offset, length } => streams::read(chain, *offset, *length, fds),
-        Request::Write { chain, offset, length } => streams::write(chain, *offset, *length, fds),
+        Request::Read { chain, offset, length } => {
+            ranges::read(chain, *offset, *length, fds, &mut Supervisor::new(channel))
+        }
+        Request::Write { chain, offset, length } => {
+            ranges::write(chain, *offset, *length, fds, &mut Supervisor::new(channel))
+        }
         Request::Merge { from, into, cursor, class } => {
             in_class(*class);
             merging::merge(from, into, *cursor, fds, &mut Supervisor::new(channel))
@@ -39,10 +43,10 @@ fn handle(channel: &Channel, request: &Request, mut fds: Descriptors) -> Answere
             merging::move_down(from, into, *give_back, fds, &mut Supervisor::new(channel))
         }
         Request::Import { format, id, image_format: catena_types::Format::Vhd, created } => {
-            streams::import(*format, *id, *created, fds, &mut Supervisor::new(channel))
+            import::import(*format, *id, *created, fds, &mut Supervisor::new(channel))
         }
         Request::Export { chain, format } => {
-            streams::export(chain, *format, fds, &mut Supervisor::new(channel))
+            export::export(chain, *format, fds, &mut Supervisor::new(channel))
         }
         Request::Stop => Ok(catena_control::Answer::Done),
     }

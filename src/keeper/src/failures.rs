@@ -28,6 +28,10 @@ pub(crate) fn of_source(failure: Failure) -> Failure {
         ErrorName::VdiLoad => {
             failure.hint("what came in is damaged, or not of the format that --format says")
         }
+        ErrorName::Unsupported => failure.hint(
+            "convert it to raw first (`qemu-img convert -O raw`, or decompress it); `--format raw` takes its bytes as they are",
+        ),
+        ErrorName::ImageUnsafe => failure.hint("merge it with its parents, or convert it to raw, where they are"),
         ErrorName::BadRequest => Failure { name: ErrorName::VdiSize, ..failure },
         _ => failure,
     }

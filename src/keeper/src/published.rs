@@ -70,11 +70,15 @@ impl Live {
         self.told = Instant::now();
         let Progress { bytes_done, bytes_total, .. } = self.progress;
         let left = self.seconds_left().map(|seconds| format!(", {seconds} s left")).unwrap_or_default();
-        Some(format!("{bytes_done} of {bytes_total}, {}/s{left}", self.rate))
+        let total = if bytes_total.0 == 0 { String::new() } else { format!(" of {bytes_total}") };
+        Some(format!("{bytes_done}{total}, {}/s{left}", self.rate))
     }
 
-    /// Seconds to go at the present rate.
+    /// Seconds to go at the present rate; unknown where it is unknown how much there is, as of what comes through a pipe.
     pub(crate) fn seconds_left(&self) -> Option<u64> {
+        if self.progress.bytes_total.0 == 0 {
+            return None;
+        }
         let left = self.progress.bytes_total.0.saturating_sub(self.progress.bytes_done.0);
         (self.rate.0 > 0).then(|| left.div_ceil(self.rate.0.max(1)))
     }

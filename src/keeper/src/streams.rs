@@ -41,7 +41,7 @@ impl Owner {
             None | Some("auto") => ImportFormat::Auto,
             Some("raw") => ImportFormat::Raw,
             Some("vhd") => ImportFormat::Vhd,
-            Some(other) => return Err(unknown_format(other)),
+            Some(other) => return Err(unknown_format(other, "auto, raw or vhd")),
         };
         let stream = descriptor(call, asked.fd)?;
         let vdi = VdiUuid::random();
@@ -78,7 +78,8 @@ impl Owner {
         let format = match asked.format.as_deref() {
             None | Some("raw") => ExportFormat::Raw,
             Some("vhd") => ExportFormat::Vhd,
-            Some(other) => return Err(unknown_format(other)),
+            Some("vhd-fixed") => ExportFormat::VhdFixed,
+            Some(other) => return Err(unknown_format(other, "raw, vhd or vhd-fixed")),
         };
         let chain = self.chain_to_read(&asked.vdi)?;
         let stream = descriptor(call, asked.fd)?;
@@ -231,8 +232,8 @@ fn descriptor(call: &mut Call, index: u32) -> Result<OwnedFd, Failure> {
     Ok(call.fds.swap_remove(index))
 }
 
-fn unknown_format(name: &str) -> Failure {
-    Failure::new(ErrorName::Unsupported, format!("'{name}' is not a supported format")).hint("raw or vhd")
+fn unknown_format(name: &str, known: &str) -> Failure {
+    Failure::new(ErrorName::Unsupported, format!("'{name}' is not a supported format")).hint(known)
 }
 
 fn trouble() -> Trouble {

@@ -184,7 +184,7 @@ pub struct VdiImportParams {
 pub struct VdiExportParams {
     /// A VDI, or the uuid of an image (a base copy).
     pub vdi: String,
-    /// `raw` or `vhd`.
+    /// `raw`, `vhd` (dynamic) or `vhd-fixed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
     /// Index of the descriptor in the message.

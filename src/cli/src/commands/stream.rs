@@ -35,8 +35,8 @@ pub(crate) struct Export {
     vdi: String,
     /// The file, which must not exist; - is stdout
     file: PathBuf,
-    /// The file's format; vhd for a file named *.vhd, otherwise raw
-    #[arg(long, value_parser = ["raw", "vhd"])]
+    /// The file's format; vhd (a dynamic one) for a file named *.vhd, otherwise raw
+    #[arg(long, value_parser = ["raw", "vhd", "vhd-fixed"])]
     format: Option<String>,
 }
 

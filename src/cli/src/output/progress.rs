@@ -5,6 +5,9 @@ use catena_rpc::Job;
 use catena_types::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// Bytes for which the bar moves by one where nobody knows how many there are.
+const STEP: u64 = 64 << 20;
+
 /// A progress line; invisible unless somebody looks. It vanishes when dropped.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -24,7 +27,11 @@ impl Progress {
 
     /// Draws how far `job` is.
     pub(crate) fn show(&self, job: &Job) {
-        self.bar.set_position(percent(job).unwrap_or(0));
+        match percent(job) {
+            Some(percent) => self.bar.set_position(percent),
+            // Without an end to come nearer to, something that moves.
+            None => self.bar.set_position(job.bytes_done.0 / STEP % 100),
+        }
         self.bar.set_message(describe(job));
     }
 
@@ -55,6 +62,9 @@ pub(crate) fn describe(job: &Job) -> String {
     if let Some(percent) = percent(job) {
         parts[0].push_str(&format!(" {percent} %"));
         parts.push(format!("{} of {}", job.bytes_done, job.bytes_total));
+    } else if job.bytes_done != Bytes(0) {
+        // A pipe does not tell how much it will bring.
+        parts.push(job.bytes_done.to_string());
     }
     if job.rate != Bytes(0) {
         parts.push(format!("{}/s", job.rate));
@@ -99,6 +109,7 @@ pub(crate) mod tests {
     #[test]
     fn a_job_is_described_by_what_is_known() {
         assert_eq!(describe(&job(0, 0)), "copying");
+        assert_eq!(describe(&job(430 << 20, 0)), "copying, 430.0 MiB");
         let mut busy = job(430 << 20, 1000 << 20);
         busy.rate = Bytes(85 << 20);
         busy.eta_seconds = Some(7);
