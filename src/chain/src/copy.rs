@@ -50,7 +50,7 @@ pub(crate) fn copy_at(
     control.planned(bytes);
     let mut mover = Mover::new();
     let mut run = Run { cursor, done: Bytes(0), durable: Bytes(0), last: Instant::now() };
-    while let Some(batch) = survey.next_batch() {
+    while let Some(batch) = survey.next_batch(control.allowance()) {
         let upcoming = bytes_of(batch);
         if !control.go_on(upcoming) {
             run.checkpoint(target, control)?;

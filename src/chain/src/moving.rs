@@ -38,7 +38,7 @@ pub(crate) fn move_down_at(
     control.planned(survey.total());
     let mut mover = Mover::new();
     let mut done = Bytes(0);
-    while let Some(batch) = survey.next_batch() {
+    while let Some(batch) = survey.next_batch(control.allowance()) {
         let upcoming = bytes_of(batch);
         if !control.go_on(upcoming) {
             return Err(Error::Stopped);

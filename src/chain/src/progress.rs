@@ -8,6 +8,11 @@ pub trait Progress {
     /// Called once, before anything is moved: how much there is to do.
     fn planned(&mut self, total: Bytes);
 
+    /// The most that the next batch may hold, to keep to a rate smoothly; a batch has one block (2 MiB) at least.
+    fn allowance(&mut self) -> Bytes {
+        Bytes(u64::MAX)
+    }
+
     /// Asked before `upcoming` bytes (at most 256 MiB) are moved. `false` stops the job. May block, to keep to a rate: the
     /// longer it takes, the less is asked for the next time.
     fn go_on(&mut self, upcoming: Bytes) -> bool;

@@ -51,6 +51,8 @@ pub(crate) struct Survey {
     pace: Pace,
     /// Bytes in the next batch.
     limit: u64,
+    /// The last batch was as large as it could be, so how long it took says something.
+    free: bool,
     begun: Instant,
 }
 
@@ -71,7 +73,7 @@ impl Survey {
 
     fn new(work: Vec<Work>, pace: Pace) -> Self {
         let limit = (pace.batch_bytes / 8).max(BLOCK_BYTES);
-        Self { work, done: 0, pace, limit, begun: Instant::now() }
+        Self { work, done: 0, pace, limit, free: false, begun: Instant::now() }
     }
 
     /// Bytes to copy, all in all.
@@ -79,17 +81,20 @@ impl Survey {
         bytes_of(&self.work)
     }
 
-    /// The next batch, at least one block. Sized by how long the one before it took.
-    pub(crate) fn next_batch(&mut self) -> Option<&[Work]> {
-        if self.done > 0 {
+    /// The next batch, at least one block, if need be more than `allowance`. Sized by how long the one before it took, unless
+    /// that was kept small.
+    pub(crate) fn next_batch(&mut self, allowance: Bytes) -> Option<&[Work]> {
+        if self.free {
             self.limit = adapted(self.pace, self.limit, self.begun.elapsed());
         }
         self.begun = Instant::now();
+        self.free = allowance.0 >= self.limit;
+        let limit = self.limit.min(allowance.0);
         let left = &self.work[self.done..];
         let mut bytes = 0;
         let fitting = left.iter().take(self.pace.batch_blocks).take_while(|work| {
             bytes += u64::from(work.sectors) * SECTOR_BYTES;
-            bytes <= self.limit
+            bytes <= limit
         });
         let batch = &left[..fitting.count().clamp(1.min(left.len()), left.len())];
         self.done += batch.len();
@@ -142,12 +147,25 @@ mod tests {
                 sectors.iter().zip(0..).map(|(&sectors, block)| Work { block: BlockIndex(block), sectors });
             let mut survey = Survey::new(work.collect(), PACE);
             let mut seen = Vec::new();
-            while let Some(batch) = survey.next_batch() {
+            while let Some(batch) = survey.next_batch(Bytes(u64::MAX)) {
                 assert!(bytes_of(batch).0 <= PACE.batch_bytes && batch.len() <= PACE.batch_blocks);
                 seen.extend(batch.iter().map(|work| work.block.index()));
             }
             assert_eq!(seen, (0..sectors.len()).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn an_allowance_keeps_batches_small_and_leaves_the_limit_alone() {
+        let work = (0..100).map(|block| Work { block: BlockIndex(block), sectors: 4096 });
+        let mut survey = Survey::new(work.collect(), PACE);
+        let limit = survey.limit;
+        for allowance in [0, 1, BLOCK_BYTES, 3 * BLOCK_BYTES - 1] {
+            let batch = survey.next_batch(Bytes(allowance)).unwrap();
+            assert_eq!(batch.len() as u64, (allowance / BLOCK_BYTES).max(1));
+            assert_eq!(survey.limit, limit);
+        }
+        assert_eq!(bytes_of(survey.next_batch(Bytes(u64::MAX)).unwrap()).0, limit);
     }
 
     #[test]

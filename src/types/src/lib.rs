@@ -7,6 +7,7 @@ mod crash;
 mod failure;
 mod ids;
 mod job;
+mod policy;
 mod records;
 mod sectors;
 mod sizes;
@@ -15,6 +16,7 @@ pub use crash::{CrashPoint, arm as arm_crash_points};
 pub use failure::{ErrorName, Failure};
 pub use ids::{IdError, ImageId, SrUuid, VdiUuid};
 pub use job::{Effects, HeaderPatch, JobId, JobKind, JobRecord, JobState, Made, PatchWrite, Step, Work};
+pub use policy::{IoClass, Policy, Window};
 pub use records::{EventRecord, Format, ImageRecord, ImageState, Severity, VdiKind, VdiRecord};
 pub use sectors::SectorSet;
 pub use sizes::{
