@@ -100,6 +100,10 @@ fn own_record(sr: &Sr, failure: Failure) -> Value {
         vdi_count: 0,
         image_count: 0,
         reflink: false,
+        policy: None,
+        io_device: None,
+        io_scheduler: None,
+        io_class_honoured: None,
         error,
     };
     serde_json::to_value(record).unwrap_or_default()

@@ -86,6 +86,7 @@ pub(crate) const METHODS: &[Method] = &[
     look("SR.list", Route::Front(Own::SrList)),
     look("SR.get_record", Route::Front(Own::SrRecord)),
     look("SR.stat", Route::Sr),
+    act("SR.set_policy", Route::Sr),
     act("SR.scan", Route::Sr),
     act("SR.check", Route::Sr),
     act("VDI.create", Route::Sr),
@@ -126,7 +127,7 @@ mod tests {
         let names: BTreeSet<_> = METHODS.iter().map(|method| method.name).collect();
         assert_eq!(names.len(), METHODS.len());
         assert!(METHODS.iter().all(|method| find(method.name) == Some(method)));
-        assert_eq!(find("SR.set_policy"), None);
+        assert_eq!(find("SR.probe"), None);
     }
 
     #[test]

@@ -110,6 +110,8 @@ mod tests {
             "sr stat disks",
             "sr scan disks",
             "sr check disks",
+            "sr policy disks",
+            "sr policy disks coalesce.rate=20MiB coalesce.window=22:00-06:00",
             "sr attach disks --take-over",
             "sr detach disks",
             "sr forget disks",

@@ -2,6 +2,7 @@
 
 use nix::cmsg_space;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg,
     sendmsg, socketpair,
@@ -10,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 /// The most descriptors in one packet.
 const FD_LIMIT: usize = 128;
@@ -99,6 +101,17 @@ impl Channel {
     /// A message if one is waiting (`Some(None)`: the peer has gone), otherwise `None` at once.
     pub fn poll<T: DeserializeOwned>(&self) -> Result<Option<Option<Packet<T>>>, ChannelError> {
         self.receive_with(MsgFlags::MSG_DONTWAIT)
+    }
+
+    /// Waits until something can be received, or the peer has gone, for at most so long (to the millisecond, rounded up).
+    pub fn wait(&self, patience: Duration) -> Result<(), ChannelError> {
+        let millis = i32::try_from(patience.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
+        let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
+        let mut watched = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut watched, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(io::Error::from(error).into()),
+        }
     }
 
     fn receive_with<T: DeserializeOwned>(

@@ -2,9 +2,10 @@
 //!
 //! Every request lists the images it concerns as [`Handed`]; their descriptors come in the same order, after a stream's
 //! descriptor where the request has one. A worker verifies that a descriptor holds the image that it is said to hold
-//! and opens no path, ever. One request at a time; while one runs the keeper may send [`Request::Stop`].
+//! and opens no path, ever. One request at a time; while one runs the keeper may send [`Request::Stop`] and
+//! [`Request::Pace`].
 
-use catena_types::{Bytes, Format, HeaderPatch, ImageId, Severity};
+use catena_types::{Bytes, Format, HeaderPatch, ImageId, IoClass, Severity};
 use serde::{Deserialize, Serialize};
 
 /// An image behind a descriptor of the message.
@@ -45,14 +46,13 @@ pub struct CreateImage {
     pub created: i64,
 }
 
-/// The I/O class of a long job.
+/// How a merge is to be paced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum IoClass {
-    /// Only when the disk has nothing else to do.
-    Idle,
-    /// As everybody else.
-    BestEffort,
+pub struct Pace {
+    /// The I/O class of the worker's threads.
+    pub class: IoClass,
+    /// The most bytes that are moved in a second; 0 is no limit.
+    pub rate: Bytes,
 }
 
 /// How a stream to import is to be read.
@@ -146,7 +146,7 @@ pub enum Request {
         /// All below it is there already.
         cursor: u64,
         /// Priority.
-        class: IoClass,
+        pace: Pace,
     },
     /// Leaf merge: move what `from` owns into `into`, which is brought to its size. Reports progress. Descriptors: both
     /// read-write.
@@ -159,7 +159,7 @@ pub enum Request {
         /// leaf is removed, which is quicker.
         give_back: bool,
         /// Priority.
-        class: IoClass,
+        pace: Pace,
     },
     /// Read a stream into a new image. Reports progress. Descriptors: the stream, the new container read-write.
     Import {
@@ -179,6 +179,8 @@ pub enum Request {
         /// What to write.
         format: ExportFormat,
     },
+    /// The running merge is to be paced otherwise from its next batch on. No descriptors, no answer of its own.
+    Pace(Pace),
     /// Stop the running job at the next checkpoint. No descriptors, no answer of its own.
     Stop,
 }

@@ -14,6 +14,7 @@ mod intake;
 mod merging;
 mod open;
 mod outflow;
+mod pacing;
 mod privileges;
 mod ranges;
 mod run;

@@ -1,6 +1,6 @@
 //! What a worker gives up before it parses the first byte, and the I/O class it works in.
 
-use catena_control::IoClass;
+use catena_types::IoClass;
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
@@ -18,17 +18,10 @@ pub(crate) fn drop_privileges() -> nix::Result<()> {
     nix::sys::prctl::set_no_new_privs()
 }
 
-/// Puts the whole process into an I/O class.
+/// Puts the calling thread into an I/O class, and with it every thread that it makes from here on.
 pub(crate) fn set_io_class(class: IoClass) -> nix::Result<()> {
     const WHO_PROCESS: libc::c_int = 1;
-    const CLASS_SHIFT: libc::c_int = 13;
-    const BEST_EFFORT_DEFAULT: libc::c_int = (2 << CLASS_SHIFT) | 4;
-    const IDLE: libc::c_int = 3 << CLASS_SHIFT;
-    let value = match class {
-        IoClass::Idle => IDLE,
-        IoClass::BestEffort => BEST_EFFORT_DEFAULT,
-    };
-    // SAFETY: ioprio_set takes three integers and touches no memory; 0 means the calling thread, whose threads inherit it.
-    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, value) };
+    // SAFETY: ioprio_set takes three integers and touches no memory; 0 means the calling thread.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, class.to_kernel()) };
     Errno::result(result).map(drop)
 }

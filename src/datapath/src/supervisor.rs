@@ -1,8 +1,13 @@
-//! The keeper's side of a long job, as the chain crate wants it: progress goes out, a stop or the keeper's end comes in.
+//! The keeper's side of a long job, as the chain crate wants it: progress goes out; a stop, another pace or the keeper's end
+//! comes in.
+//!
+//! A pace takes effect at the next batch: the I/O class is that of the thread that runs the job, and the threads of a batch are
+//! made by it for that batch, so they inherit it. No thread has to be looked for.
 
-use crate::crash;
+use crate::pacing::Bucket;
+use crate::{crash, privileges};
 use catena_chain::{Error, Progress as Control};
-use catena_control::{Channel, Packet, Progress, Reply, Request};
+use catena_control::{Channel, Pace, Packet, Progress, Reply, Request};
 use catena_types::{Bytes, GuestOffset};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,20 +24,40 @@ pub(crate) struct Supervisor<'a> {
     progress: Progress,
     said: Instant,
     stopped: bool,
+    bucket: Bucket,
+    begun: Instant,
 }
 
 impl<'a> Supervisor<'a> {
     /// Of a job that has just begun.
     pub(crate) fn new(channel: &'a Channel) -> Self {
-        Self { channel, progress: Progress::default(), said: Instant::now(), stopped: false }
+        let begun = Instant::now();
+        let bucket = Bucket::new(Bytes(0));
+        Self { channel, progress: Progress::default(), said: begun, stopped: false, bucket, begun }
+    }
+
+    /// Of a job that has just begun and keeps to a pace.
+    pub(crate) fn paced(channel: &'a Channel, pace: Pace) -> Self {
+        let mut supervisor = Self::new(channel);
+        supervisor.pace(pace);
+        supervisor
+    }
+
+    /// From here on. A job that cannot have its class runs all the same; the log says so, and the keeper asks the kernel.
+    fn pace(&mut self, pace: Pace) {
+        if let Err(error) = privileges::set_io_class(pace.class) {
+            tracing::warn!(class = %pace.class, %error, "the I/O class cannot be set");
+        }
+        self.bucket.set_rate(pace.rate, self.begun.elapsed());
     }
 
     /// Whether the keeper wants the job to go on. A keeper that has gone does not.
     pub(crate) fn wanted(&mut self) -> bool {
-        if !self.stopped {
+        while !self.stopped {
             match self.channel.poll::<Request>() {
-                Ok(None) => {}
+                Ok(None) => break,
                 Ok(Some(Some(Packet { message: Request::Stop, .. }) | None)) | Err(_) => self.stopped = true,
+                Ok(Some(Some(Packet { message: Request::Pace(pace), .. }))) => self.pace(pace),
                 Ok(Some(Some(_))) => tracing::warn!("a request while another one runs is ignored"),
             }
         }
@@ -97,9 +122,22 @@ impl Control for Supervisor<'_> {
         self.total(total);
     }
 
-    fn go_on(&mut self, _upcoming: Bytes) -> bool {
+    fn allowance(&mut self) -> Bytes {
+        self.bucket.allowance()
+    }
+
+    fn go_on(&mut self, upcoming: Bytes) -> bool {
         crash::BATCH.pass();
-        self.wanted()
+        while self.wanted() {
+            let wait = self.bucket.wait(self.begun.elapsed());
+            if wait.is_zero() {
+                self.bucket.spend(upcoming, self.begun.elapsed());
+                return true;
+            }
+            // A message ends the wait: it may be another rate.
+            self.stopped = self.channel.wait(wait).is_err();
+        }
+        false
     }
 
     fn checkpoint(&mut self, cursor: GuestOffset, done: Bytes) -> Result<(), Error> {

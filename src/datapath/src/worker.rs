@@ -2,13 +2,13 @@
 
 use crate::open::Descriptors;
 use crate::supervisor::Supervisor;
-use crate::{crash, export, images, import, merging, privileges, ranges};
-use catena_control::{Answered, Channel, ChannelError, IoClass, Packet, Reply, Request};
+use crate::{crash, export, images, import, merging, ranges};
+use catena_control::{Answered, Channel, ChannelError, Packet, Reply, Request};
 
 /// Serves requests until the keeper has gone.
 pub(crate) fn serve(channel: &Channel) -> Result<(), ChannelError> {
     while let Some(Packet { message, fds }) = channel.receive::<Request>()? {
-        if message == Request::Stop {
+        if matches!(message, Request::Stop | Request::Pace(_)) {
             // It was meant for a job that has just ended.
             continue;
         }
@@ -34,13 +34,11 @@ fn handle(channel: &Channel, request: &Request, mut fds: Descriptors) -> Answere
         Request::Write { chain, offset, length } => {
             ranges::write(chain, *offset, *length, fds, &mut Supervisor::new(channel))
         }
-        Request::Merge { from, into, cursor, class } => {
-            in_class(*class);
-            merging::merge(from, into, *cursor, fds, &mut Supervisor::new(channel))
+        Request::Merge { from, into, cursor, pace } => {
+            merging::merge(from, into, *cursor, fds, &mut Supervisor::paced(channel, *pace))
         }
-        Request::MoveDown { from, into, give_back, class } => {
-            in_class(*class);
-            merging::move_down(from, into, *give_back, fds, &mut Supervisor::new(channel))
+        Request::MoveDown { from, into, give_back, pace } => {
+            merging::move_down(from, into, *give_back, fds, &mut Supervisor::paced(channel, *pace))
         }
         Request::Import { format, id, image_format: catena_types::Format::Vhd, created } => {
             import::import(*format, *id, *created, fds, &mut Supervisor::new(channel))
@@ -48,13 +46,6 @@ fn handle(channel: &Channel, request: &Request, mut fds: Descriptors) -> Answere
         Request::Export { chain, format } => {
             export::export(chain, *format, fds, &mut Supervisor::new(channel))
         }
-        Request::Stop => Ok(catena_control::Answer::Done),
-    }
-}
-
-/// The class of this process from here on; a job that cannot have it runs all the same, and the log says so.
-fn in_class(class: IoClass) {
-    if let Err(error) = privileges::set_io_class(class) {
-        tracing::warn!(?class, %error, "the I/O class cannot be set");
+        Request::Stop | Request::Pace(_) => Ok(catena_control::Answer::Done),
     }
 }

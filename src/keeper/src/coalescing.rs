@@ -52,6 +52,8 @@ impl Current {
 impl Owner {
     /// Starts the next task, if the worker is free and may; stops a merge that has lost its reason.
     pub(crate) fn coalesce(&mut self) {
+        self.end_pause();
+        self.watch_floor(None);
         if let Some(current) = self.current {
             if self.running.contains_key(&current.job) && !self.still_wanted(current.task) {
                 self.stop_current();
@@ -61,7 +63,7 @@ impl Owner {
         if let Some(job) = self.steps_due() {
             return self.resume_steps(job);
         }
-        if crate::views::paused(self.catalog.state()) {
+        if self.standstill().is_some() {
             return;
         }
         self.retry_wanting();
@@ -82,7 +84,7 @@ impl Owner {
     fn still_wanted(&self, task: Task) -> bool {
         let state = self.catalog.state();
         let tree = Rows(state);
-        !crate::views::paused(state)
+        self.standstill().is_none()
             && tree.image(task.image()).and_then(|image| task_of(&tree, image)) == Some(task)
     }
 
@@ -218,9 +220,8 @@ impl Owner {
     /// `Coalesce.run`: what failed or was cancelled is tried at once.
     pub(crate) fn coalesce_run(&mut self, call: &Call) -> Result<Given, Failure> {
         let asked: CoalesceParams = params(&call.request)?;
-        if asked.wait && crate::views::paused(self.catalog.state()) {
-            let failure = Failure::new(ErrorName::TryAgain, "coalescing of this SR is paused");
-            return Err(failure.hint("`catena coalesce resume` goes on"));
+        if let Some(standstill) = self.standstill().filter(|_| asked.wait) {
+            return Err(standstill.failure());
         }
         let resting = self.catalog.state().unfinished().filter(|job| job.retry_at.is_some());
         let awake = resting.map(|job| Change::PutJob(JobRecord { retry_at: None, ..(**job).clone() }));
@@ -242,10 +243,14 @@ impl Owner {
         let until = asked.until.filter(|_| pause).map(|text| text.parse::<Timestamp>());
         let until =
             until.transpose().map_err(|error| crate::failures::bad_request(format!("until: {error}")))?;
+        if let Some(past) = until.filter(|until| *until <= Timestamp::now()) {
+            return Err(crate::failures::bad_request(format!("until: {past} is over")));
+        }
         let meta =
             Meta { coalesce_paused: pause, paused_until: until, ..(*self.catalog.state().meta).clone() };
         let kind = if pause { "coalesce.paused" } else { "coalesce.resumed" };
-        let event = self.event(Severity::Info, kind, None, None, kind.replace('.', " "));
+        let end = until.map(|until| format!(" until {until}")).unwrap_or_default();
+        let event = self.event(Severity::Info, kind, None, None, kind.replace('.', " ") + &end);
         self.commit(vec![Change::PutMeta(meta), event])?;
         if pause {
             self.stop_current();
@@ -262,7 +267,7 @@ impl Owner {
     pub(crate) fn nothing_to_run(&mut self) -> bool {
         self.current.is_none()
             && self.steps_due().is_none()
-            && (crate::views::paused(self.catalog.state()) || self.plan().ready.is_empty())
+            && (self.standstill().is_some() || self.plan().ready.is_empty())
     }
 }
 

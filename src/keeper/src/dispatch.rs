@@ -58,6 +58,7 @@ impl Owner {
             "SR.stat" => self.sr_stat(),
             "SR.scan" => self.sr_scan(call),
             "SR.check" => self.sr_check(call),
+            "SR.set_policy" => self.sr_set_policy(call),
             "SR.detach" => Ok(Given::Farewell(serde_json::json!({}))),
             "SR.destroy" => self.sr_destroy(),
             "VDI.create" => self.vdi_create(call),

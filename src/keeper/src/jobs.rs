@@ -3,12 +3,13 @@
 use crate::crash::{self, Phase};
 use crate::failures::{bad_request, from_trouble};
 use crate::owner::{Call, Given, JobWaiter, Owner, Running};
+use crate::priority::Priority;
 use crate::published::Live;
 use catena_catalog::Change;
 use catena_control::{Progress, Trouble, TroubleKind};
 use catena_rpc::{Id, JobParams};
 use catena_types::{Bytes, Effects, ErrorName, Failure, JobId, JobRecord, JobState, Made, Severity, Work};
-use jiff::Timestamp;
+use jiff::{Timestamp, Zoned};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -77,7 +78,7 @@ impl Owner {
 
     /// Remembers a job that runs in a process of its own.
     pub(crate) fn track(&mut self, job: &JobRecord, running: Running) {
-        self.live.insert(job.id, Live::new());
+        self.live.insert(job.id, Live::new(running.long.pid()));
         self.running.insert(job.id, running);
     }
 
@@ -90,6 +91,7 @@ impl Owner {
             }
         }
         if self.current.as_ref().is_some_and(|current| current.job == job) {
+            self.watch_floor(Some(progress.bytes_done));
             self.merge_progressed(job, progress);
         }
     }
@@ -110,6 +112,7 @@ impl Owner {
         let cancelled = self.running.remove(&job).is_some_and(|running| running.cancelled);
         let merge = self.current.as_ref().is_some_and(|current| current.job == job);
         if merge {
+            self.priority = None;
             self.merge_ended(job, end, cancelled);
         } else if let Some(row) = self.catalog.state().jobs.get(&job).map(|row| (**row).clone()) {
             let end = end.map_err(|trouble| match trouble.kind {
@@ -227,9 +230,18 @@ impl Owner {
         }
     }
 
-    /// When the owner must wake without mail: a waiter's patience, the end of a back-off or of a pause.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.job_waiters.iter().filter_map(|waiter| waiter.deadline).min()
+    /// How long the owner may sleep without mail: until a waiter's patience ends, a back-off, a pause, or the hours of the
+    /// policy, or until the running merge must be looked at. What was over when the owner `looked` was dealt with.
+    pub(crate) fn next_deadline(&self, looked: &Zoned) -> Option<Duration> {
+        let (instant, now) = (Instant::now(), Timestamp::now());
+        let state = self.catalog.state();
+        let waiters = self.job_waiters.iter().filter_map(|waiter| waiter.deadline);
+        let awake = waiters.chain(self.priority.as_ref().and_then(Priority::deadline));
+        let awake = awake.map(|at| at.saturating_duration_since(instant));
+        let rests = state.unfinished().filter_map(|job| job.retry_at);
+        let rests = rests.chain(state.meta.paused_until).chain(self.policy().window.next_change(looked));
+        let rests = rests.filter(|at| *at > looked.timestamp());
+        awake.chain(rests.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default())).min()
     }
 
     /// The number in a job id such as `3f2a91bc-17`.

@@ -4,8 +4,8 @@
 //! process's locks are free when the end of the script is in the mailbox, because it is sent after the process was reaped.
 
 use crate::owner::Mail;
-use crate::worker::{Worker, stop};
-use catena_control::{Answered, Channel, Progress, Request, Trouble};
+use crate::worker::{self, Worker};
+use catena_control::{Answered, Channel, Pace, Progress, Request, Trouble};
 use catena_types::JobId;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::Sender;
@@ -46,7 +46,8 @@ pub(crate) type Script = Box<dyn FnOnce(&mut Session<'_>) -> Result<serde_json::
 /// A running long job.
 #[derive(Debug)]
 pub(crate) struct LongJob {
-    stopper: Channel,
+    handle: Channel,
+    pid: u32,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -54,7 +55,7 @@ impl LongJob {
     /// Starts the process and the thread.
     pub(crate) fn start(job: JobId, mailbox: &Sender<Mail>, script: Script) -> Result<Self, Trouble> {
         let mut worker = Worker::start()?;
-        let stopper = worker.stopper()?;
+        let (handle, pid) = (worker.handle()?, worker.pid());
         let mailbox = mailbox.clone();
         let thread = std::thread::spawn(move || {
             let mut session = Session { worker: &mut worker, mailbox: &mailbox, job };
@@ -62,12 +63,22 @@ impl LongJob {
             drop(worker);
             tell(&mailbox, job, News::End(end));
         });
-        Ok(Self { stopper, thread: Some(thread) })
+        Ok(Self { handle, pid, thread: Some(thread) })
     }
 
     /// Asks it to stop; its end comes to the mailbox.
     pub(crate) fn stop(&self) {
-        stop(&self.stopper);
+        worker::tell(&self.handle, &Request::Stop);
+    }
+
+    /// Gives a merge another pace; it takes it up with its next batch.
+    pub(crate) fn pace(&self, pace: Pace) {
+        worker::tell(&self.handle, &Request::Pace(pace));
+    }
+
+    /// Its process.
+    pub(crate) const fn pid(&self) -> u32 {
+        self.pid
     }
 }
 

@@ -18,11 +18,12 @@ use crate::hands::ready;
 use crate::long::{LongJob, Script};
 use crate::operations::garbage;
 use crate::owner::{Owner, Running};
+use crate::priority::{Priority, first_pace};
 use crate::steps::back_off;
 use crate::tree::Rows;
 use catena_catalog::Change;
 use catena_coalesce::{Task, need};
-use catena_control::{IoClass, Progress, Request, Trouble, TroubleKind};
+use catena_control::{Progress, Request, Trouble, TroubleKind};
 use catena_sr_api::Access;
 use catena_types::{
     Bytes, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId, JobRecord, JobState, Severity, Step,
@@ -55,7 +56,10 @@ impl Owner {
         crash::pass(job.work.kind(), Phase::Journaled);
         self.current = Some(Current { job: id, task });
         match self.start_mover(&job) {
-            Ok(long) => self.track(&job, Running { long, lease: BTreeSet::new(), cancelled: false }),
+            Ok(long) => {
+                self.priority = Some(Priority::new(&self.policy()));
+                self.track(&job, Running { long, lease: BTreeSet::new(), cancelled: false });
+            }
             Err(failure) => self.merge_failed(job, failure),
         }
     }
@@ -81,14 +85,14 @@ impl Owner {
     }
 
     fn start_mover(&mut self, job: &JobRecord) -> Result<LongJob, Failure> {
-        let class = IoClass::Idle;
+        let pace = first_pace(&self.policy());
         let task = task_of_work(&job.work);
         let mut need = task.map_or(Bytes(0), |task| need(&Rows(self.catalog.state()), &self.moment(), task));
         let (request, fds) = match &job.work {
             Work::Merge { from, into, cursor } => {
                 let from = ready(&*self.store, self.image(*from)?, Access::ReadOnly)?;
                 let into = ready(&*self.store, self.image(*into)?, Access::ReadWrite)?;
-                let request = Request::Merge { from: from.handed, into: into.handed, cursor: *cursor, class };
+                let request = Request::Merge { from: from.handed, into: into.handed, cursor: *cursor, pace };
                 (request, vec![from.fd, into.fd])
             }
             Work::LeafMerge { from, into, .. } => {
@@ -99,7 +103,7 @@ impl Owner {
                 }
                 let from = ready(&*self.store, self.image(*from)?, Access::ReadWrite)?;
                 let into = ready(&*self.store, self.image(*into)?, Access::ReadWrite)?;
-                let request = Request::MoveDown { from: from.handed, into: into.handed, give_back, class };
+                let request = Request::MoveDown { from: from.handed, into: into.handed, give_back, pace };
                 (request, vec![from.fd, into.fd])
             }
             _ => return Err(Failure::new(ErrorName::Unsupported, "not a merge")),

@@ -204,15 +204,19 @@ impl Owner {
             return Ok(None);
         }
         let helps = can_shorten(&Rows(state), leaf.id);
-        if wait && helps && !crate::views::paused(state) {
+        let standstill = self.standstill();
+        if wait && helps && standstill.is_none() {
             return Ok(Some(Given::Again));
         }
-        let hint = match helps {
-            true if wait => "coalescing is paused: `catena coalesce resume`",
-            true => {
-                "merges can shorten the chain: wait for `catena coalesce run --wait`, or repeat with --wait"
+        let hint = match (helps, standstill) {
+            (true, Some(standstill)) => {
+                format!("merges can shorten the chain; coalescing is {}", standstill.text())
             }
-            false => "delete snapshots of this disk, or import an export of it as a new disk",
+            (true, None) => {
+                "merges can shorten the chain: wait for `catena coalesce run --wait`, or repeat with --wait"
+                    .to_owned()
+            }
+            (false, _) => "delete snapshots of this disk, or import an export of it as a new disk".to_owned(),
         };
         let message =
             format!("the chain of '{}' has {depth} images, and {CHAIN_LIMIT} is the limit", vdi.name_label);

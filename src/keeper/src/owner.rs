@@ -5,6 +5,7 @@ use crate::coalescing::Current;
 use crate::failures::from_catalog;
 use crate::holds::Holds;
 use crate::long::{LongJob, News};
+use crate::priority::Priority;
 use crate::published::{Board, Live, SrFacts};
 use crate::streams::Arriving;
 use crate::tree::Rows;
@@ -14,13 +15,18 @@ use catena_coalesce::{Candidates, Tree};
 use catena_rpc::{Id, Message, Notification, Outcome, Request, Response, Writer};
 use catena_sr_api::Store;
 use catena_types::{Bytes, EventRecord, Failure, ImageId, JobId, JobRecord, JobState, Severity, VdiUuid};
-use jiff::Timestamp;
+use jiff::{Timestamp, Zoned};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
+
+/// After so long without mail the catalog is tidied, where something was written.
+const QUIET: Duration = Duration::from_millis(500);
+/// And so often in any case: rows expire, and the clock that deadlines are reckoned from may have been set.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
 /// What the owner is sent.
 #[derive(Debug)]
@@ -90,6 +96,8 @@ pub(crate) struct Owner {
     pub(crate) candidates: Candidates,
     /// What the coalesce worker does now.
     pub(crate) current: Option<Current>,
+    /// The priority of the merge that runs.
+    pub(crate) priority: Option<Priority>,
     /// Calls that wait for a running merge to stop.
     pub(crate) parked: Vec<Call>,
     /// Calls that wait for chains to get shorter.
@@ -109,6 +117,8 @@ pub(crate) struct Owner {
     pub(crate) beside: Bytes,
     /// Whether the figures of the storage may have changed since they were asked for.
     pub(crate) stat_due: Cell<bool>,
+    /// Something was written since the catalog was last tidied.
+    untidy: bool,
 }
 
 impl Owner {
@@ -135,6 +145,7 @@ impl Owner {
             running: BTreeMap::new(),
             candidates,
             current: None,
+            priority: None,
             parked: Vec::new(),
             wanting: Vec::new(),
             arriving: BTreeMap::new(),
@@ -146,6 +157,7 @@ impl Owner {
             holds: Holds::default(),
             beside: Bytes(0),
             stat_due: Cell::new(true),
+            untidy: true,
         }
     }
 
@@ -165,22 +177,30 @@ impl Owner {
 
     /// Nothing is in the mailbox: start what can start, then wait.
     fn rest(&mut self, mail: &Receiver<Mail>) {
+        // What ends after this moment may have been missed below, and what ended before was not.
+        let looked = Zoned::now();
         self.coalesce();
         self.answer_waiters();
         self.publish();
-        let idle_after = Duration::from_millis(500);
-        let deadline = self.next_deadline();
-        let patience =
-            deadline.map_or(idle_after, |at| at.saturating_duration_since(Instant::now()).min(idle_after));
-        match mail.recv_timeout(patience) {
+        let quiet = if self.untidy { QUIET } else { HOUSEKEEPING };
+        let sooner = self.next_deadline(&looked).filter(|patience| *patience < quiet);
+        match mail.recv_timeout(sooner.unwrap_or(quiet)) {
             Ok(one) => self.take(one),
-            Err(RecvTimeoutError::Timeout) => {
-                if let Err(error) = self.catalog.idle() {
-                    tracing::warn!(sr = %self.sr.uuid, %error, "housekeeping of the catalog failed");
-                }
-            }
+            Err(RecvTimeoutError::Timeout) if sooner.is_some() => {}
+            Err(RecvTimeoutError::Timeout) => self.tidy(),
             Err(RecvTimeoutError::Disconnected) => self.leaving = true,
         }
+    }
+
+    /// What can wait until nobody wants anything.
+    fn tidy(&mut self) {
+        self.untidy = false;
+        if let Err(error) = self.catalog.idle() {
+            tracing::warn!(sr = %self.sr.uuid, %error, "housekeeping of the catalog failed");
+        }
+        // Others fill and free the storage too, and what waits for space has no other message.
+        self.stat_due.set(true);
+        self.refresh_stat();
     }
 
     fn take(&mut self, mail: Mail) {
@@ -198,6 +218,7 @@ impl Owner {
     /// the rewritten catalog's content decides whether the changes took effect.
     pub(crate) fn commit(&mut self, changes: Vec<Change>) -> Result<(), Failure> {
         self.stat_due.set(true);
+        self.untidy = true;
         let events: Vec<EventRecord> = changes.iter().filter_map(event_of).collect();
         let mut touched = self.touched(&changes);
         let wanted = changes.clone();

@@ -23,6 +23,8 @@ pub(crate) struct SrFacts {
     pub(crate) location: String,
     /// Whether blocks can be shared.
     pub(crate) reflink: bool,
+    /// The device number of the file system that it is on.
+    pub(crate) device: u64,
 }
 
 impl SrFacts {
@@ -41,6 +43,8 @@ pub(crate) struct Live {
     pub(crate) rate: Bytes,
     /// When the last word came.
     pub(crate) updated: Timestamp,
+    /// Its process.
+    pub(crate) pid: u32,
     measured: Instant,
     measured_at: u64,
     told: Instant,
@@ -51,8 +55,9 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 
 impl Live {
     /// A job that has just begun.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(pid: u32) -> Self {
         Self {
+            pid,
             progress: Progress::default(),
             rate: Bytes(0),
             updated: Timestamp::now(),

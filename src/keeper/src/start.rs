@@ -13,6 +13,7 @@ use catena_types::{ErrorName, Failure, SrUuid, Work};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
@@ -145,7 +146,8 @@ impl Starter {
     fn facts(&self, sr: SrUuid, store: &dyn Store) -> Result<SrFacts, Failure> {
         let (start, _) = self.start()?;
         let reflink = store.capabilities().clone_range;
-        Ok(SrFacts { uuid: sr, kind: start.kind.clone(), location: start.location.clone(), reflink })
+        let device = std::fs::metadata(&start.location).map_or(0, |metadata| metadata.dev());
+        Ok(SrFacts { uuid: sr, kind: start.kind.clone(), location: start.location.clone(), reflink, device })
     }
 
     fn owner(&self, sr: SrUuid, store: Box<dyn Store>, catalog: Catalog) -> Result<Owner, Failure> {

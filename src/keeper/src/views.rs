@@ -1,15 +1,19 @@
-//! The documents of the wire, made from a published snapshot. Pure; called by the reader thread and by the owner.
+//! The documents of the wire, made from a published snapshot, and what the kernel says about I/O priority. Nothing here waits for
+//! a disk; called by the reader thread and by the owner.
 
+use crate::ioclass;
 use crate::published::Published;
+use crate::standstill::{Standstill, standstill};
 use crate::tree::Rows;
 use catena_coalesce::{Hold, Plan, Task, Tree, plan, reclaimable, space_of};
 use catena_rpc::{CoalesceState, CoalesceStatus, Event, Job, MergePlan, Node, Reason, Sr, SrState, Vdi};
 use catena_types::{
-    Bytes, EventRecord, ImageId, ImageRecord, ImageState, JobId, JobKind, JobRecord, JobState, VdiKind,
-    VdiRecord, VdiUuid, Work,
+    Bytes, EventRecord, ImageId, ImageRecord, ImageState, JobId, JobKind, JobRecord, JobState, Policy,
+    VdiKind, VdiRecord, VdiUuid, Work,
 };
-use jiff::Timestamp;
+use jiff::Zoned;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A snapshot, to be asked for documents.
@@ -25,6 +29,7 @@ impl View {
     /// The SR.
     pub(crate) fn sr(&self) -> Sr {
         let Published { sr, state, stat, .. } = &*self.0;
+        let io = ioclass::scheduling(sr.device);
         let virtual_size =
             |vdi: &Arc<VdiRecord>| state.images.get(&vdi.image).map_or(0, |image| image.virtual_size.0);
         Sr {
@@ -41,6 +46,10 @@ impl View {
             vdi_count: state.vdis.len() as u64,
             image_count: state.images.len() as u64,
             reflink: sr.reflink,
+            policy: Some(Policy::stored(&state.meta.other)),
+            io_device: words(&io.devices),
+            io_scheduler: words(&io.schedulers),
+            io_class_honoured: io.honours_classes(),
             error: None,
         }
     }
@@ -175,13 +184,14 @@ impl View {
             matches!(job.work, Work::Merge { .. } | Work::LeafMerge { .. } | Work::Garbage { .. })
                 && job.state == JobState::Running
         });
-        let (state, reason) = match (&current, self.paused()) {
+        let standstill = standstill(&self.0.state.meta, &Zoned::now());
+        let idle = ready.is_empty() && held.is_empty();
+        let (state, reason) = match (&current, standstill) {
             (Some(job), _) => (CoalesceState::Running, reason("running", &job.phase)),
-            (None, true) => {
-                (CoalesceState::Paused, reason("paused", "paused; `catena coalesce resume` goes on"))
-            }
-            (None, false) if !ready.is_empty() => (CoalesceState::Running, reason("running", "starting")),
-            (None, false) => held_state(&held),
+            (None, Some(Standstill::Window { .. })) if idle => held_state(&held),
+            (None, Some(standstill)) => (standstill.state(), reason(standstill.code(), &standstill.text())),
+            (None, None) if !ready.is_empty() => (CoalesceState::Running, reason("running", "starting")),
+            (None, None) => held_state(&held),
         };
         let all: Vec<Task> = ready.iter().copied().chain(held.iter().map(|held| held.task)).collect();
         let queue = all.iter().filter_map(|task| {
@@ -192,22 +202,20 @@ impl View {
             sr: self.0.sr.uuid,
             state,
             reason,
+            paused_until: match standstill {
+                Some(Standstill::Paused { until }) => until.map(|until| until.to_string()),
+                _ => None,
+            },
+            io_class: current
+                .and_then(|job| self.0.live.get(&job.id))
+                .and_then(|live| ioclass::class_of(live.pid)),
+            io_class_honoured: ioclass::scheduling(self.0.sr.device).honours_classes(),
             current: current.map(|job| self.job_with(job)),
             queue: queue.collect(),
             unmerged_images: all.len() as u64,
             reclaimable_bytes: reclaimable(&tree),
         }
     }
-
-    /// Whether an administrator has stopped the worker.
-    pub(crate) fn paused(&self) -> bool {
-        paused(&self.0.state)
-    }
-}
-
-/// Whether an administrator has stopped the worker, and the pause is not over.
-pub(crate) fn paused(state: &catena_catalog::State) -> bool {
-    state.meta.coalesce_paused && state.meta.paused_until.is_none_or(|until| until > Timestamp::now())
 }
 
 /// An event as clients see it.
@@ -242,6 +250,12 @@ fn held_state(held: &[catena_coalesce::Held]) -> (CoalesceState, Reason) {
         _ => CoalesceState::Blocked,
     };
     (state, reason(first.hold.code(), &text))
+}
+
+/// Names in one field; `None` without any.
+fn words(names: &BTreeSet<String>) -> Option<String> {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    (!names.is_empty()).then(|| names.join(" "))
 }
 
 fn reason(code: &str, text: &str) -> Reason {

@@ -36,8 +36,13 @@ impl Worker {
         matches!(self.child.try_wait(), Ok(None)).then_some(self)
     }
 
-    /// A handle that stops the running job of this worker, for another thread.
-    pub(crate) fn stopper(&self) -> Result<Channel, Trouble> {
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A handle to speak of the running job to this worker, for another thread.
+    pub(crate) fn handle(&self) -> Result<Channel, Trouble> {
         self.channel()?.try_clone().map_err(|error| from_channel(&error))
     }
 
@@ -100,11 +105,11 @@ impl SmallWorker {
     }
 }
 
-/// Tells the worker behind the handle to stop its job; one that is gone needs no telling.
-pub(crate) fn stop(stopper: &Channel) {
-    match stopper.send(&Request::Stop, &[]) {
+/// Tells the worker behind the handle something about its running job; one that is gone needs no telling.
+pub(crate) fn tell(worker: &Channel, request: &Request) {
+    match worker.send(request, &[]) {
         Ok(()) | Err(ChannelError::Io(_)) => {}
-        Err(error) => tracing::warn!(%error, "a worker could not be told to stop"),
+        Err(error) => tracing::warn!(%error, "a worker could not be told anything"),
     }
 }
 

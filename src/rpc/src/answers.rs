@@ -2,7 +2,7 @@
 //! them; the agent and its keepers write the same shapes.
 
 use crate::documents::{CoalesceStatus, Event, Finding, Job, Node, Sr, Vdi};
-use catena_types::{Bytes, Failure, SrUuid, VdiUuid};
+use catena_types::{Bytes, Failure, Policy, SrUuid, VdiUuid};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,15 @@ pub struct MadeVdis {
 pub struct Destroyed {
     /// Their uuids.
     pub destroyed: Vec<VdiUuid>,
+}
+
+/// The policy of an SR.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SrPolicy {
+    /// The SR.
+    pub sr: SrUuid,
+    /// What is set.
+    pub policy: Policy,
 }
 
 /// Bytes that went through a descriptor.

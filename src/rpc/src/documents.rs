@@ -1,7 +1,8 @@
 //! The documents of the wire: what lists and records look like to scripts. More fields are welcome, none is renamed.
 
 use catena_types::{
-    Bytes, Failure, Format, ImageId, ImageState, JobKind, JobState, Severity, SrUuid, VdiUuid,
+    Bytes, Failure, Format, ImageId, ImageState, IoClass, JobKind, JobState, Policy, Severity, SrUuid,
+    VdiUuid,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,18 @@ pub struct Sr {
     pub image_count: u64,
     /// Whether clones share blocks where the storage can (reflink).
     pub reflink: bool,
+    /// How its coalesce worker behaves; null while not attached, as is what follows.
+    #[serde(default)]
+    pub policy: Option<Policy>,
+    /// The disks that it is on, such as `sda`; null where there are none, as with a network file system.
+    #[serde(default)]
+    pub io_device: Option<String>,
+    /// What schedules their requests.
+    #[serde(default)]
+    pub io_scheduler: Option<String>,
+    /// Whether that scheduler heeds I/O classes; where it does not, `coalesce.rate` is what spares guests.
+    #[serde(default)]
+    pub io_class_honoured: Option<bool>,
     /// Why it is failed.
     #[serde(default)]
     pub error: Option<Failure>,
@@ -234,6 +247,16 @@ pub struct CoalesceStatus {
     pub state: CoalesceState,
     /// Why.
     pub reason: Reason,
+    /// When a pause ends by itself, RFC 3339.
+    #[serde(default)]
+    pub paused_until: Option<String>,
+    /// The I/O class of the running merge as the kernel has it: `idle`, `best-effort:0` to `:7`; null without a merge, and while
+    /// its threads change from one to another.
+    #[serde(default)]
+    pub io_class: Option<IoClass>,
+    /// Whether the scheduler of the SR's disks heeds it.
+    #[serde(default)]
+    pub io_class_honoured: Option<bool>,
     /// The job that runs.
     pub current: Option<Job>,
     /// What waits, in order.

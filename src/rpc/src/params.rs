@@ -4,6 +4,7 @@
 use catena_types::{Bytes, SrUuid, VdiUuid};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What the front tells a keeper it has started, in `Keeper.start`, before anything else.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +62,21 @@ pub struct SrIntroduceParams {
     /// Only say what is there.
     #[serde(default)]
     pub dry_run: bool,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `SR.set_policy`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SrPolicyParams {
+    /// The SR.
+    pub sr: String,
+    /// What to set, by the names of the policy's fields, as JSON values or as the text that the command line takes. Without any
+    /// the answer only says what is set.
+    #[serde(default)]
+    pub policy: BTreeMap<String, serde_json::Value>,
     /// The client's key for retries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,

@@ -6,12 +6,12 @@
 
 use crate::answers::{
     AgentStats, CoalesceList, Destroyed, Done, ErrorDocument, EventList, Introduced, Introduction, JobList,
-    Made, MadeVdis, Moved, RpcError, ScanReport, SrList, Survey, Tree, VdiList, Version,
+    Made, MadeVdis, Moved, RpcError, ScanReport, SrList, SrPolicy, Survey, Tree, VdiList, Version,
 };
 use crate::params::{
     CoalesceParams, EventListParams, JobParams, ListParams, NoParams, ReadWriteParams, SrCreateParams,
-    SrIntroduceParams, SrParams, VdiCloneParams, VdiCreateParams, VdiExportParams, VdiImportParams,
-    VdiParams, VdiSnapshotParams,
+    SrIntroduceParams, SrParams, SrPolicyParams, VdiCloneParams, VdiCreateParams, VdiExportParams,
+    VdiImportParams, VdiParams, VdiSnapshotParams,
 };
 use crate::{CheckReport, CoalesceStatus, Event, Job, SCHEMA_VERSION, Sr, Vdi};
 use catena_types::{ErrorName, Failure, SrUuid, VdiUuid};
@@ -65,6 +65,7 @@ const METHODS: &[Method] = &[
     at_once::<ListParams, SrList>("SR.list"),
     at_once::<SrParams, Sr>("SR.get_record"),
     at_once::<SrParams, Sr>("SR.stat"),
+    at_once::<SrPolicyParams, SrPolicy>("SR.set_policy"),
     by_job::<SrParams, ScanReport>("SR.scan"),
     by_job::<SrParams, CheckReport>("SR.check"),
     at_once::<VdiCreateParams, Made<VdiUuid>>("VDI.create"),

@@ -166,7 +166,7 @@ fn render(statuses: &[CoalesceStatus], srs: &[Sr]) -> String {
             sr.map_or_else(|| status.sr.to_string(), |sr| sr.name_label.clone()),
             record::word(&status.state),
             status.reason.text.clone(),
-            status.current.as_ref().map_or_else(|| "-".to_owned(), current),
+            status.current.as_ref().map_or_else(|| "-".to_owned(), |job| current(job) + &class(status)),
             queue(status),
             status.unmerged_images.to_string(),
             status.reclaimable_bytes.to_string(),
@@ -186,6 +186,15 @@ fn current(job: &Job) -> String {
         text.push_str(&format!(", {} left", duration(seconds)));
     }
     text
+}
+
+/// The I/O class in effect, and whether that means anything.
+fn class(status: &CoalesceStatus) -> String {
+    match (status.io_class, status.io_class_honoured) {
+        (None, _) => String::new(),
+        (Some(class), Some(false)) => format!(", {class} (the disk's scheduler heeds no classes)"),
+        (Some(class), _) => format!(", {class}"),
+    }
 }
 
 fn queue(status: &CoalesceStatus) -> String {

@@ -6,7 +6,9 @@ use crate::errors::{CliError, Exit};
 use crate::jobs;
 use crate::output::table::Rows;
 use crate::output::{Output, record, tree};
-use catena_rpc::{CheckReport, Finding, ListParams, Node, Sr, SrCreateParams, SrIntroduceParams, SrParams};
+use catena_rpc::{
+    CheckReport, Finding, ListParams, Node, Sr, SrCreateParams, SrIntroduceParams, SrParams, SrPolicyParams,
+};
 use catena_types::{ErrorName, Failure};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -29,6 +31,8 @@ pub(crate) enum SrCommand {
     Scan(Name),
     /// Check every image of an SR; exits with 7 if something is wrong
     Check(Name),
+    /// Set how the coalesce worker of an SR behaves, also while it merges; without KEY=VALUE only show it
+    Policy(Policy),
     /// Attach an SR to this host
     Attach(Attach),
     /// Detach an SR from this host
@@ -80,6 +84,17 @@ pub(crate) struct Name {
     sr: String,
 }
 
+/// What to set.
+#[derive(Debug, Args)]
+#[command(after_help = policy_keys())]
+pub(crate) struct Policy {
+    /// The SR
+    sr: String,
+    /// What to set, as listed below
+    #[arg(value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
 /// An SR to attach.
 #[derive(Debug, Args)]
 pub(crate) struct Attach {
@@ -115,6 +130,7 @@ pub(crate) fn run(command: SrCommand, agent: &mut Client, out: &mut Output) -> R
         SrCommand::Stat(Name { sr }) => stat(sr, agent, out),
         SrCommand::Scan(Name { sr }) => scan(sr, agent, out),
         SrCommand::Check(Name { sr }) => check(sr, agent, out),
+        SrCommand::Policy(Policy { sr, set }) => policy(sr, set, agent, out),
         SrCommand::Attach(Attach { sr, take_over }) => {
             plain("SR.attach", &SrParams { take_over, ..params(sr) }, agent, out)
         }
@@ -184,6 +200,30 @@ fn dry_run(introduce: Introduce, agent: &mut Client, out: &mut Output) -> Result
         Ok(tree::render(&images) + &report::findings(&findings))
     })?;
     Ok(Exit::OK)
+}
+
+fn policy(
+    sr: String,
+    set: Vec<(String, String)>,
+    agent: &mut Client,
+    out: &mut Output,
+) -> Result<Exit, CliError> {
+    let policy = set.into_iter().map(|(key, value)| (key, Value::String(value))).collect();
+    let document = agent.call("SR.set_policy", &SrPolicyParams { sr, policy, request_id: None })?;
+    out.show(&document, || Ok(record::render(&document["policy"])))?;
+    Ok(Exit::OK)
+}
+
+/// `KEY=VALUE`; the agent knows the keys.
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    let (key, value) = pair.ok_or_else(|| format!("'{text}' is not KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn policy_keys() -> String {
+    let keys = catena_types::Policy::KEYS.iter().map(|(name, values)| format!("  {name:<18}  {values}\n"));
+    format!("Keys:\n{}", keys.collect::<String>())
 }
 
 fn list(agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {

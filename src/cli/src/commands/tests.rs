@@ -89,6 +89,9 @@ fn willing(call: &Call) -> Outcome {
         "SR.check" => job("done", &json!({"findings": [], "clean": true})),
         "SR.list" => json!({"srs": [sr()]}),
         "SR.get_record" | "SR.stat" => sr(),
+        "SR.set_policy" => {
+            json!({"sr": SR, "policy": {"coalesce.rate": 1 << 20, "coalesce.window": "always"}})
+        }
         "VDI.list" => json!({"vdis": [vdi(VDI, "web01")]}),
         "VDI.get_record" => vdi(VDI, "web01"),
         "VDI.get_tree" => json!({"roots": []}),
@@ -123,6 +126,7 @@ fn every_verb_prints_one_document_with_the_version_first() {
         "sr stat a",
         "sr scan a",
         "sr check a",
+        "sr policy a coalesce.rate=1MiB",
         "sr attach a",
         "sr detach a",
         "sr forget a",

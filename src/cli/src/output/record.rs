@@ -46,7 +46,11 @@ fn field(name: &str, value: &Value) -> String {
 /// The fields whose numbers are bytes.
 fn is_size(name: &str) -> bool {
     const NAMES: [&str; 4] = ["physical_utilisation", "virtual_allocation", "free_space", "rate"];
-    NAMES.contains(&name) || name.ends_with("_size") || name.ends_with("_bytes") || name.starts_with("bytes_")
+    NAMES.contains(&name)
+        || name.ends_with("_size")
+        || name.ends_with("_bytes")
+        || name.starts_with("bytes_")
+        || matches!(name, "coalesce.rate" | "coalesce.floor")
 }
 
 #[cfg(test)]

@@ -1,0 +1,124 @@
+//! What the kernel says about I/O priority: the class that a process's threads have, and whether the scheduler of a device
+//! heeds it. Used for what clients are shown, which is never what was merely asked for.
+
+use catena_types::IoClass;
+use nix::libc;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The device that an SR is on, and what schedules its requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Scheduling {
+    /// Names of the devices at the bottom, such as `sda`.
+    pub(crate) devices: BTreeSet<String>,
+    /// Their schedulers.
+    pub(crate) schedulers: BTreeSet<String>,
+}
+
+impl Scheduling {
+    /// Whether a class makes a difference; `None` where there is no block device to ask (a network file system).
+    pub(crate) fn honours_classes(&self) -> Option<bool> {
+        // Only these look at a request's class; kyber looks at its kind, and none at nothing.
+        let heed = |name: &String| matches!(name.as_str(), "bfq" | "cfq" | "mq-deadline");
+        (!self.schedulers.is_empty()).then(|| self.schedulers.iter().all(heed))
+    }
+}
+
+/// The class of all threads of a process; `None` while they differ (threads of a batch that was begun in another class), or
+/// if the process is gone.
+pub(crate) fn class_of(pid: u32) -> Option<IoClass> {
+    let mut found = None;
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        let thread: i32 = thread.ok()?.file_name().to_str()?.parse().ok()?;
+        let class = class_of_thread(thread)?;
+        if *found.get_or_insert(class) != class {
+            return None;
+        }
+    }
+    found
+}
+
+fn class_of_thread(thread: i32) -> Option<IoClass> {
+    const WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: ioprio_get takes two integers and touches no memory.
+    let value = unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, thread) };
+    i32::try_from(value).ok().filter(|value| *value >= 0).and_then(IoClass::from_kernel)
+}
+
+/// The devices below a file system, by its device number, and their schedulers as they are now.
+pub(crate) fn scheduling(device: u64) -> Scheduling {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let mut found = Scheduling::default();
+    if let Ok(path) = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")) {
+        descend(&path, &mut found);
+    }
+    found
+}
+
+/// From a device to those that it is made of (device mapper, RAID), and from a partition to its disk.
+fn descend(device: &Path, found: &mut Scheduling) {
+    let slaves: Vec<PathBuf> = fs::read_dir(device.join("slaves"))
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| fs::canonicalize(entry.ok()?.path()).ok())
+        .collect();
+    if !slaves.is_empty() {
+        return slaves.iter().for_each(|slave| descend(slave, found));
+    }
+    let disk = if device.join("partition").exists() { device.parent().unwrap_or(device) } else { device };
+    if let Some(name) = disk.file_name() {
+        found.devices.insert(name.to_string_lossy().into_owned());
+    }
+    let text = fs::read_to_string(disk.join("queue/scheduler")).unwrap_or_default();
+    // A device that has no choice has a bare word.
+    let chosen =
+        text.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map_or(text.trim(), |(name, _)| name);
+    if !chosen.is_empty() {
+        found.schedulers.insert(chosen.to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn devices_are_followed_down_to_the_disks() {
+        let sys = tempfile::tempdir().unwrap();
+        let make = |name: &str, scheduler: Option<&str>| {
+            let path = sys.path().join(name);
+            fs::create_dir_all(path.join("queue")).unwrap();
+            if let Some(text) = scheduler {
+                fs::write(path.join("queue/scheduler"), text).unwrap();
+            }
+            path
+        };
+        make("sda", Some("none [mq-deadline] kyber bfq \n"));
+        let partition = make("sda/sda1", None);
+        fs::write(partition.join("partition"), "1\n").unwrap();
+        let other = make("sdb", Some("[none] bfq\n"));
+        let mapped = make("dm-0", Some("none\n"));
+        fs::create_dir(mapped.join("slaves")).unwrap();
+        symlink(&partition, mapped.join("slaves/sda1")).unwrap();
+        let look = |path: &Path| {
+            let mut found = Scheduling::default();
+            descend(path, &mut found);
+            found
+        };
+        let found = look(&mapped);
+        assert_eq!((found.devices.len(), found.devices.contains("sda")), (1, true));
+        assert_eq!(found.honours_classes(), Some(true));
+        symlink(&other, mapped.join("slaves/sdb")).unwrap();
+        assert_eq!(look(&mapped).schedulers, ["mq-deadline", "none"].map(str::to_owned).into());
+        assert_eq!(look(&mapped).honours_classes(), Some(false));
+        assert_eq!(Scheduling::default().honours_classes(), None);
+    }
+
+    #[test]
+    fn this_process_has_a_class() {
+        assert!(class_of(std::process::id()).is_some());
+        assert_eq!(class_of(u32::MAX), None);
+    }
+}
