@@ -144,6 +144,7 @@ fn srs(scene: &mut Scene) -> Result<()> {
     scene.run("methods/SR.list/answer", &["sr", "list"])?;
     scene.run("methods/SR.get_record/answer", &["sr", "show", "store"])?;
     scene.run("methods/SR.stat/answer", &["sr", "stat", "store"])?;
+    scene.run("methods/SR.set_policy/answer", &["sr", "policy", "store", "coalesce.rate=1GiB"])?;
     fs::write(scene.agent.path("sr/stranger"), "not ours")?;
     scene.run("methods/SR.scan/result", &["sr", "scan", "store"])?;
     scene.run("methods/SR.check/result", &["sr", "check", "store"])?;

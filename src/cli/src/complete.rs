@@ -8,6 +8,7 @@ use crate::client::{Client, read_field};
 use crate::grammar;
 use crate::interrupt::Interrupt;
 use catena_rpc::{Job, ListParams, Sr, Vdi};
+use catena_types::Policy;
 use clap_complete::CompletionCandidate;
 use clap_complete::env::CompleteEnv;
 use serde::de::DeserializeOwned;
@@ -45,6 +46,14 @@ pub(crate) fn srs_and_vdis() -> Vec<CompletionCandidate> {
     let mut all = srs();
     all.extend(vdis());
     all
+}
+
+/// What may be set of a policy, up to the value.
+pub(crate) fn policy_keys() -> Vec<CompletionCandidate> {
+    let key = |(name, values): &(&str, &'static str)| {
+        CompletionCandidate::new(format!("{name}=")).help(Some((*values).into()))
+    };
+    Policy::KEYS.iter().map(key).collect()
 }
 
 /// Jobs.

@@ -16,6 +16,10 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("sr stat", &["catena sr stat disks"]),
     ("sr scan", &["catena sr scan disks"]),
     ("sr check", &["catena sr check disks"]),
+    (
+        "sr policy",
+        &["catena sr policy disks", "catena sr policy disks coalesce.rate=50MiB coalesce.window=22:00-06:00"],
+    ),
     ("sr attach", &["catena sr attach disks", "catena sr attach disks --take-over"]),
     ("sr detach", &["catena sr detach disks"]),
     ("sr forget", &["catena sr forget disks"]),

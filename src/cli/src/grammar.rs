@@ -23,7 +23,8 @@ fn decorated(command: Command, path: &str) -> Command {
     let verbs: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
     let mut command = command.mut_args(completed);
     if let Some(text) = examples::help(path) {
-        command = command.after_help(text);
+        let own = command.get_after_help().map(|own| format!("{own}\n")).unwrap_or_default();
+        command = command.after_help(own + &text);
     }
     for name in verbs {
         let below = if path.is_empty() { name.clone() } else { format!("{path} {name}") };
@@ -38,6 +39,7 @@ fn completed(argument: Arg) -> Arg {
         "sr" => complete::srs,
         "vdi" | "vdis" | "snapshot" => complete::vdis,
         "job" => complete::jobs,
+        "set" => complete::policy_keys,
         "name" if argument.is_positional() => complete::srs_and_vdis,
         _ => return argument,
     };
