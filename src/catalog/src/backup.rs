@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::rows;
 use crate::state::Change;
 use crate::store::{self, Store};
+use catena_types::JobRecord;
 use jiff::{SignedDuration, Timestamp};
 use std::path::Path;
 
@@ -85,7 +86,9 @@ impl Catalog {
         let (Ok(old_job), Ok(old_event)) = (now.checked_sub(ANSWER_AGE), now.checked_sub(EVENT_AGE)) else {
             return Ok(());
         };
-        let over = self.state.jobs.values().filter(|job| job.state.is_over() && job.updated < old_job);
+        // What a failed job has not been able to remove is known from its row alone.
+        let expired = |job: &JobRecord| job.state.is_over() && !job.has_leftovers() && job.updated < old_job;
+        let over = self.state.jobs.values().filter(|job| expired(job));
         let changes: Vec<_> = over.take(JOB_BATCH).map(|job| Change::RemoveJob(job.id)).collect();
         if !changes.is_empty() {
             self.commit(changes)?;

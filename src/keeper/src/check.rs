@@ -163,7 +163,7 @@ impl Checker {
                 findings.push(finding(Severity::Error, &row.container, "the container is gone", repair));
             }
         }
-        for job in self.state.unfinished().filter(|job| !job.state.is_over()) {
+        for job in self.state.unfinished() {
             known.extend(job.effects.makes.iter().map(|made| made.container.as_str()));
         }
         for name in present.iter().filter(|name| !known.contains(name.as_str())) {

@@ -60,6 +60,7 @@ impl Owner {
             }
             return;
         }
+        self.retry_leftovers();
         if let Some(job) = self.steps_due() {
             return self.resume_steps(job);
         }

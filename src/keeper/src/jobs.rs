@@ -5,6 +5,7 @@ use crate::failures::{bad_request, from_trouble};
 use crate::owner::{Call, Given, JobWaiter, Owner, Running};
 use crate::priority::Priority;
 use crate::published::Live;
+use crate::steps::back_off;
 use catena_catalog::Change;
 use catena_control::{Progress, Trouble, TroubleKind};
 use catena_rpc::{Id, JobParams};
@@ -44,18 +45,36 @@ impl Owner {
         Ok(())
     }
 
-    /// Undoes a job that has not committed: removes what it made, then records why. Fails quietly into the log, since the row
-    /// stays and recovery tries again.
+    /// Undoes a job that has not committed: removes what it made, and records why. What cannot be removed now stays in the row
+    /// of the failed job and is tried again.
     pub(crate) fn undo(&mut self, mut job: JobRecord, state: JobState, why: &Failure) {
-        for made in &job.effects.makes {
-            if let Err(error) = self.store.remove(&made.container) {
-                tracing::error!(job = job.id, container = made.container, %error, "what a job made could not be removed");
-                return;
-            }
-        }
-        job.effects = Effects::default();
         job.state = state;
         job.error = Some(why.clone());
+        self.remove_made(job);
+    }
+
+    /// Tries again to remove what jobs have made that ended badly, where the last try was long enough ago.
+    pub(crate) fn retry_leftovers(&mut self) {
+        let now = Timestamp::now();
+        let due =
+            |job: &&std::sync::Arc<JobRecord>| job.has_leftovers() && job.retry_at.is_none_or(|at| at <= now);
+        let due: Vec<JobRecord> =
+            self.catalog.state().unfinished().filter(due).map(|job| (**job).clone()).collect();
+        for job in due {
+            self.remove_made(job);
+        }
+    }
+
+    fn remove_made(&mut self, mut job: JobRecord) {
+        let mut made = job.effects.makes.iter();
+        if let Err(error) = made.try_for_each(|made| self.store.remove(&made.container).map(drop)) {
+            tracing::error!(job = job.id, %error, "what a job made could not be removed and is tried again");
+            job.attempts += 1;
+            job.retry_at = Some(Timestamp::now() + back_off(job.attempts));
+        } else {
+            job.effects = Effects::default();
+            job.retry_at = None;
+        }
         job.updated = Timestamp::now();
         let id = job.id;
         if let Err(failure) = self.commit(vec![Change::PutJob(job)]) {

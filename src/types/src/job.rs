@@ -7,7 +7,8 @@
 //!                             └── failed, cancelled: what `makes` lists is removed
 //! ```
 //!
-//! Before its commit a job is undone: every container in [`Effects::makes`] is removed. After it, what is left to do stands in
+//! Before its commit a job is undone: every container in [`Effects::makes`] is removed; what cannot be removed at once stays
+//! listed there in the row of the failed job, and is tried again. After it, what is left to do stands in
 //! [`Effects::steps`]; each step may be repeated. Nothing else is ever deleted.
 
 use crate::failure::Failure;
@@ -136,6 +137,13 @@ pub enum Work {
     Check,
     /// The containers are compared with the catalog.
     Scan,
+}
+
+impl JobRecord {
+    /// Whether the job has ended badly and what it made is still to be removed.
+    pub fn has_leftovers(&self) -> bool {
+        self.state.is_over() && !self.committed && !self.effects.makes.is_empty()
+    }
 }
 
 impl Work {
