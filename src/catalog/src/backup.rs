@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use std::path::Path;
 
 /// The checked copy, and its name until it is complete.
-const BACKUP: &str = "catalog.bak";
+pub(crate) const BACKUP: &str = "catalog.bak";
 const PARTIAL: &str = "catalog.bak.new";
 /// The least time between two copies.
 const BACKUP_INTERVAL: SignedDuration = SignedDuration::from_secs(60);

@@ -31,6 +31,7 @@ pub struct Catalog {
     pub(crate) state: State,
     pub(crate) last_job: JobId,
     pub(crate) backup: BackupDue,
+    interrupted: bool,
 }
 
 /// Whether the file can be trusted.
@@ -71,15 +72,22 @@ impl Catalog {
     /// # Errors
     /// [`Error::Missing`], [`Error::Newer`], [`Error::Locked`], [`Error::Damaged`]: nothing was changed then.
     pub fn open(dir: &Path) -> Result<Self> {
+        let interrupted = store::wal_in_use(&store::wal_of(&dir.join(DATABASE)))?;
         let store = unknown::open_durably(dir)?;
         let (state, last_job) = rows::load(store.conn())?;
         Ok(Self {
+            interrupted,
             dir: dir.to_owned(),
             backing: Backing::Sound(store),
             state,
             last_job,
             backup: BackupDue::at_open(),
         })
+    }
+
+    /// Whether the predecessor of this owner did not close the catalog.
+    pub const fn was_interrupted(&self) -> bool {
+        self.interrupted
     }
 
     /// What is committed. While an outcome is unknown: what was committed before it.

@@ -45,6 +45,9 @@ impl Store {
         let wal_bytes = extend_with_zeros(&wal, WAL_BYTES)?;
         sync_dir(dir)?;
         let conn = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        // Before the first access: of a damaged catalog not a byte is to change when this fails and the connection is closed.
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+            .map_err(Error::sql("opening the catalog"))?;
         // D23: without this first, SQLite would make a -shm file, and the lock would not be held between transactions.
         pragma(&conn, "locking_mode", "EXCLUSIVE", "exclusive")?;
         pragma(&conn, "journal_mode", "WAL", "wal")?;
@@ -54,8 +57,6 @@ impl Store {
              PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON",
         )
         .map_err(Error::sql("opening the catalog"))?;
-        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-            .map_err(Error::sql("opening the catalog"))?;
         let capacity = wal_bytes.saturating_sub(WAL_HEADER as u64) / (u64::from(PAGE_BYTES) + FRAME_HEADER);
         let store = Self { conn, capacity };
         check_integrity(&store.conn, "quick_check")?;
@@ -158,6 +159,20 @@ pub(crate) fn build(path: &Path, fill: impl FnOnce(&Connection) -> Result<()>) -
     conn.pragma_update(None, "page_size", PAGE_BYTES).map_err(Error::sql("making a catalog"))?;
     fill(&conn)?;
     conn.close().map_err(|(_, error)| Error::sql("making a catalog")(error))?;
+    seal(path)
+}
+
+/// Makes a catalog file at `path` of a closed one at `from`, changed by `fill`: checked and durable, but for
+/// its name.
+pub(crate) fn build_on(from: &Path, path: &Path, fill: impl FnOnce(&Connection) -> Result<()>) -> Result<()> {
+    const DOING: &str = "making a catalog of a copy";
+    remove_database(path)?;
+    fs::copy(from, path).map_err(Error::io(DOING))?;
+    let conn = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    pragma(&conn, "locking_mode", "EXCLUSIVE", "exclusive")?;
+    pragma(&conn, "journal_mode", "WAL", "wal")?;
+    fill(&conn)?;
+    conn.close().map_err(|(_, error)| Error::sql(DOING)(error))?;
     seal(path)
 }
 
