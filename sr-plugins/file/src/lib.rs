@@ -7,6 +7,7 @@
 
 mod directory;
 mod home;
+mod labels;
 mod location;
 mod lock;
 mod marker;

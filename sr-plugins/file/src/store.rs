@@ -5,8 +5,9 @@
 
 use crate::directory::{Directory, is_directory, is_regular};
 use crate::home::{HOME, Home};
+use crate::labels;
 use crate::reflink::{self, Tried};
-use catena_sr_api::{Access, Capabilities, ContainerInfo, Error, Sizing, Space, Store, StoreStat};
+use catena_sr_api::{Access, Capabilities, ContainerInfo, Error, Labels, Sizing, Space, Store, StoreStat};
 use catena_types::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -176,6 +177,17 @@ impl Store for FileStore {
 
     fn shrink(&self, name: &str, _size: Bytes) -> Result<(), Error> {
         check_name(name)
+    }
+
+    fn set_labels(&self, name: &str, labels: &Labels) -> Result<(), Error> {
+        self.owner()?;
+        let file = self.activate(name, Access::ReadOnly)?;
+        labels::write(&file, labels, |doing, errno| self.location.failed(doing, name)(errno))
+    }
+
+    fn labels(&self, name: &str) -> Result<Labels, Error> {
+        let file = self.activate(name, Access::ReadOnly)?;
+        labels::read(&file).map_err(self.location.failed("reading the labels of", name))
     }
 
     fn stat(&self) -> Result<StoreStat, Error> {

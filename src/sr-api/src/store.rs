@@ -3,6 +3,7 @@
 use crate::error::Error;
 use catena_types::{Bytes, SrUuid};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -91,6 +92,10 @@ pub struct ContainerInfo {
     pub modified: i64,
 }
 
+/// What is written on a container, beside its bytes: short texts by name (lower case letters and `_`). The catalog is what
+/// counts; labels are for other tools, and for who has to make a new catalog.
+pub type Labels = BTreeMap<String, String>;
+
 /// Figures of an SR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreStat {
@@ -137,7 +142,8 @@ pub trait Plugin: Sync {
         take_over: bool,
     ) -> Result<Box<dyn Store>, Error>;
 
-    /// Looks at a location without owning or changing it: of the store only `list`, `info`, `stat` and read-only `activate` work.
+    /// Looks at a location without owning or changing it: of the store only `list`, `info`, `labels`, `stat` and read-only
+    /// `activate` work.
     /// For dry runs.
     fn look(&self, location: &Path) -> Result<Box<dyn Store>, Error>;
 }
@@ -180,6 +186,17 @@ pub trait Store: Send + Sync {
 
     /// Makes a container of explicit sizing smaller. Nothing to do where sizing is automatic.
     fn shrink(&self, name: &str, size: Bytes) -> Result<(), Error>;
+
+    /// Writes these labels on a container, and removes all others of ours. Changes neither its bytes nor their time of change, but
+    /// may change what it takes. Need not be durable when this returns. [`Error::Unsupported`] where the storage has no place for labels.
+    fn set_labels(&self, _name: &str, _labels: &Labels) -> Result<(), Error> {
+        Err(Error::Unsupported("this storage has no place for labels".to_owned()))
+    }
+
+    /// The labels of a container; none where the storage has no place for them.
+    fn labels(&self, _name: &str) -> Result<Labels, Error> {
+        Ok(Labels::new())
+    }
 
     /// Figures. May look at every container.
     fn stat(&self) -> Result<StoreStat, Error>;

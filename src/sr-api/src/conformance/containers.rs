@@ -1,7 +1,7 @@
 //! Rules about containers and figures.
 
 use super::{Bench, assert_kept, assert_refused, fresh};
-use crate::{Access, Error, Sizing, Store};
+use crate::{Access, Error, Labels, Sizing, Store};
 use catena_types::Bytes;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,6 +16,7 @@ pub(super) fn run(bench: &dyn Bench) {
     impostors_are_no_containers(bench);
     sizes_follow_the_declared_sizing(bench);
     figures_grow_with_what_is_written(bench);
+    labels_are_kept_beside_the_bytes(bench);
 }
 
 fn names(store: &dyn Store) -> Vec<String> {
@@ -186,4 +187,46 @@ fn noise() -> Vec<u8> {
         state.to_le_bytes()
     });
     words.collect()
+}
+
+/// A storage without a place for labels says so and gives none.
+fn labels_are_kept_beside_the_bytes(bench: &dyn Bench) {
+    let (place, identity, store) = fresh(bench);
+    store.create_container("a.vhd", SIZE).expect("create a container");
+    open(&*store, "a.vhd", Access::ReadWrite).write_all_at(b"kept", 0).expect("write");
+    let labels = |pairs: &[(&str, &str)]| -> Labels {
+        pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
+    };
+    assert_eq!(store.labels("a.vhd").expect("labels of a new container"), Labels::new());
+    let first = labels(&[("vdi", "1"), ("label", "a \"name\" \u{fc}\n"), ("empty", "")]);
+    let seen =
+        |store: &dyn Store| store.info("a.vhd").map(|info| (info.length, info.modified)).expect("info");
+    let before = seen(&*store);
+    match store.set_labels("a.vhd", &first) {
+        Err(Error::Unsupported(_)) => {
+            assert_eq!(store.labels("a.vhd").expect("labels"), Labels::new(), "no place for labels");
+            return;
+        }
+        other => other.expect("set labels"),
+    }
+    assert_eq!(store.labels("a.vhd").expect("labels"), first);
+    assert_eq!(seen(&*store), before, "labels changed the container");
+    let second = labels(&[("vdi", "2")]);
+    store.set_labels("a.vhd", &second).expect("set other labels");
+    assert_eq!(store.labels("a.vhd").expect("labels"), second, "what is not written again goes");
+    assert_refused!(store.set_labels("b.vhd", &second), Error::Missing(_), "label what is not there");
+    assert_refused!(store.labels("b.vhd"), Error::Missing(_), "labels of what is not there");
+    drop(store);
+    let plugin = bench.plugin();
+    let looked = plugin.look(place.location()).expect("look");
+    assert_eq!(looked.labels("a.vhd").expect("labels"), second, "labels outlive the open SR");
+    assert_refused!(
+        looked.set_labels("a.vhd", &first),
+        Error::Unsupported(_),
+        "label what is only looked at"
+    );
+    drop(looked);
+    let store = plugin.open(place.location(), identity.uuid, &identity.owner, false).expect("open");
+    store.set_labels("a.vhd", &Labels::new()).expect("remove all labels");
+    assert_eq!(store.labels("a.vhd").expect("labels"), Labels::new());
 }
