@@ -132,6 +132,7 @@ fn srs(scene: &mut Scene) -> Result<()> {
     fs::create_dir(&xen)?;
     harness::unpack_golden(&xen)?;
     let xen = xen.join("chain3").to_string_lossy().into_owned();
+    scene.run("methods/SR.probe/answer", &["sr", "probe", "--type", "file", "--location", &xen])?;
     let introduce = ["sr", "introduce", "--type", "file", "--location", &xen];
     scene.run("documents/survey", &[&introduce[..], &["--dry-run"]].concat())?;
     let xen = scene.run("methods/SR.introduce/result", &introduce)?;
@@ -141,6 +142,7 @@ fn srs(scene: &mut Scene) -> Result<()> {
     scene.agent.ok(&["sr", "forget", xen])?;
     let create = ["sr", "create", "--type", "file", "--name", "store", "--location", &place];
     scene.run("methods/SR.create/answer", &create)?;
+    scene.run("methods/SR.probe/answer", &["sr", "probe", "--type", "file", "--location", &place])?;
     scene.run("methods/SR.list/answer", &["sr", "list"])?;
     scene.run("methods/SR.get_record/answer", &["sr", "show", "store"])?;
     scene.run("methods/SR.stat/answer", &["sr", "stat", "store"])?;

@@ -106,6 +106,7 @@ impl Front {
             Own::SrRecord => Ok(self.sr_record(&self.named_sr(&mut params)?)),
             Own::SrCreate => self.create(access, params),
             Own::SrIntroduce => self.introduce(access, params),
+            Own::SrProbe => self.probe(access, params),
             Own::SrAttach => self.attach(params),
             Own::SrDetach => self.detach(params),
             Own::SrForget => self.forget(params),

@@ -8,7 +8,7 @@ use crate::keeper::{CallError, Link, Ticket};
 use crate::reload::KeeperLog;
 use crate::srd::SrEntry;
 use catena_rpc::KeeperStart;
-use catena_types::{ErrorName, Failure};
+use catena_types::{ErrorName, Failure, SrUuid};
 use serde_json::Value;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -79,7 +79,8 @@ pub(crate) struct Starter {
 impl Starter {
     /// Starts a keeper and tells it which SR it is for. The ticket is its answer to that: who sends the next request need
     /// not wait for it.
-    pub(crate) fn start(&self, entry: &SrEntry) -> Result<(Keeper, Ticket), Failure> {
+    /// `elsewhere` are the SRs that are known at other locations.
+    pub(crate) fn start(&self, entry: &SrEntry, elsewhere: Vec<SrUuid>) -> Result<(Keeper, Ticket), Failure> {
         let failed = |error: io::Error| {
             Failure::new(ErrorName::SrUnavailable, format!("no keeper can be started: {error}"))
                 .hint("is catena-keeper installed beside catenad?")
@@ -97,6 +98,7 @@ impl Starter {
             location: entry.location.clone(),
             host_id: self.host_id.clone(),
             boot_id: self.boot_id.clone(),
+            elsewhere,
         };
         let params = serde_json::to_value(start).map_err(|error| failed(error.into()))?;
         match keeper.link.begin("Keeper.start", params, Vec::new()) {
@@ -158,7 +160,7 @@ mod tests {
             boot_id: "boot".into(),
             hub: Arc::new(Hub::default()),
         };
-        let (keeper, _started) = starter.start(&crate::testing::entry("a")).unwrap();
+        let (keeper, _started) = starter.start(&crate::testing::entry("a"), Vec::new()).unwrap();
         let process = PathBuf::from(format!("/proc/{}", keeper.pid.unwrap()));
         assert!(process.exists());
         keeper.end();
@@ -174,7 +176,7 @@ mod tests {
             boot_id: String::new(),
             hub: Arc::new(Hub::default()),
         };
-        let failure = starter.start(&crate::testing::entry("a")).unwrap_err();
+        let failure = starter.start(&crate::testing::entry("a"), Vec::new()).unwrap_err();
         assert_eq!(failure.name, ErrorName::SrUnavailable);
         assert!(failure.hint.contains("catena-keeper"), "{}", failure.hint);
     }

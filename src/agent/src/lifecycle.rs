@@ -12,7 +12,8 @@ use crate::phase::Phase;
 use crate::routes::PATIENCE;
 use crate::srd::{MadeBy, SrEntry};
 use crate::supervise::Sr;
-use catena_rpc::{Job, Outcome, SrCreateParams, SrIntroduceParams, SrParams};
+use crate::table::taken;
+use catena_rpc::{Job, Outcome, SrCreateParams, SrIntroduceParams, SrParams, SrProbeParams, SrProbed};
 use catena_types::{ErrorName, Failure, JobState, SrUuid};
 use serde_json::{Value, json};
 use std::path::{Component, Path, PathBuf};
@@ -40,13 +41,34 @@ impl Front {
         params.location = self.location(access, &params.location)?;
         let entry = new_entry(&params.kind, &params.location, params.name_label.as_deref().unwrap_or(""));
         if params.dry_run {
-            let (keeper, started) = self.starter.start(&entry)?;
+            if let Some(sr) = self.table.at(&entry.location) {
+                refuse_in_use(&sr)?;
+            }
+            let (keeper, started) = self.starter.start(&entry, self.table.elsewhere(&entry.location))?;
             let outcome = keeper.first_call(started, "SR.introduce", wire(&params)?);
             keeper.end();
             return outcome.map_err(|error| error.into_failure(entry.uuid));
         }
         let request_id = params.request_id.clone();
         self.bring_in(entry, "SR.introduce", wire(&params)?, request_id, true)
+    }
+
+    /// `SR.probe`.
+    pub(crate) fn probe(&self, access: Access, params: Params) -> Outcome {
+        let params: SrProbeParams = read(params)?;
+        let location = self.location(access, &params.location)?;
+        let mut probed = self.look(&new_entry(&params.kind, &location, ""))?;
+        probed.known = self.table.at(&location).is_some_and(|sr| Some(sr.uuid()) == probed.uuid);
+        wire(&probed)
+    }
+
+    /// What is at the location of an SR.
+    fn look(&self, entry: &SrEntry) -> Result<SrProbed, Failure> {
+        let (keeper, started) = self.starter.start(entry, Vec::new())?;
+        let outcome = keeper.first_call(started, "SR.probe", json!({}));
+        keeper.end();
+        let document = outcome.map_err(|error| error.into_failure(entry.uuid))?;
+        serde_json::from_value(document).map_err(|error| nonsense("SR.probe", &error.to_string()))
     }
 
     /// Lets a new keeper create or introduce an SR and keeps it as the SR's keeper.
@@ -62,8 +84,16 @@ impl Front {
         if let Some(answer) = request_id.as_deref().and_then(|id| self.answer_to(id)) {
             return Ok(answer);
         }
-        let _claim = self.table.claim(&entry.location)?;
-        let (keeper, started) = self.starter.start(&entry)?;
+        // An SR that is known and could not be attached may be introduced again: so a lost catalog is made anew.
+        let (_claim, known) = match by_job {
+            true => self.table.claim_any(&entry.location)?,
+            false => (self.table.claim(&entry.location)?, None),
+        };
+        let _alone = known.as_deref().map(alone).transpose()?;
+        if let Some(sr) = &known {
+            refuse_in_use(sr)?;
+        }
+        let (keeper, started) = self.starter.start(&entry, self.table.elsewhere(&entry.location))?;
         let outcome = keeper.first_call(started, method, params);
         let made = outcome.map_err(|error| error.into_failure(entry.uuid)).and_then(|answer| {
             let uuid = if by_job { introduced(&answer) } else { created(&answer) }?;
@@ -86,14 +116,15 @@ impl Front {
             entry.name_label = label_of(&keeper, &entry);
         }
         entry.made_by = request_id.map(|request_id| MadeBy { request_id, answer: answer.to_string() });
-        self.take_in(entry, keeper)?;
+        self.take_in(entry, keeper, known.clone())?;
         Ok(answer)
     }
 
     /// Remembers an SR and supervises the keeper that has made it.
-    fn take_in(&self, entry: SrEntry, keeper: Keeper) -> Result<(), Failure> {
+    fn take_in(&self, entry: SrEntry, keeper: Keeper, known: Option<Arc<Sr>>) -> Result<(), Failure> {
         let uuid = entry.uuid;
-        if self.table.contains(uuid) {
+        let known = known.filter(|sr| sr.uuid() == uuid);
+        if known.is_none() && self.table.contains(uuid) {
             keeper.end();
             let text = format!("{} is the SR {uuid}, which is known at another location", entry.location);
             return Err(Failure::new(ErrorName::SrExists, text).object("sr", uuid));
@@ -106,7 +137,8 @@ impl Front {
             )));
         }
         tracing::info!(sr = %uuid, location = entry.location, "SR taken in");
-        let sr = Arc::new(Sr::new(entry));
+        let sr = known.unwrap_or_else(|| Arc::new(Sr::new(entry.clone())));
+        sr.set_entry(entry);
         self.table.insert(&sr);
         sr.adopt(&self.starter, keeper)
     }
@@ -254,6 +286,14 @@ impl Front {
 /// The client's key for retries.
 fn request_id(params: &Params) -> Option<String> {
     params.get("request_id").and_then(Value::as_str).map(str::to_owned)
+}
+
+/// Refuses an SR that a keeper has, or is about to have.
+fn refuse_in_use(sr: &Sr) -> Result<(), Failure> {
+    match sr.state().phase {
+        Phase::Detached | Phase::Failed => Ok(()),
+        Phase::Starting | Phase::Waiting | Phase::Attached | Phase::Stopping => Err(taken(sr)),
+    }
 }
 
 fn new_entry(kind: &str, location: &str, label: &str) -> SrEntry {

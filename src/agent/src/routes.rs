@@ -39,6 +39,8 @@ pub(crate) enum Own {
     SrCreate,
     /// `SR.introduce`.
     SrIntroduce,
+    /// `SR.probe`.
+    SrProbe,
     /// `SR.attach`.
     SrAttach,
     /// `SR.detach`.
@@ -79,6 +81,7 @@ pub(crate) const METHODS: &[Method] = &[
     look("Agent.stats", Route::Front(Own::Stats)),
     act("SR.create", Route::Front(Own::SrCreate)),
     act("SR.introduce", Route::Front(Own::SrIntroduce)),
+    act("SR.probe", Route::Front(Own::SrProbe)),
     act("SR.attach", Route::Front(Own::SrAttach)),
     act("SR.detach", Route::Front(Own::SrDetach)),
     act("SR.forget", Route::Front(Own::SrForget)),

@@ -133,6 +133,8 @@ impl Sr {
 
     /// Starts the supervision with a keeper that has just created or introduced the SR.
     pub(crate) fn adopt(self: &Arc<Self>, starter: &Arc<Starter>, keeper: Keeper) -> Result<(), Failure> {
+        // The supervision of keepers that failed before may be about to end.
+        self.wait_while(MOMENT, |state| state.supervised);
         self.publish(&keeper);
         self.supervise_from(self.lock(), starter, Some(keeper))?;
         self.happened(Happening::Attached);
@@ -219,7 +221,7 @@ impl Sr {
     fn attach_and_watch(&self, starter: &Starter) {
         let entry = self.entry();
         let take_over = std::mem::take(&mut self.lock().take_over);
-        let (keeper, started) = match starter.start(&entry) {
+        let (keeper, started) = match starter.start(&entry, Vec::new()) {
             Ok(started) => started,
             Err(failure) => {
                 tracing::error!(sr = %entry.uuid, %failure, "no keeper");

@@ -49,6 +49,14 @@ impl Table {
 
     /// Takes a location for a new SR; refused while another request does the same, or where a known SR is.
     pub(crate) fn claim(&self, location: &str) -> Result<Claim<'_>, Failure> {
+        match self.claim_any(location)? {
+            (claim, None) => Ok(claim),
+            (_, Some(sr)) => Err(taken(&sr)),
+        }
+    }
+
+    /// The same where the SR that is known there may be brought back: it comes with the claim.
+    pub(crate) fn claim_any(&self, location: &str) -> Result<(Claim<'_>, Option<Arc<Sr>>), Failure> {
         if !self.claimed().insert(location.to_owned()) {
             return Err(Failure::new(
                 ErrorName::TryAgain,
@@ -56,15 +64,18 @@ impl Table {
             ));
         }
         let claim = Claim { table: self, location: location.to_owned() };
-        match self.all().iter().map(|sr| sr.entry()).find(|entry| entry.location == location) {
-            None => Ok(claim),
-            Some(entry) => Err(Failure::new(
-                ErrorName::SrExists,
-                format!("{location} is the SR {} ({})", entry.uuid, entry.name_label),
-            )
-            .hint("`catena sr list` names the SRs of this host")
-            .object("sr", entry.uuid)),
-        }
+        Ok((claim, self.at(location)))
+    }
+
+    /// The SR that is known at a location.
+    pub(crate) fn at(&self, location: &str) -> Option<Arc<Sr>> {
+        self.all().into_iter().find(|sr| sr.entry().location == location)
+    }
+
+    /// The SRs that are known at other locations.
+    pub(crate) fn elsewhere(&self, location: &str) -> Vec<SrUuid> {
+        let entries = self.all().into_iter().map(|sr| sr.entry());
+        entries.filter(|entry| entry.location != location).map(|entry| entry.uuid).collect()
     }
 
     fn srs(&self) -> MutexGuard<'_, BTreeMap<SrUuid, Arc<Sr>>> {
@@ -74,6 +85,15 @@ impl Table {
     fn claimed(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The refusal of a location where a known SR is.
+pub(crate) fn taken(sr: &Sr) -> Failure {
+    let entry = sr.entry();
+    let text = format!("{} is the SR {} ({})", entry.location, entry.uuid, entry.name_label);
+    Failure::new(ErrorName::SrExists, text)
+        .hint("`catena sr list` names the SRs of this host")
+        .object("sr", entry.uuid)
 }
 
 impl Drop for Claim<'_> {

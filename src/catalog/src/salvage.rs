@@ -246,8 +246,9 @@ mod tests {
         let catalog = remains.replace(dir.path(), &meta(), changes).unwrap();
         let state = catalog.state();
         assert_eq!((state.images.len(), state.vdis.len()), (1, 1));
-        assert!(state.jobs[&1].error.is_none() && state.jobs[&1].state == JobState::Done);
-        assert_eq!((state.jobs[&2].state, &state.jobs[&2].effects), (JobState::Failed, &Effects::default()));
+        let (done, void) = (state.jobs.get(&1).unwrap(), state.jobs.get(&2).unwrap());
+        assert!(done.error.is_none() && done.state == JobState::Done);
+        assert_eq!((void.state, &void.effects), (JobState::Failed, &Effects::default()));
         let events = catalog.events(None, None, 9).unwrap();
         assert_eq!(events.iter().map(|event| event.message.as_str()).collect::<Vec<_>>(), ["once", "new"]);
         let kept = fs::read(dir.path().join("catalog.db.damaged-1")).unwrap();

@@ -104,6 +104,8 @@ mod tests {
         for line in [
             "sr create --type file --name disks --location /srv/disks --allocation thin",
             "sr introduce --type file --location /srv/xen --dry-run",
+            "sr introduce --type file --location /srv/disks --take-over",
+            "sr probe --type file --location /srv/disks",
             "sr list",
             "sr list --json",
             "--root /tmp/x --quiet sr show disks",

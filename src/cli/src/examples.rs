@@ -11,6 +11,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "catena sr introduce --type file --location /srv/xen --name xen",
         ],
     ),
+    ("sr probe", &["catena sr probe --type file --location /srv/disks"]),
     ("sr list", &["catena sr list", "catena --json sr list"]),
     ("sr show", &["catena sr show disks"]),
     ("sr stat", &["catena sr stat disks"]),

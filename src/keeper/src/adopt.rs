@@ -16,9 +16,10 @@ use catena_control::{Answer, ImageReport, Request, Trouble};
 use catena_rpc::Finding;
 use catena_sr_api::{Access, ContainerInfo, Store, StoreStat};
 use catena_types::{
-    Bytes, Failure, Format, ImageId, ImageRecord, ImageState, JobRecord, Severity, SrUuid, VdiKind,
-    VdiRecord, VdiUuid,
+    Bytes, Effects, EventRecord, Failure, Format, ImageId, ImageRecord, ImageState, JobId, JobRecord,
+    JobState, Severity, SrUuid, VdiKind, VdiRecord, VdiUuid, Work,
 };
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -30,20 +31,25 @@ const BATCH: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Adoption {
     /// Rows of what is there.
-    images: Vec<ImageRecord>,
+    pub(crate) images: Vec<ImageRecord>,
     /// Empty leaves to be made: on visible images that have children, and on disks of other programs.
     leaves: Vec<ImageRecord>,
     /// The disks.
-    vdis: Vec<VdiRecord>,
+    pub(crate) vdis: Vec<VdiRecord>,
     /// What is remarkable.
-    findings: Vec<Finding>,
+    pub(crate) findings: Vec<Finding>,
 }
 
 /// A container and what it says of itself.
-type Found = (ContainerInfo, Result<ImageReport, Trouble>);
+pub(crate) type Found = (ContainerInfo, Result<ImageReport, Trouble>);
 
 /// Looks at every image of a store and says what it becomes. Changes nothing.
 pub(crate) fn survey(store: &dyn Store, small: &mut SmallWorker, sr: SrUuid) -> Result<Adoption, Failure> {
+    inspect(store, small, sr).map(adoption)
+}
+
+/// What every image of a store says of itself.
+pub(crate) fn inspect(store: &dyn Store, small: &mut SmallWorker, sr: SrUuid) -> Result<Vec<Found>, Failure> {
     let mut containers = store.list()?;
     containers.retain(|info| info.name.to_ascii_lowercase().ends_with(".vhd"));
     containers.sort_by(|a, b| a.name.cmp(&b.name));
@@ -62,7 +68,7 @@ pub(crate) fn survey(store: &dyn Store, small: &mut SmallWorker, sr: SrUuid) -> 
         }
     }
     tracing::info!(%sr, images = found.len(), "a directory was surveyed");
-    Ok(adoption(found))
+    Ok(found)
 }
 
 /// The rows that images become. Pure.
@@ -79,7 +85,7 @@ fn adoption(found: Vec<Found>) -> Adoption {
 }
 
 impl Adoption {
-    fn row(
+    pub(crate) fn row(
         &mut self,
         info: &ContainerInfo,
         report: Result<ImageReport, Trouble>,
@@ -127,7 +133,7 @@ impl Adoption {
     }
 
     /// Marks what belongs to no disk: images whose chain has no beginning, and hidden images that nothing hangs from.
-    fn orphans(&mut self) {
+    pub(crate) fn orphans(&mut self) {
         let rows: BTreeMap<ImageId, (Option<ImageId>, ImageState)> =
             self.images.iter().map(|row| (row.id, (row.parent, row.state))).collect();
         let broken = |from: ImageId| {
@@ -200,11 +206,11 @@ impl Adoption {
         }
     }
 
-    fn find(&mut self, severity: Severity, object: &str, problem: String) {
+    pub(crate) fn find(&mut self, severity: Severity, object: &str, problem: String) {
         self.findings.push(Finding { severity, object: object.to_owned(), problem, repair: String::new() });
     }
 
-    fn changes(&self) -> impl Iterator<Item = Change> + '_ {
+    pub(crate) fn changes(&self) -> impl Iterator<Item = Change> + '_ {
         let images = self.images.iter().chain(&self.leaves).cloned().map(Change::PutImage);
         images.chain(self.vdis.iter().cloned().map(Change::PutVdi))
     }
@@ -217,6 +223,64 @@ pub(crate) fn document(adoption: &Adoption, sr: SrFacts, meta: Meta) -> Value {
     let view =
         View(Arc::new(Published { sr, state, live: BTreeMap::new(), moment: Moment::default(), stat }));
     json!({"images": view.roots(None), "findings": adoption.findings})
+}
+
+/// What a dry run answers for an SR whose catalog is in order.
+pub(crate) fn as_it_is(sr: SrFacts, state: State) -> Value {
+    let stat = StoreStat { total: Bytes(0), used: Bytes(0), allocatable: Bytes(0) };
+    let view =
+        View(Arc::new(Published { sr, state, live: BTreeMap::new(), moment: Moment::default(), stat }));
+    let finding = Finding {
+        severity: Severity::Info,
+        object: "catalog".to_owned(),
+        problem: "this is an SR of ours and its catalog is in order".to_owned(),
+        repair: String::new(),
+    };
+    json!({"images": view.roots(None), "findings": [finding]})
+}
+
+/// The row of the introduction that makes a catalog anew: it is over when that catalog is there.
+pub(crate) fn introduced(
+    id: JobId,
+    request_id: Option<String>,
+    sr: SrUuid,
+    adoption: &Adoption,
+) -> JobRecord {
+    let now = Timestamp::now();
+    JobRecord {
+        id,
+        work: Work::Introduce,
+        state: JobState::Done,
+        committed: true,
+        effects: Effects::default(),
+        phase: "done".to_owned(),
+        bytes_done: Bytes(0),
+        bytes_total: Bytes(0),
+        error: None,
+        attempts: 0,
+        retry_at: None,
+        request_id,
+        answer: Some(json!({"uuid": sr, "findings": adoption.findings})),
+        created: now,
+        updated: now,
+    }
+}
+
+/// What watchers are told of it.
+pub(crate) fn made_anew(sr: SrUuid, job: JobId, adoption: &Adoption) -> EventRecord {
+    let (images, disks) = (adoption.images.len(), adoption.vdis.len());
+    EventRecord {
+        id: 0,
+        time: Timestamp::now(),
+        kind: "sr.rebuilt".to_owned(),
+        severity: Severity::Warning,
+        sr,
+        vdi: None,
+        job: Some(job),
+        message: format!(
+            "the catalog was made anew: {images} images and {disks} disks; coalescing is paused"
+        ),
+    }
 }
 
 impl Owner {

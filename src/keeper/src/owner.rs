@@ -111,6 +111,8 @@ pub(crate) struct Owner {
     pub(crate) farewell: Option<(Id, serde_json::Value)>,
     /// The SR is to be unmade when the owner ends.
     pub(crate) destroyed: bool,
+    /// It was said that this storage has no place for labels.
+    pub(crate) no_labels: bool,
     /// What running jobs will still take.
     pub(crate) holds: Holds,
     /// What containers take that the catalog does not know.
@@ -154,6 +156,7 @@ impl Owner {
             leaving: false,
             farewell: None,
             destroyed: false,
+            no_labels: false,
             holds: Holds::default(),
             beside: Bytes(0),
             stat_due: Cell::new(true),
@@ -216,9 +219,10 @@ impl Owner {
 
     /// Commits changes; on success events go to the front. An unknown outcome is resolved before anything else happens (D19):
     /// the rewritten catalog's content decides whether the changes took effect.
-    pub(crate) fn commit(&mut self, changes: Vec<Change>) -> Result<(), Failure> {
+    pub(crate) fn commit(&mut self, mut changes: Vec<Change>) -> Result<(), Failure> {
         self.stat_due.set(true);
         self.untidy = true;
+        let labelled = self.label(&mut changes);
         let events: Vec<EventRecord> = changes.iter().filter_map(event_of).collect();
         let mut touched = self.touched(&changes);
         let wanted = changes.clone();
@@ -228,6 +232,7 @@ impl Owner {
                 tracing::error!(sr = %self.sr.uuid, "a commit has an unknown outcome; the catalog is rewritten");
                 self.catalog.resolve_unknown().map_err(|error| from_catalog(&error))?;
                 if !self.took_effect(&wanted) {
+                    self.relabel(&labelled.taken);
                     let what = "the catalog could not be written; nothing was changed";
                     return Err(
                         Failure::new(catena_types::ErrorName::IoError, what).hint("look at the storage")
@@ -235,7 +240,10 @@ impl Owner {
                 }
                 Vec::new()
             }
-            Err(error) => return Err(from_catalog(&error)),
+            Err(error) => {
+                self.relabel(&labelled.taken);
+                return Err(from_catalog(&error));
+            }
         };
         for change in &wanted {
             // What a job is promised ends when it does not run any more.
@@ -248,6 +256,7 @@ impl Owner {
         touched.extend(self.touched(&wanted));
         let tree = Rows(self.catalog.state());
         touched.into_iter().for_each(|image| self.candidates.touched(&tree, image));
+        self.relabel(&labelled.left);
         for (mut event, id) in events.into_iter().zip(ids) {
             event.id = id;
             self.notify(&event);

@@ -38,6 +38,9 @@ impl Owner {
                 self.undo(job, JobState::Failed, &why.hint("start it again"));
             }
         }
+        if self.catalog.was_interrupted() {
+            self.relabel_all();
+        }
         Ok(())
     }
 

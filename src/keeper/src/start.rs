@@ -1,20 +1,19 @@
 //! How an SR is opened: attached, created or taken over. One of these comes once, before any other request.
 
-use crate::adopt;
 use crate::dispatch::params;
 use crate::failures::{bad_request, from_catalog};
+use crate::introduce::{lost, nothing_is_left, unmake};
 use crate::owner::{Mail, Owner};
 use crate::published::SrFacts;
-use crate::worker::SmallWorker;
 use catena_catalog::{Catalog, Error as CatalogError, Meta};
-use catena_rpc::{KeeperStart, Request, SrCreateParams, SrIntroduceParams, SrParams, Writer};
+use catena_rpc::{KeeperStart, Request, SrCreateParams, SrOwner, SrParams, SrProbed, Writer};
 use catena_sr_api::{Error as StoreError, HostIdentity, Plugin, Probe, SrIdentity, Store};
-use catena_types::{ErrorName, Failure, SrUuid, Work};
+use catena_types::{ErrorName, Failure, SrUuid};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -57,11 +56,12 @@ impl Starter {
             "SR.attach" => self.attach(&params(request)?),
             "SR.create" => self.create(&params(request)?),
             "SR.introduce" => self.introduce(&params(request)?),
+            "SR.probe" => self.probe(),
             other => Err(bad_request(format!("{other} before an SR is open"))),
         }
     }
 
-    fn start(&self) -> Result<(&KeeperStart, &'static dyn Plugin), Failure> {
+    pub(crate) fn start(&self) -> Result<(&KeeperStart, &'static dyn Plugin), Failure> {
         let start = self.start.as_ref().ok_or_else(|| bad_request("Keeper.start comes first"))?;
         let plugin = self.plugins.iter().find(|plugin| plugin.kind() == start.kind).ok_or_else(|| {
             let kinds: Vec<&str> = self.plugins.iter().map(|plugin| plugin.kind()).collect();
@@ -71,16 +71,43 @@ impl Starter {
         Ok((start, *plugin))
     }
 
+    /// `SR.probe`: what is at the location. Changes nothing.
+    fn probe(&self) -> Result<Begun, Failure> {
+        let (start, plugin) = self.start()?;
+        let mut said = SrProbed { location: start.location.clone(), ..SrProbed::default() };
+        match plugin.probe(Path::new(&start.location))? {
+            Probe::Empty => "empty".clone_into(&mut said.found),
+            Probe::Ours(identity) => {
+                "sr".clone_into(&mut said.found);
+                said.uuid = Some(identity.uuid);
+                said.name_label = Some(identity.name_label);
+                let this_host = identity.owner.host == start.host_id;
+                said.owner =
+                    Some(SrOwner { host: identity.owner.host, boot: identity.owner.boot, this_host });
+            }
+            Probe::Images(names) => {
+                "images".clone_into(&mut said.found);
+                said.images = names;
+            }
+            Probe::Foreign(what) => {
+                "foreign".clone_into(&mut said.found);
+                said.text = what;
+            }
+        }
+        let document = serde_json::to_value(said);
+        document.map(Begun::Said).map_err(|error| bad_request(error.to_string()))
+    }
+
     fn attach(&self, asked: &SrParams) -> Result<Begun, Failure> {
         let (start, plugin) = self.start()?;
         let store = open(plugin, start, start.sr, asked.take_over)?;
         let catalog = match Catalog::open(store.catalog_dir()) {
             // The end of a creation that stopped between marker and catalog: there is nothing to lose.
-            Err(CatalogError::Missing(_)) if store.list()?.is_empty() => {
+            Err(CatalogError::Missing(_)) if store.list()?.is_empty() && nothing_is_left(&*store)? => {
                 Catalog::create(store.catalog_dir(), meta(start.sr, ""))
                     .map_err(|error| from_catalog(&error))?
             }
-            other => other.map_err(|error| from_catalog(&error))?,
+            other => other.map_err(|error| unopened(&error, &start.location, &start.kind))?,
         };
         let mut owner = self.owner(start.sr, store, catalog)?;
         owner.recover()?;
@@ -107,9 +134,7 @@ impl Starter {
         let catalog = match Catalog::create(store.catalog_dir(), meta(start.sr, &asked.name_label)) {
             Ok(catalog) => catalog,
             Err(error) => {
-                if let Err(error) = store.destroy() {
-                    tracing::error!(%error, "a half-made SR could not be removed");
-                }
+                unmake(&*store);
                 return Err(from_catalog(&error));
             }
         };
@@ -117,67 +142,25 @@ impl Starter {
         Ok(Begun::Opened(json!({"uuid": start.sr}), Box::new(owner)))
     }
 
-    fn introduce(&self, asked: &SrIntroduceParams) -> Result<Begun, Failure> {
-        let (start, plugin) = self.start()?;
-        let location = PathBuf::from(&start.location);
-        if asked.dry_run {
-            let store = plugin.look(&location)?;
-            let adoption = adopt::survey(&*store, &mut SmallWorker::default(), start.sr)?;
-            return Ok(Begun::Said(adopt::document(
-                &adoption,
-                self.facts(start.sr, &*store)?,
-                meta(start.sr, ""),
-            )));
-        }
-        let directory =
-            location.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let label = asked.name_label.clone().unwrap_or(directory);
-        let (uuid, store) = match plugin.probe(&location)? {
-            Probe::Ours(identity) => (identity.uuid, open(plugin, start, identity.uuid, false)?),
-            _ => (start.sr, plugin.adopt(&location, &identity(start, &label))?),
-        };
-        let catalog = open_or_begin(&*store, uuid, &label)?;
-        let mut owner = self.owner(uuid, store, catalog)?;
-        owner.recover()?;
-        let job = owner.take_over(asked.request_id.clone())?;
-        Ok(Begun::Opened(job, Box::new(owner)))
-    }
-
-    fn facts(&self, sr: SrUuid, store: &dyn Store) -> Result<SrFacts, Failure> {
+    pub(crate) fn facts(&self, sr: SrUuid, store: &dyn Store) -> Result<SrFacts, Failure> {
         let (start, _) = self.start()?;
         let reflink = store.capabilities().clone_range;
         let device = std::fs::metadata(&start.location).map_or(0, |metadata| metadata.dev());
         Ok(SrFacts { uuid: sr, kind: start.kind.clone(), location: start.location.clone(), reflink, device })
     }
 
-    fn owner(&self, sr: SrUuid, store: Box<dyn Store>, catalog: Catalog) -> Result<Owner, Failure> {
+    pub(crate) fn owner(
+        &self,
+        sr: SrUuid,
+        store: Box<dyn Store>,
+        catalog: Catalog,
+    ) -> Result<Owner, Failure> {
         Ok(Owner::new(self.facts(sr, &*store)?, store, catalog, self.mailbox.clone(), self.front.clone()))
     }
 }
 
-impl Owner {
-    /// Catalogues the images of a directory that is being taken over, unless that was done before. Answers with the job.
-    fn take_over(&mut self, request_id: Option<String>) -> Result<Value, Failure> {
-        let state = self.catalog.state();
-        let begun = state.jobs.values().any(|job| job.work == Work::Introduce && !job.committed);
-        let fresh = state.images.is_empty() && state.jobs.values().all(|job| job.work == Work::Introduce);
-        let mut job = self.new_job(Work::Introduce, request_id);
-        if !fresh && !begun {
-            job.committed = true;
-            job.answer = Some(json!({"uuid": self.sr.uuid}));
-            let id = job.id;
-            self.finish(job, Vec::new())?;
-            return self.job_document(id);
-        }
-        let adoption = adopt::survey(&*self.store, &mut self.small, self.sr.uuid)?;
-        let id = job.id;
-        self.adopt(job, adoption)?;
-        self.job_document(id)
-    }
-}
-
 /// Opens the SR. A front that has died leaves a keeper that first ends its jobs: who comes after it on this host waits for that.
-fn open(
+pub(crate) fn open(
     plugin: &dyn Plugin,
     start: &KeeperStart,
     uuid: SrUuid,
@@ -193,36 +176,41 @@ fn open(
             {
                 std::thread::sleep(Duration::from_millis(20));
             }
+            Err(StoreError::InUse(why)) => {
+                let theirs = !plugin.probe(location).is_ok_and(own);
+                let hint = if theirs {
+                    "detach it there; only if that host is down for good, repeat this with --take-over"
+                } else {
+                    "another agent of this host has it: detach it there"
+                };
+                return Err(Failure::new(ErrorName::SrInUse, why).hint(hint).object("sr", uuid));
+            }
             opened => return Ok(opened?),
         }
     }
 }
 
-/// The catalog of a directory of ours, or a new one where an introduction stopped before it had any.
-fn open_or_begin(store: &dyn Store, uuid: SrUuid, label: &str) -> Result<Catalog, Failure> {
-    match Catalog::open(store.catalog_dir()) {
-        Err(CatalogError::Missing(_)) if store.catalog_dir().join("catalog.bak").exists() => {
-            Err(Failure::new(ErrorName::Metadata, "the catalog is gone, and a copy of it is there").hint(
-                "in .catena, remove catalog.db-wal, copy catalog.bak to catalog.db, and introduce again",
-            ))
-        }
-        Err(CatalogError::Missing(_)) => {
-            let meta = Meta { coalesce_paused: true, ..meta(uuid, label) };
-            Catalog::create(store.catalog_dir(), meta).map_err(|error| from_catalog(&error))
-        }
-        other => other.map_err(|error| from_catalog(&error)),
+/// What the catalog of an SR that is to be attached says when it cannot be opened.
+fn unopened(error: &CatalogError, location: &str, kind: &str) -> Failure {
+    let failure = from_catalog(error);
+    if !lost(error) {
+        return failure;
     }
+    failure.hint(format!(
+        "make it anew from its copy and the images: catena sr introduce --type {kind} --location {location} \
+         (first with --dry-run)"
+    ))
 }
 
 fn host(start: &KeeperStart) -> HostIdentity {
     HostIdentity { host: start.host_id.clone(), boot: start.boot_id.clone() }
 }
 
-fn identity(start: &KeeperStart, label: &str) -> SrIdentity {
+pub(crate) fn identity(start: &KeeperStart, label: &str) -> SrIdentity {
     SrIdentity { uuid: start.sr, name_label: label.to_owned(), owner: host(start) }
 }
 
-fn meta(sr: SrUuid, label: &str) -> Meta {
+pub(crate) fn meta(sr: SrUuid, label: &str) -> Meta {
     Meta {
         sr,
         name_label: label.to_owned(),

@@ -204,3 +204,36 @@ pub struct ErrorWords {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
+
+/// What is at a location, and what can be made of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SrProbed {
+    /// Where it was looked.
+    pub location: String,
+    /// `sr` (an SR of ours), `images` (`sr introduce` takes them over), `empty` (`sr create` makes an SR), `foreign`.
+    pub found: String,
+    /// The SR.
+    pub uuid: Option<SrUuid>,
+    /// Its name when it was made.
+    pub name_label: Option<String>,
+    /// The host that it belongs to.
+    pub owner: Option<SrOwner>,
+    /// Whether this host knows the SR at this location.
+    #[serde(default)]
+    pub known: bool,
+    /// Names of files that may be images.
+    pub images: Vec<String>,
+    /// What is foreign.
+    pub text: String,
+}
+
+/// The host that an SR belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SrOwner {
+    /// Its id.
+    pub host: String,
+    /// The boot in which it took the SR.
+    pub boot: String,
+    /// Whether it is this one.
+    pub this_host: bool,
+}

@@ -21,6 +21,9 @@ pub struct KeeperStart {
     pub host_id: String,
     /// The id of its boot.
     pub boot_id: String,
+    /// SRs that this host knows at other locations.
+    #[serde(default)]
+    pub elsewhere: Vec<SrUuid>,
 }
 
 /// Of methods that take none.
@@ -62,6 +65,9 @@ pub struct SrIntroduceParams {
     /// Only say what is there.
     #[serde(default)]
     pub dry_run: bool,
+    /// Take an SR of ours over from another host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub take_over: bool,
     /// The client's key for retries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
@@ -80,6 +86,17 @@ pub struct SrPolicyParams {
     /// The client's key for retries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+}
+
+/// `SR.probe`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SrProbeParams {
+    /// `file`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// An absolute path.
+    pub location: String,
 }
 
 /// `SR.attach detach forget destroy get_record stat scan check`, `Coalesce.run resume`.

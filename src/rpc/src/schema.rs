@@ -6,12 +6,12 @@
 
 use crate::answers::{
     AgentStats, CoalesceList, Destroyed, Done, ErrorDocument, EventList, Introduced, Introduction, JobList,
-    Made, MadeVdis, Moved, RpcError, ScanReport, SrList, SrPolicy, Survey, Tree, VdiList, Version,
+    Made, MadeVdis, Moved, RpcError, ScanReport, SrList, SrPolicy, SrProbed, Survey, Tree, VdiList, Version,
 };
 use crate::params::{
     CoalesceParams, EventListParams, JobParams, ListParams, NoParams, ReadWriteParams, SrCreateParams,
-    SrIntroduceParams, SrParams, SrPolicyParams, VdiCloneParams, VdiCreateParams, VdiExportParams,
-    VdiImportParams, VdiParams, VdiSnapshotParams,
+    SrIntroduceParams, SrParams, SrPolicyParams, SrProbeParams, VdiCloneParams, VdiCreateParams,
+    VdiExportParams, VdiImportParams, VdiParams, VdiSnapshotParams,
 };
 use crate::{CheckReport, CoalesceStatus, Event, Job, SCHEMA_VERSION, Sr, Vdi};
 use catena_types::{ErrorName, Failure, SrUuid, VdiUuid};
@@ -58,6 +58,7 @@ const METHODS: &[Method] = &[
     at_once::<NoParams, AgentStats>("Agent.stats"),
     at_once::<SrCreateParams, Made<SrUuid>>("SR.create"),
     Method { answer: describe::<Introduction>, ..by_job::<SrIntroduceParams, Introduced>("SR.introduce") },
+    at_once::<SrProbeParams, SrProbed>("SR.probe"),
     at_once::<SrParams, Done>("SR.attach"),
     at_once::<SrParams, Done>("SR.detach"),
     at_once::<SrParams, Done>("SR.forget"),

@@ -8,6 +8,7 @@ use crate::output::table::Rows;
 use crate::output::{Output, record, tree};
 use catena_rpc::{
     CheckReport, Finding, ListParams, Node, Sr, SrCreateParams, SrIntroduceParams, SrParams, SrPolicyParams,
+    SrProbeParams, SrProbed,
 };
 use catena_types::{ErrorName, Failure};
 use clap::{Args, Subcommand};
@@ -21,6 +22,8 @@ pub(crate) enum SrCommand {
     Create(Create),
     /// Take over an existing SR, or a directory of XenServer VHDs; prints its uuid
     Introduce(Introduce),
+    /// Say what is in a directory: an SR, images to be taken over, or neither
+    Probe(Probe),
     /// List the SRs
     List,
     /// Show the record of an SR
@@ -75,6 +78,20 @@ pub(crate) struct Introduce {
     /// Only say what is there; changes nothing
     #[arg(long)]
     dry_run: bool,
+    /// Take an SR over from the host that owns it
+    #[arg(long)]
+    take_over: bool,
+}
+
+/// A place to look at.
+#[derive(Debug, Args)]
+pub(crate) struct Probe {
+    /// The back end: file
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: String,
+    /// The directory
+    #[arg(long, value_name = "DIR")]
+    location: PathBuf,
 }
 
 /// Which SR.
@@ -121,6 +138,7 @@ pub(crate) fn run(command: SrCommand, agent: &mut Client, out: &mut Output) -> R
         SrCommand::Create(create) => self::create(create, agent, out),
         SrCommand::Introduce(introduce) if introduce.dry_run => dry_run(introduce, agent, out),
         SrCommand::Introduce(introduce) => self::introduce(introduce, agent, out),
+        SrCommand::Probe(probe) => self::probe(probe, agent, out),
         SrCommand::List => list(agent, out),
         SrCommand::Show(Name { sr }) => {
             let document = agent.call("SR.get_record", &params(sr))?;
@@ -181,6 +199,7 @@ fn introduce_params(introduce: Introduce) -> Result<SrIntroduceParams, CliError>
         location: absolute(&introduce.location)?,
         name_label: introduce.name,
         dry_run: introduce.dry_run,
+        take_over: introduce.take_over,
         request_id: None,
     })
 }
@@ -224,6 +243,32 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 fn policy_keys() -> String {
     let keys = catena_types::Policy::KEYS.iter().map(|(name, values)| format!("  {name:<18}  {values}\n"));
     format!("Keys:\n{}", keys.collect::<String>())
+}
+
+fn probe(probe: Probe, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    let params = SrProbeParams { kind: probe.kind, location: absolute(&probe.location)? };
+    let document = agent.call("SR.probe", &params)?;
+    out.show(&document, || Ok(probed(&read(&document)?)))?;
+    Ok(Exit::OK)
+}
+
+/// What was found, for people.
+fn probed(probed: &SrProbed) -> String {
+    let mut text = record::line("found", 10, &json!(probed.found));
+    let mut say = |name: &str, value: Value| text.push_str(&record::line(name, 10, &value));
+    if let (Some(uuid), Some(label), Some(owner)) = (&probed.uuid, &probed.name_label, &probed.owner) {
+        say("uuid", json!(uuid));
+        say("name_label", json!(label));
+        say("owner", json!(if owner.this_host { "this host" } else { &owner.host }));
+        say("known", json!(probed.known));
+    }
+    if !probed.images.is_empty() {
+        say("images", json!(probed.images.len()));
+    }
+    if !probed.text.is_empty() {
+        say("text", json!(probed.text));
+    }
+    text
 }
 
 fn list(agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {

@@ -85,6 +85,7 @@ fn willing(call: &Call) -> Outcome {
     Ok(match call.method.as_str() {
         "SR.create" | "VDI.create" => json!({"uuid": VDI}),
         "SR.introduce" if call.params["dry_run"] == true => json!({"images": [], "findings": []}),
+        "SR.probe" => json!({"location": "/srv", "found": "empty", "known": false, "images": [], "text": ""}),
         "SR.introduce" | "SR.scan" => job("done", &json!({})),
         "SR.check" => job("done", &json!({"findings": [], "clean": true})),
         "SR.list" => json!({"srs": [sr()]}),
@@ -121,6 +122,7 @@ fn every_verb_prints_one_document_with_the_version_first() {
         "sr create --type file --name a --location /srv",
         "sr introduce --type file --location /srv",
         "sr introduce --type file --location /srv --dry-run",
+        "sr probe --type file --location /srv",
         "sr list",
         "sr show a",
         "sr stat a",
