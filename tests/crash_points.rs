@@ -16,7 +16,10 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use Life::{Begin, Reopen, TakeOver, Unmake};
-use Operation::{Check, Clone, Coalesce, Create, Destroy, Export, Import, List, Snapshot, Write};
+use Operation::{
+    Check, Clone, Coalesce, Copy, Create, Destroy, Export, Import, List, Resize, Revert, Set, Snapshot,
+    Snapshots, Write,
+};
 
 /// Each phase of the keeper's jobs that VDIs are changed by.
 const KEEPER: &[(&str, Operation)] = &[
@@ -29,11 +32,28 @@ const KEEPER: &[(&str, Operation)] = &[
     ("snapshot.committed", Snapshot),
     ("snapshot.stepped", Snapshot),
     ("snapshot.done", Snapshot),
+    ("snapshot.journaled", Snapshots),
+    ("snapshot.made", Snapshots),
+    ("snapshot.committed", Snapshots),
+    ("snapshot.stepped", Snapshots),
+    ("snapshot.stepped:2", Snapshots),
     ("clone.journaled", Clone),
     ("clone.made", Clone),
     ("clone.committed", Clone),
     ("clone.stepped", Clone),
     ("clone.done", Clone),
+    ("revert.journaled", Revert),
+    ("revert.made", Revert),
+    ("revert.committed", Revert),
+    ("revert.stepped", Revert),
+    ("revert.done", Revert),
+    ("resize.journaled", Resize),
+    ("resize.made", Resize),
+    ("resize.done", Resize),
+    ("set.committed", Set),
+    ("copy.journaled", Copy),
+    ("copy.made", Copy),
+    ("copy.done", Copy),
     ("destroy.committed", Destroy),
     ("import.journaled", Import),
     ("import.made", Import),
@@ -68,9 +88,14 @@ const WORKER: &[(&str, Operation)] = &[
     ("worker.created", Create),
     ("worker.created", Snapshot),
     ("worker.created:2", Snapshot),
+    ("worker.created:4", Snapshots),
     ("worker.created:3", Clone),
+    ("worker.created:2", Revert),
+    ("worker.grown", Resize),
     ("worker.hidden_set", Snapshot),
+    ("worker.hidden_set:2", Snapshots),
     ("worker.hidden_set", Clone),
+    ("worker.hidden_set", Revert),
     ("worker.hidden_set", Coalesce),
     ("worker.patch_half", Coalesce),
     ("worker.patch_half:2", Coalesce),
@@ -81,6 +106,8 @@ const WORKER: &[(&str, Operation)] = &[
     ("worker.importing", Import),
     ("worker.importing:2", Import),
     ("worker.importing:3", Import),
+    ("worker.importing", Copy),
+    ("worker.importing:2", Copy),
     ("worker.before_reply", Create),
     ("worker.before_reply", Write),
     ("worker.before_reply", Snapshot),
@@ -88,6 +115,10 @@ const WORKER: &[(&str, Operation)] = &[
     ("worker.before_reply", Clone),
     ("worker.before_reply:2", Clone),
     ("worker.before_reply:3", Clone),
+    ("worker.before_reply:2", Revert),
+    ("worker.before_reply:3", Revert),
+    ("worker.before_reply", Resize),
+    ("worker.before_reply", Copy),
     ("worker.before_reply", Import),
     ("worker.before_reply", Export),
     ("worker.before_reply", Check),
@@ -105,6 +136,12 @@ const FRONT: &[(&str, Operation)] = &[
     ("front.before_reply", Create),
     ("front.before_reply", Snapshot),
     ("front.before_reply", Clone),
+    ("front.before_reply", Snapshots),
+    ("front.before_reply", Revert),
+    ("front.before_reply", Resize),
+    ("front.before_reply", Set),
+    ("front.before_reply", Copy),
+    ("front.before_reply:2", Copy),
     ("front.before_reply", Destroy),
     ("front.before_reply", Import),
     ("front.before_reply:2", Import),
@@ -205,7 +242,10 @@ fn a_mover_that_dies_between_two_batches() -> Result<()> {
 }
 
 /// Plays every scenario of a table, also after one has failed, and says which have.
-fn all<T: Copy + std::fmt::Debug>(table: &[(&str, T)], play: fn(&str, T) -> Result<()>) -> Result<()> {
+fn all<T: std::marker::Copy + std::fmt::Debug>(
+    table: &[(&str, T)],
+    play: fn(&str, T) -> Result<()>,
+) -> Result<()> {
     let mut failed = Vec::new();
     for &(at, what) in table {
         if let Err(error) = play(at, what) {
@@ -218,7 +258,11 @@ fn all<T: Copy + std::fmt::Debug>(table: &[(&str, T)], play: fn(&str, T) -> Resu
 
 /// Kills at `at` while the operation is carried out on a standard SR.
 fn scenario(at: &str, operation: Operation) -> Result<()> {
-    crash_and_verify(&mut Stage::build()?, at, operation)
+    let mut stage = Stage::build()?;
+    if operation == Revert {
+        stage.add_snapshot_to_revert_to()?;
+    }
+    crash_and_verify(&mut stage, at, operation)
 }
 
 fn crash_and_verify(stage: &mut Stage, at: &str, operation: Operation) -> Result<()> {

@@ -164,6 +164,10 @@ fn disks(scene: &mut Scene, sr: &str) -> Result<()> {
     scene.run("methods/VDI.list/answer", &["vdi", "list"])?;
     scene.run("methods/VDI.get_record/answer", &["vdi", "show", "web"])?;
     scene.run("methods/VDI.get_tree/answer", &["vdi", "tree"])?;
+    scene.run("methods/VDI.set/answer", &["vdi", "set", "web", "other_config.owner=me"])?;
+    scene.run("methods/VDI.resize/answer", &["vdi", "resize", "web", "10MiB"])?;
+    scene.run("methods/VDI.revert/answer", &["vdi", "revert", "web", "before"])?;
+    scene.run("methods/VDI.copy/result", &["vdi", "copy", "web", "--name", "second"])?;
     let file = scene.agent.path("web.vhd").to_string_lossy().into_owned();
     scene.run("methods/VDI.export/result", &["vdi", "export", "web", &file])?;
     scene.run("methods/VDI.import/result", &["vdi", "import", &file, "--sr", sr, "--name", "copy"])?;

@@ -14,7 +14,13 @@ pub(crate) enum Operation {
     Create,
     Write,
     Snapshot,
+    /// Of two disks at once.
+    Snapshots,
     Clone,
+    Revert,
+    Resize,
+    Set,
+    Copy,
     Destroy,
     Import,
     Export,
@@ -78,6 +84,14 @@ impl Operation {
                 ("VDI.write", json!({"vdi": b, "offset": WRITTEN.start, "length": length, "fd": 0}))
             }
             Self::Snapshot => ("VDI.snapshot", json!({"vdi": a, "name_label": "new"})),
+            Self::Snapshots => ("VDI.snapshot", json!({"vdi": [a, b], "name_label": "new"})),
+            Self::Revert => {
+                let (disk, snapshot) = stage.reverted(turn);
+                ("VDI.revert", json!({"vdi": disk, "snapshot": snapshot}))
+            }
+            Self::Resize => ("VDI.resize", json!({"vdi": b, "virtual_size": grown(turn)})),
+            Self::Set => ("VDI.set", json!({"vdi": a, "name_label": format!("named {turn:?}")})),
+            Self::Copy => ("VDI.copy", json!({"vdi": a, "name_label": "new"})),
             Self::Clone => ("VDI.clone", json!({"vdi": a, "count": 2})),
             Self::Destroy => {
                 ("VDI.destroy", json!({"vdi": if turn == Turn::First { &stage.old } else { b }}))
@@ -110,6 +124,14 @@ impl Operation {
             }
             _ => Ok(None),
         }
+    }
+}
+
+/// What [`Operation::Resize`] makes of a disk: the second time with a longer block table, which begins where a block was.
+pub(crate) const fn grown(turn: Turn) -> usize {
+    match turn {
+        Turn::First => SIZE + (2 << 20),
+        Turn::Second => SIZE + (300 << 20),
     }
 }
 

@@ -1,9 +1,10 @@
 //! An SR with something of everything, and what each of its disks must hold.
 //!
 //! Disk `a` has a base copy that is to be merged into the one below it (two children hang from it), disk `b` a leaf that is to
-//! be merged into its base copy; deleted snapshots of both are garbage. The worker is paused. The directory also holds
-//! files that are nobody's business.
+//! be merged into its base copy; deleted snapshots of both are garbage. Disk `c`, where there is one, has a snapshot. The worker
+//! is paused. The directory also holds files that are nobody's business.
 
+use super::request::Turn;
 use crate::harness::Agent;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -31,6 +32,10 @@ pub(crate) struct Stage {
     pub(crate) old: String,
     /// A disk whose snapshot is deleted.
     pub(crate) b: String,
+    /// A disk with a snapshot of its own, and that snapshot; only where [`Stage::add_snapshot_to_revert_to`] was called.
+    c: (String, String),
+    /// The label of `a`.
+    pub(crate) label: String,
     foreign: Vec<(PathBuf, Vec<u8>)>,
     noise: u64,
 }
@@ -63,7 +68,8 @@ impl Stage {
         let sr = agent.ok(&["sr", "create", "--type", "file", "--name", "stage", "--location", &place])?;
         agent.ok(&["coalesce", "pause", &sr])?;
         let (content, a, old, b) = (BTreeMap::new(), String::new(), String::new(), String::new());
-        let mut stage = Self { agent, sr, directory, content, a, old, b, foreign: Vec::new(), noise: 1 };
+        let (c, label, foreign) = (<_>::default(), "a".to_owned(), Vec::new());
+        let mut stage = Self { agent, sr, directory, content, a, old, b, c, label, foreign, noise: 1 };
         stage.leave_foreign_files(&place)?;
         Ok(stage)
     }
@@ -132,6 +138,26 @@ impl Stage {
         Ok(())
     }
 
+    /// Writes to the snapshot of `a`, so that it becomes a base copy when the disk is put back to it, and makes another disk with
+    /// a snapshot that nobody has written to.
+    pub(crate) fn add_snapshot_to_revert_to(&mut self) -> Result<()> {
+        self.write(&self.old.clone(), 1 << 20, 3 << 20)?;
+        let c = self.disk("c", SIZE)?;
+        self.write(&c, 5000, 3 << 20)?;
+        let snapshot = self.snapshot(&c)?;
+        self.write(&c, 2 << 20, 3 << 20)?;
+        self.c = (c, snapshot);
+        Ok(())
+    }
+
+    /// The disk that is put back, and the snapshot that it is put back to.
+    pub(crate) fn reverted(&self, turn: Turn) -> (String, String) {
+        match turn {
+            Turn::First => (self.a.clone(), self.old.clone()),
+            Turn::Second => self.c.clone(),
+        }
+    }
+
     /// The VDIs that the SR has.
     pub(crate) fn listed(&self) -> Result<BTreeSet<String>> {
         let document = self.agent.json(&["vdi", "list", "--sr", &self.sr])?;
@@ -176,6 +202,8 @@ impl Stage {
         let (listed, known): (_, BTreeSet<String>) = (self.listed()?, self.content.keys().cloned().collect());
         ensure!(listed == known, "the SR has {listed:?} and should have {known:?}");
         for (vdi, content) in &self.content {
+            let row = self.agent.json(&["vdi", "show", vdi])?;
+            ensure!(row["virtual_size"] == content.len(), "the size of {vdi}: {row}");
             let read = self.agent.read(vdi, 0, content.len() as u64)?;
             ensure!(read == *content, "{vdi} reads wrong {}", first_difference(&read, content));
         }

@@ -24,11 +24,15 @@ impl World {
         let room = self.disks.len() < VDIS;
         match self.dice.below(100) {
             0..38 => self.write(&vdi, strike)?,
-            38..51 if room => self.snapshot(&vdi, strike)?,
+            38..47 if room => self.snapshot(&vdi, strike)?,
+            47..51 if room => self.snapshot_two(&vdi, strike)?,
             51..57 if room => self.clone_disk(&vdi, strike)?,
-            57..63 if room => self.create(strike)?,
-            38..73 => self.destroy(&vdi, strike)?,
-            73..82 => self.read(&vdi)?,
+            57..61 if room => self.create(strike)?,
+            61..63 if room => self.copy(&vdi, strike)?,
+            38..69 => self.destroy(&vdi, strike)?,
+            69..73 => self.revert(&vdi, strike)?,
+            73..76 => self.resize(&vdi, strike)?,
+            76..82 => self.read(&vdi)?,
             82..84 => self.pause(strike)?,
             84..89 => self.resume()?,
             89..92 => self.run(strike)?,
@@ -43,8 +47,8 @@ impl World {
     pub(crate) fn counts(&self) -> String {
         let count = |word: &str| self.history.iter().filter(|line| line.contains(word)).count();
         let words = [
-            "step", "write", "snapshot", "clone", "create", "destroy", "strikes", "unknown", "repeated",
-            "too long", "again",
+            "step", "write", "snapshot", "clone", "copy", "create", "revert", "resize", "destroy", "strikes",
+            "unknown", "repeated", "too long", "again",
         ];
         words.map(|word| format!("{} {word}", count(word))).join(", ")
     }
@@ -170,6 +174,24 @@ impl World {
         self.adopt(vdi, made, true)
     }
 
+    /// Of two disks at one instant: both, or none.
+    fn snapshot_two(&mut self, vdi: &str, strike: Option<Strike>) -> Result<()> {
+        let Some(other) = self.any().filter(|other| other != vdi) else {
+            return self.snapshot(vdi, strike);
+        };
+        self.note(format!("snapshot {vdi} and {other}"));
+        let depth = self.depth(vdi)?.max(self.depth(&other)?);
+        let params = json!({"vdi": [vdi, other], "name_label": "snapshot"});
+        let changed = self.change("VDI.snapshot", params, strike)?;
+        let of = |row: &Listed| row.snapshot_of.as_deref().is_some_and(|of| of == vdi || of == other);
+        for made in self.made(changed, depth, 2, of)? {
+            let listed = self.list()?;
+            let of = listed.get(&made).and_then(|row| row.snapshot_of.clone()).context("a snapshot")?;
+            self.adopt(&of, vec![made], true)?;
+        }
+        Ok(())
+    }
+
     fn clone_disk(&mut self, vdi: &str, strike: Option<Strike>) -> Result<()> {
         let count = 1 + self.dice.below(3);
         self.note(format!("clone {vdi} {count} times"));
@@ -238,6 +260,80 @@ impl World {
         Ok(())
     }
 
+    /// Puts a disk back to one of its snapshots. It may be said twice, so the outcome can always be learnt.
+    fn revert(&mut self, vdi: &str, strike: Option<Strike>) -> Result<()> {
+        let listed = self.list()?;
+        let of = |row: &Listed| row.snapshot_of.as_deref() == Some(vdi);
+        let Some((snapshot, row)) = listed.into_iter().find(|(_, row)| of(row)) else { return Ok(()) };
+        if self.disks.get(vdi).context("not in the model")?.snapshot {
+            return Ok(());
+        }
+        self.note(format!("revert {vdi} to {snapshot}"));
+        self.compare(&snapshot)?;
+        let params = json!({"vdi": vdi, "snapshot": snapshot});
+        let mut changed = self.change("VDI.revert", params.clone(), strike)?;
+        while matches!(changed, Changed::Unknown) {
+            changed = self.change("VDI.revert", params.clone(), None)?;
+        }
+        match changed {
+            Changed::Done(_) => {
+                let number = self.disks.get(vdi).context("not in the model")?.number;
+                let disk = self.disks.get(&snapshot).context("not in the model")?.copy(number, false);
+                self.disks.insert(vdi.to_owned(), disk);
+            }
+            Changed::Not(refusal) => {
+                let too_long = refusal["data"]["name"] == "chain_too_long" && row.depth == CHAIN_LIMIT;
+                ensure!(too_long, "refused: {refusal}");
+            }
+            Changed::Nothing | Changed::Unknown => {}
+        }
+        Ok(())
+    }
+
+    /// Makes a disk larger; it may be said twice.
+    fn resize(&mut self, vdi: &str, strike: Option<Strike>) -> Result<()> {
+        let disk = self.disks.get(vdi).context("not in the model")?;
+        if disk.snapshot || disk.size > 40 * BLOCK {
+            return Ok(());
+        }
+        let size = disk.size + BLOCK * (1 + self.dice.below(3));
+        self.note(format!("resize {vdi} to {size}"));
+        let params = json!({"vdi": vdi, "virtual_size": size});
+        let mut changed = self.change("VDI.resize", params.clone(), strike)?;
+        while matches!(changed, Changed::Unknown) {
+            changed = self.change("VDI.resize", params.clone(), None)?;
+        }
+        match changed {
+            Changed::Done(_) => self.disks.get_mut(vdi).context("not in the model")?.size = size,
+            Changed::Not(refusal) => bail!("a resize is refused: {refusal}"),
+            Changed::Nothing | Changed::Unknown => {}
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, vdi: &str, strike: Option<Strike>) -> Result<()> {
+        self.note(format!("copy {vdi}"));
+        let params = json!({"vdi": vdi, "name_label": "copy"});
+        let job = match self.change("VDI.copy", params, strike)? {
+            Changed::Done(job) => job,
+            Changed::Not(refusal) => bail!("a copy is refused: {refusal}"),
+            Changed::Nothing | Changed::Unknown => return Ok(()),
+        };
+        let job = self.must("Job.wait", &json!({"job": job["id"]}), &[])?;
+        match job["state"].as_str() {
+            Some("done") => {
+                let uuid = job["result"]["uuid"].as_str().context("no uuid")?.to_owned();
+                self.adopt(vdi, vec![uuid], false)
+            }
+            // Its keeper or its worker was killed.
+            Some("failed") if strike.is_some() || self.forgives(&json!({"data": job["error"]})) => {
+                self.note("  failed with its worker");
+                Ok(())
+            }
+            _ => bail!("a copy has failed: {job}"),
+        }
+    }
+
     fn depth(&mut self, vdi: &str) -> Result<u64> {
         Ok(self.list()?.get(vdi).context("not in the list")?.depth)
     }
@@ -258,6 +354,8 @@ impl World {
     fn change(&mut self, method: &str, mut params: Value, strike: Option<Strike>) -> Result<Changed> {
         params["request_id"] = json!(format!("{:016x}", self.dice.next()));
         let (mut repeats, again) = (self.dice.percent(50), self.dice.percent(15));
+        // What a job of which nobody knows will have made cannot be looked for now.
+        repeats |= method == "VDI.copy";
         let mut outcome = self.request(method, &params, &[], strike)?;
         for _ in 0..20 {
             match outcome {
@@ -275,7 +373,8 @@ impl World {
                     if again {
                         self.note("  repeated");
                         let second = self.must(method, &params, &[])?;
-                        ensure!(second == answer, "repeated: {second}, at first {answer}");
+                        let same_job = answer["id"].is_string() && second["id"] == answer["id"];
+                        ensure!(second == answer || same_job, "repeated: {second}, at first {answer}");
                     }
                     return Ok(Changed::Done(answer));
                 }

@@ -111,6 +111,7 @@ impl Front {
             Own::SrDetach => self.detach(params),
             Own::SrForget => self.forget(params),
             Own::SrDestroy => self.destroy(params),
+            Own::VdiCopy => self.copy(params),
         }
     }
 
@@ -122,14 +123,10 @@ impl Front {
     }
 
     fn relay_by_vdi(&self, method: &Method, mut params: Params, fds: Vec<OwnedFd>) -> Outcome {
-        let name = text(&params, "vdi")?.to_owned();
         let among =
             if is_given(&params, "sr") { vec![self.named_sr(&mut params)?] } else { self.table.all() };
-        match resolve::vdi(&among, &name) {
-            Ok((sr, uuid)) => {
-                params.insert("vdi".to_owned(), json!(uuid));
-                relay(&sr, method, params, fds)
-            }
+        match home(&among, &mut params) {
+            Ok(sr) => relay(&sr, method, params, fds),
             Err(missing)
                 if missing.name == ErrorName::VdiMissing
                     && is_given(&params, "request_id")
@@ -198,15 +195,50 @@ impl Front {
     }
 }
 
+/// The SR of the VDIs that a request names, whose names become uuids: `vdi`, one or a list, and its `snapshot`.
+fn home(among: &[Arc<Sr>], params: &mut Params) -> Result<Arc<Sr>, Failure> {
+    let (sr, vdi) = match params.get("vdi") {
+        Some(Value::Array(names)) => home_of_all(among, names)?,
+        _ => resolve::vdi(among, text(params, "vdi")?).map(|(sr, uuid)| (sr, json!(uuid)))?,
+    };
+    params.insert("vdi".to_owned(), vdi);
+    if is_given(params, "snapshot") {
+        let (other, uuid) = resolve::vdi(among, text(params, "snapshot")?)?;
+        same(&sr, &other)?;
+        params.insert("snapshot".to_owned(), json!(uuid));
+    }
+    Ok(sr)
+}
+
+fn home_of_all(among: &[Arc<Sr>], names: &[Value]) -> Result<(Arc<Sr>, Value), Failure> {
+    let mut found = Vec::with_capacity(names.len());
+    for name in names {
+        let name = name.as_str().ok_or_else(|| bad_request("the parameter 'vdi' lists what is no text"))?;
+        found.push(resolve::vdi(among, name)?);
+    }
+    let (first, _) = found.first().ok_or_else(|| bad_request("the parameter 'vdi' names nothing"))?;
+    let first = Arc::clone(first);
+    found.iter().try_for_each(|(other, _)| same(&first, other))?;
+    Ok((first, found.iter().map(|(_, uuid)| json!(uuid)).collect()))
+}
+
+fn same(one: &Sr, other: &Sr) -> Result<(), Failure> {
+    if one.uuid() == other.uuid() {
+        return Ok(());
+    }
+    let text = format!("the VDIs are in different SRs: {} and {}", one.uuid(), other.uuid());
+    Err(bad_request(text).hint("name VDIs of one SR"))
+}
+
 /// Sends a request to the keeper of an SR and waits for its answer.
-fn relay(sr: &Sr, method: &Method, params: Params, fds: Vec<OwnedFd>) -> Outcome {
+pub(crate) fn relay(sr: &Sr, method: &Method, params: Params, fds: Vec<OwnedFd>) -> Outcome {
     let result = sr.link()?.call(method.name, Value::Object(params), fds, method.patience);
     result.map_err(|error| sr.failure(error))
 }
 
 /// A repeated request may name a VDI that its first run has destroyed. The keeper that carried it out still knows its answer;
 /// to all others the VDI is as unknown as to us.
-fn repeated(among: &[Arc<Sr>], method: &Method, params: &Params) -> Option<Value> {
+pub(crate) fn repeated(among: &[Arc<Sr>], method: &Method, params: &Params) -> Option<Value> {
     let params = Value::Object(params.clone());
     let replies = crate::fanout::ask(among, method.name, |_| params.clone(), routes::PATIENCE, |_| true);
     replies.into_iter().find_map(|reply| reply.outcome.ok())
@@ -232,7 +264,7 @@ pub(crate) fn bad_request(message: impl Into<String>) -> Failure {
     Failure::new(ErrorName::BadRequest, message)
 }
 
-fn is_given(params: &Params, name: &str) -> bool {
+pub(crate) fn is_given(params: &Params, name: &str) -> bool {
     params.get(name).is_some_and(|value| !value.is_null())
 }
 

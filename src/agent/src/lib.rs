@@ -14,6 +14,7 @@
 
 mod access;
 mod config;
+mod copying;
 mod events;
 mod fanout;
 mod front;

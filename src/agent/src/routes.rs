@@ -12,7 +12,7 @@ pub(crate) enum Route {
     Front(Own),
     /// The keeper of the SR that `sr` names.
     Sr,
-    /// The keeper that knows the VDI that `vdi` names.
+    /// The keeper that knows the VDI that `vdi` names, or all that it names.
     Vdi,
     /// The keeper that the id in `job` names.
     Job,
@@ -49,6 +49,8 @@ pub(crate) enum Own {
     SrForget,
     /// `SR.destroy`.
     SrDestroy,
+    /// `VDI.copy`.
+    VdiCopy,
 }
 
 /// A method.
@@ -99,6 +101,10 @@ pub(crate) const METHODS: &[Method] = &[
     look("VDI.get_record", Route::Vdi),
     act("VDI.snapshot", Route::Vdi),
     act("VDI.clone", Route::Vdi),
+    act("VDI.revert", Route::Vdi),
+    act("VDI.resize", Route::Vdi),
+    act("VDI.set", Route::Vdi),
+    act("VDI.copy", Route::Front(Own::VdiCopy)),
     act("VDI.destroy", Route::Vdi),
     act("VDI.export", Route::Vdi),
     act("VDI.read", Route::Vdi),

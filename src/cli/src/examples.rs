@@ -29,8 +29,15 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("vdi list", &["catena vdi list", "catena vdi list --sr disks"]),
     ("vdi show", &["catena vdi show web01"]),
     ("vdi tree", &["catena vdi tree", "catena vdi tree disks --dot | dot -Tsvg > disks.svg"]),
-    ("vdi snapshot", &["catena vdi snapshot web01 --name before-upgrade"]),
+    (
+        "vdi snapshot",
+        &["catena vdi snapshot web01 --name before-upgrade", "catena vdi snapshot web01 db01 --name nightly"],
+    ),
     ("vdi clone", &["catena vdi clone golden --name desk --count 40"]),
+    ("vdi revert", &["catena vdi revert web01 before-upgrade"]),
+    ("vdi copy", &["catena vdi copy web01 --name web01-standby"]),
+    ("vdi resize", &["catena vdi resize web01 20GiB"]),
+    ("vdi set", &["catena vdi set web01 name_label=web02 other_config.owner=ann"]),
     (
         "vdi destroy",
         &["catena vdi destroy 0b1d9c44-52a1-4d0e-9e35-7a4f0c1f2b6d", "catena vdi destroy web01 --yes"],

@@ -102,6 +102,13 @@ pub enum Request {
         /// Hidden or visible.
         hidden: bool,
     },
+    /// Make an image's virtual disk larger. Descriptor: the image, read-write.
+    Grow {
+        /// The image.
+        image: Handed,
+        /// The size that it is to have.
+        size: Bytes,
+    },
     /// Which bytes make these headers name these parents? Changes nothing. Descriptors: the images, read-only.
     PlanReparent {
         /// The images and their parents to be.
@@ -166,6 +173,18 @@ pub enum Request {
         /// What the stream holds.
         format: ImportFormat,
         /// The new image; its size is that of the stream's disk.
+        id: ImageId,
+        /// The format it gets.
+        image_format: Format,
+        /// Its time of birth, in seconds since 1970.
+        created: i64,
+    },
+    /// Copy a disk into a new image without a parent. Reports progress. Descriptors: the chain, leaf first,
+    /// then the new container read-write.
+    Copy {
+        /// The chain.
+        chain: Vec<Handed>,
+        /// The new image.
         id: ImageId,
         /// The format it gets.
         image_format: Format,
@@ -256,7 +275,7 @@ pub enum Answer {
         /// All that was found.
         problems: Vec<Problem>,
     },
-    /// To `Import`.
+    /// To `Import` and `Copy`.
     Imported {
         /// What came in.
         source: ImportSource,

@@ -8,6 +8,8 @@ pub(crate) const PATCH_HALF: CrashPoint = CrashPoint("worker.patch_half");
 pub(crate) const CREATED: CrashPoint = CrashPoint("worker.created");
 /// The hidden flag is written; the keeper does not know.
 pub(crate) const HIDDEN_SET: CrashPoint = CrashPoint("worker.hidden_set");
+/// An image has its new size; it is not closed.
+pub(crate) const GROWN: CrashPoint = CrashPoint("worker.grown");
 /// A write has changed the image and is not flushed.
 pub(crate) const WRITE_UNFLUSHED: CrashPoint = CrashPoint("worker.write_unflushed");
 /// A merge is about to move a batch.
@@ -16,11 +18,21 @@ pub(crate) const BATCH: CrashPoint = CrashPoint("worker.batch");
 pub(crate) const CHECKPOINT: CrashPoint = CrashPoint("worker.checkpoint");
 /// All of a merge is durable, the target is not closed.
 pub(crate) const MERGED: CrashPoint = CrashPoint("worker.merged");
-/// A piece of an imported disk is written.
+/// A piece of an imported or copied disk is written.
 pub(crate) const IMPORTING: CrashPoint = CrashPoint("worker.importing");
 /// A request is done; the keeper does not know.
 pub(crate) const BEFORE_REPLY: CrashPoint = CrashPoint("worker.before_reply");
 
 /// Every point of this program.
-pub(crate) const ALL: &[CrashPoint] =
-    &[PATCH_HALF, CREATED, HIDDEN_SET, WRITE_UNFLUSHED, BATCH, CHECKPOINT, MERGED, IMPORTING, BEFORE_REPLY];
+pub(crate) const ALL: &[CrashPoint] = &[
+    PATCH_HALF,
+    CREATED,
+    HIDDEN_SET,
+    GROWN,
+    WRITE_UNFLUSHED,
+    BATCH,
+    CHECKPOINT,
+    MERGED,
+    IMPORTING,
+    BEFORE_REPLY,
+];

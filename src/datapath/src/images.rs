@@ -83,6 +83,15 @@ pub(crate) fn set_hidden(handed: &Handed, hidden: bool, fds: &mut Descriptors) -
     Ok(Answer::Done)
 }
 
+/// Makes an image's virtual disk larger; durable when this returns. It may have that size already.
+pub(crate) fn grow(handed: &Handed, size: Bytes, fds: &mut Descriptors) -> Answered {
+    let mut image = fds.image(handed, Mode::ReadWrite, Caching::Buffered)?;
+    image.grow(size).map_err(|error| from_vhd(&error))?;
+    crash::GROWN.pass();
+    image.close().map_err(|error| from_vhd(&error))?;
+    Ok(Answer::Done)
+}
+
 /// Which bytes make these headers name these parents?
 pub(crate) fn plan_reparent(images: &[(Handed, Parent)], fds: &mut Descriptors) -> Answered {
     let mut patches = Vec::with_capacity(images.len());

@@ -9,6 +9,7 @@
 //! What the stream is is found out from its content where the client does not say. Either all of it comes in or the import
 //! fails; the keeper removes what a failed one has written.
 
+use crate::copying;
 use crate::formats::{END_BYTES, Found, HEAD_BYTES, recognise};
 use crate::inflow::Inflow;
 use crate::intake::Intake;
@@ -17,7 +18,7 @@ use crate::streams::Incoming;
 use crate::supervisor::Supervisor;
 use crate::trouble::{from_chain, from_io, from_vhd, stream_error, trouble};
 use catena_blockio::Container;
-use catena_chain::{Chain, Error, Layer, Piece, stream};
+use catena_chain::{Chain, Error, Layer, Piece};
 use catena_control::{Answer, Answered, ImportFormat, ImportSource, Trouble, TroubleKind};
 use catena_types::{BLOCK_BYTES, Bytes, FileOffset, GuestOffset, ImageId, SectorSet};
 use catena_vhd::{
@@ -120,13 +121,7 @@ fn from_image(
         return Err(has_parent(parent.id, &parent.name));
     }
     let chain = Chain::new(vec![Arc::new(image) as Arc<dyn Layer>]).map_err(|error| from_chain(&error))?;
-    let size = chain.virtual_size();
-    let mut intake = new_image(Some(size))?;
-    supervisor.total(size);
-    let whole = GuestOffset(0)..GuestOffset(size.0);
-    let copied = stream(&chain, whole, CHUNK, |at, piece| intake.take(at, piece, supervisor));
-    copied.map_err(|error| from_chain(&error))?;
-    intake.close(size)
+    copying::fill(&chain, new_image(Some(chain.virtual_size()))?, supervisor)
 }
 
 /// Raw bytes that can be read anywhere.

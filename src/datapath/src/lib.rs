@@ -4,6 +4,7 @@
 //! holds the descriptors that come with a request and nothing else: it opens no path, and runs as an unprivileged user where it
 //! may choose. So an image made to attack its reader finds neither files nor rights.
 
+mod copying;
 mod crash;
 mod export;
 mod formats;

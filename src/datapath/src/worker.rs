@@ -2,7 +2,7 @@
 
 use crate::open::Descriptors;
 use crate::supervisor::Supervisor;
-use crate::{crash, export, images, import, merging, ranges};
+use crate::{copying, crash, export, images, import, merging, ranges};
 use catena_control::{Answered, Channel, ChannelError, Packet, Reply, Request};
 
 /// Serves requests until the keeper has gone.
@@ -25,6 +25,7 @@ fn handle(channel: &Channel, request: &Request, mut fds: Descriptors) -> Answere
         Request::Inspect { format, count } => images::inspect(*format, *count, fds),
         Request::Create { images } => images::create(images, fds),
         Request::SetHidden { image, hidden } => images::set_hidden(image, *hidden, fds),
+        Request::Grow { image, size } => images::grow(image, *size, fds),
         Request::PlanReparent { images } => images::plan_reparent(images, fds),
         Request::ApplyPatches { patches } => images::apply_patches(patches, fds),
         Request::Check { images } => images::check(images, fds),
@@ -42,6 +43,9 @@ fn handle(channel: &Channel, request: &Request, mut fds: Descriptors) -> Answere
         }
         Request::Import { format, id, image_format: catena_types::Format::Vhd, created } => {
             import::import(*format, *id, *created, fds, &mut Supervisor::new(channel))
+        }
+        Request::Copy { chain, id, image_format: catena_types::Format::Vhd, created } => {
+            copying::copy(chain, *id, *created, fds, &mut Supervisor::new(channel))
         }
         Request::Export { chain, format } => {
             export::export(chain, *format, fds, &mut Supervisor::new(channel))

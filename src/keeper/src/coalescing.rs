@@ -16,7 +16,6 @@ use catena_types::{
     Step, VdiUuid, Work,
 };
 use jiff::{SignedDuration, Timestamp};
-use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// How long a merge that a client has cancelled rests.
@@ -61,6 +60,7 @@ impl Owner {
             return;
         }
         self.retry_leftovers();
+        self.decide_resizes();
         if let Some(job) = self.steps_due() {
             return self.resume_steps(job);
         }
@@ -180,18 +180,6 @@ impl Owner {
             self.current = None;
             self.retry_wanting();
         }
-    }
-
-    /// Keeps a call that waits for its chain to get shorter, or refuses it if nothing is about to make it so.
-    pub(crate) fn want(&mut self, call: Call) {
-        let vdi = call
-            .request
-            .params
-            .get("vdi")
-            .and_then(Value::as_str)
-            .and_then(|text| text.parse::<VdiUuid>().ok());
-        let Some(vdi) = vdi else { return };
-        self.wanting.push((vdi, call));
     }
 
     /// Tries the waiting calls again; where every merge of the chain is held, waiting is over.

@@ -45,6 +45,10 @@ points! {
     Create "create": Journaled "journaled", Made "made", Committed "committed", Done "done";
     Snapshot "snapshot": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
     Clone "clone": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
+    Revert "revert": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
+    Resize "resize": Journaled "journaled", Made "made", Done "done";
+    Set "set": Committed "committed";
+    Copy "copy": Journaled "journaled", Made "made", Done "done";
     Destroy "destroy": Committed "committed";
     Import "import": Journaled "journaled", Made "made", Done "done";
     Export "export": Journaled "journaled", Made "made", Done "done";

@@ -6,6 +6,7 @@ use crate::owner::{Call, Given, Owner};
 use catena_rpc::Request;
 use catena_types::{ErrorName, Failure, ImageId, JobId, VdiUuid};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// The parameters of a request, checked.
@@ -44,7 +45,7 @@ impl Owner {
                 self.answer(call.request.id, Ok(value));
             }
             Ok(Given::Later) => {}
-            Ok(Given::Again) => self.want(call),
+            Ok(Given::Again(vdi)) => self.wanting.push((vdi, call)),
             Ok(Given::Farewell(value)) => {
                 self.farewell = Some((call.request.id, value));
                 self.leaving = true;
@@ -64,6 +65,10 @@ impl Owner {
             "VDI.create" => self.vdi_create(call),
             "VDI.snapshot" => self.vdi_snapshot(call),
             "VDI.clone" => self.vdi_clone(call),
+            "VDI.revert" => self.vdi_revert(call),
+            "VDI.resize" => self.vdi_resize(call),
+            "VDI.set" => self.vdi_set(call),
+            "VDI.copy" => self.vdi_copy(call),
             "VDI.destroy" => self.vdi_destroy(call),
             "VDI.import" => self.vdi_import(call),
             "VDI.export" => self.vdi_export(call),
@@ -90,11 +95,12 @@ impl Owner {
         let current = self.current.as_ref()?;
         self.running.get(&current.job)?;
         let conflict = match request.method.as_str() {
-            "VDI.snapshot" | "VDI.clone" | "VDI.destroy" | "VDI.read" | "VDI.write" => {
-                let named: Option<VdiUuid> = request.params.get("vdi")?.as_str()?.parse().ok();
-                named.is_some() && named == current.leaf_merge_of()
+            "VDI.snapshot" | "VDI.clone" | "VDI.revert" | "VDI.resize" | "VDI.destroy" | "VDI.read"
+            | "VDI.write" => {
+                let merged = current.leaf_merge_of()?;
+                named_vdis(request).any(|named| named == merged)
             }
-            "VDI.export" => {
+            "VDI.export" | "VDI.copy" => {
                 let chain = self.chain_of(request.params.get("vdi")?.as_str()?);
                 current.images().into_iter().any(|image| chain.contains(&image))
             }
@@ -113,4 +119,11 @@ impl Owner {
             .map(|vdi: VdiUuid| state.vdis.get(&vdi).map_or(ImageId(vdi.0), |row| row.image));
         leaf.map(|leaf| state.chain(leaf).map(|image| image.id).collect()).unwrap_or_default()
     }
+}
+
+/// The VDIs that `vdi` names: one, or a list.
+fn named_vdis(request: &Request) -> impl Iterator<Item = VdiUuid> {
+    let named = request.params.get("vdi");
+    let several = named.and_then(Value::as_array).into_iter().flatten();
+    several.chain(named).filter_map(|name| name.as_str()?.parse().ok())
 }

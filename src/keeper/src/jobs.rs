@@ -212,10 +212,10 @@ impl Owner {
         if let Some(running) = self.running.get_mut(&id) {
             running.cancelled = true;
             running.long.stop();
-        } else if job.committed && !job.state.is_over() {
+        } else if (job.committed || matches!(job.work, Work::Resize { .. })) && !job.state.is_over() {
             return Err(Failure::new(
                 ErrorName::VdiUnavailable,
-                "the job has taken effect and only has to be finished",
+                "the job has taken effect, or may have, and only has to be finished",
             )
             .hint("`catena job wait` waits for its end"));
         } else if !job.state.is_over() {

@@ -13,6 +13,7 @@
 mod adopt;
 mod check;
 mod coalescing;
+mod copying;
 mod crash;
 mod dispatch;
 mod failures;
@@ -32,7 +33,10 @@ mod priority;
 mod published;
 mod rebuild;
 mod recover;
+mod resize;
+mod revert;
 mod run;
+mod set;
 mod space;
 mod standstill;
 mod start;

@@ -2,6 +2,7 @@
 
 use crate::crash::{self, Phase};
 use crate::dispatch::params;
+use crate::failures::bad_request;
 use crate::images::{checked_size, new_image};
 use crate::lookup::{no_such_vdi, vdi_uuid};
 use crate::owner::{Call, Given, Owner};
@@ -15,10 +16,13 @@ use catena_types::{
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The most clones of one request.
 const CLONE_LIMIT: u32 = 1000;
+
+/// The most disks of one snapshot.
+const SNAPSHOT_LIMIT: usize = 255;
 
 /// The row of a VDI that is to be made.
 pub(crate) fn new_vdi(uuid: VdiUuid, image: ImageId, name_label: String, kind: VdiKind) -> VdiRecord {
@@ -59,35 +63,52 @@ impl Owner {
         self.conclude(job, changes, Vec::new(), json!({"uuid": uuid}))
     }
 
-    /// `VDI.snapshot`: leaf L becomes a base copy under two new leaves, A for the disk and S for the snapshot.
+    /// `VDI.snapshot`: leaf L becomes a base copy under two new leaves, A for the disk and S for the snapshot. Several disks
+    /// have one job and one commit: all snapshots are there, or none.
     pub(crate) fn vdi_snapshot(&mut self, call: &Call) -> Result<Given, Failure> {
         let asked: VdiSnapshotParams = params(&call.request)?;
-        let (disk, leaf) = self.disk(&asked.vdi)?;
-        if let Some(again) = self.room_above(&disk, &leaf, asked.wait)? {
+        let disks = self.disks(asked.vdi.names())?;
+        let mut later = None;
+        for (disk, leaf) in &disks {
+            let room = self.room_above(disk, leaf, asked.wait)?;
+            later = later.or(room);
+        }
+        if let Some(again) = later {
             return Ok(again);
         }
-        let mut job = self.new_job(Work::Snapshot { vdi: disk.uuid }, asked.request_id);
-        let mut images =
-            [new_image(Some(leaf.id), leaf.virtual_size), new_image(Some(leaf.id), leaf.virtual_size)];
+        let mut uuids = disks.iter().map(|(disk, _)| disk.uuid);
+        let first = uuids.next().ok_or_else(|| bad_request("no VDI is named"))?;
+        let mut job = self.new_job(Work::Snapshot { vdi: first, others: uuids.collect() }, asked.request_id);
+        let child = |leaf: &ImageRecord| new_image(Some(leaf.id), leaf.virtual_size);
+        let mut images: Vec<ImageRecord> =
+            disks.iter().flat_map(|(_, leaf)| [child(leaf), child(leaf)]).collect();
         self.make(&mut job, &mut images)?;
-        let uuid = VdiUuid::random();
-        let label = asked.name_label.unwrap_or_else(|| disk.name_label.clone());
-        let snapshot = VdiRecord {
-            snapshot_of: Some(disk.uuid),
-            ..new_vdi(uuid, images[1].id, label, VdiKind::Snapshot)
-        };
-        let event = self.event(
-            Severity::Info,
-            "vdi.snapshot",
-            Some(disk.uuid),
-            Some(&job),
-            format!("snapshot {uuid} taken"),
-        );
-        let mut changes =
-            vec![Change::PutVdi(VdiRecord { image: images[0].id, ..disk.clone() }), Change::PutVdi(snapshot)];
-        changes.extend(images.map(Change::PutImage));
-        changes.push(event);
-        self.become_base(job, &disk, leaf, changes, json!({"vdis": [uuid]}))
+        let (mut changes, mut taken) = (Vec::new(), Vec::new());
+        for ((disk, _), pair) in disks.iter().zip(images.chunks_exact(2)) {
+            let uuid = VdiUuid::random();
+            let label = asked.name_label.as_ref().unwrap_or(&disk.name_label).clone();
+            let snapshot = new_vdi(uuid, pair[1].id, label, VdiKind::Snapshot);
+            changes.push(Change::PutVdi(VdiRecord { snapshot_of: Some(disk.uuid), ..snapshot }));
+            changes.push(Change::PutVdi(VdiRecord { image: pair[0].id, ..disk.clone() }));
+            let text = format!("snapshot {uuid} taken");
+            changes.push(self.event(Severity::Info, "vdi.snapshot", Some(disk.uuid), Some(&job), text));
+            taken.push(uuid);
+        }
+        changes.extend(images.into_iter().map(Change::PutImage));
+        self.become_bases(job, disks, changes, json!({"vdis": taken}))
+    }
+
+    /// The disks of these names, each once.
+    fn disks(&self, names: &[String]) -> Result<Vec<(VdiRecord, ImageRecord)>, Failure> {
+        if names.is_empty() || names.len() > SNAPSHOT_LIMIT {
+            return Err(bad_request(format!("between 1 and {SNAPSHOT_LIMIT} disks at once")));
+        }
+        let disks = names.iter().map(|name| self.disk(name)).collect::<Result<Vec<_>, _>>()?;
+        let mut seen = BTreeSet::new();
+        match disks.iter().find(|(disk, _)| !seen.insert(disk.uuid)) {
+            Some((disk, _)) => Err(bad_request(format!("'{}' is named twice", disk.name_label))),
+            None => Ok(disks),
+        }
     }
 
     /// `VDI.clone`: new disks beside the origin, all on one base. A leaf that owns nothing is not made a base: the clones hang
@@ -102,9 +123,7 @@ impl Owner {
             ));
         }
         let (origin, leaf) = self.disk(&asked.vdi)?;
-        let parent_is_whole =
-            leaf.parent.is_none_or(|parent| self.image(parent).is_ok_and(|row| row.state == ImageState::Ok));
-        let bare = parent_is_whole && !leaf.foreign && self.owns_nothing(leaf.id)?;
+        let bare = self.is_bare(&leaf)?;
         if !bare && let Some(again) = self.room_above(&origin, &leaf, asked.wait)? {
             return Ok(again);
         }
@@ -141,8 +160,14 @@ impl Owner {
         if bare {
             self.conclude(job, changes, Vec::new(), answer)
         } else {
-            self.become_base(job, &origin, leaf, changes, answer)
+            self.become_bases(job, vec![(origin, leaf)], changes, answer)
         }
+    }
+
+    /// Whether a clone of the leaf may hang from the leaf's parent: the leaf owns nothing, and the parent reads right alone.
+    pub(crate) fn is_bare(&mut self, leaf: &ImageRecord) -> Result<bool, Failure> {
+        let whole = |parent| self.image(parent).is_ok_and(|row| row.state == ImageState::Ok);
+        Ok(leaf.parent.is_none_or(whole) && !leaf.foreign && self.owns_nothing(leaf.id)?)
     }
 
     /// `VDI.destroy`: the VDI is gone with the commit; its image is garbage, which the worker removes.
@@ -158,15 +183,28 @@ impl Owner {
         job.answer = Some(json!({}));
         let text = format!("'{}' deleted", vdi.name_label);
         let event = self.event(Severity::Info, "vdi.destroyed", Some(uuid), Some(&job), text);
-        self.commit(vec![
-            Change::RemoveVdi(uuid),
-            Change::PutImage(garbage(&leaf)),
-            Change::PutJob(job),
-            event,
-        ])?;
+        let mut changes = self.discarded(&leaf);
+        changes.extend([Change::RemoveVdi(uuid), Change::PutJob(job), event]);
+        self.commit(changes)?;
         crash::pass(catena_types::JobKind::Destroy, Phase::Committed);
-        self.wanting.retain(|(waiting, _)| *waiting != uuid);
         Ok(Given::Answer(json!({})))
+    }
+
+    /// The changes by which a leaf that has lost its VDI becomes garbage. A merge of it that was begun has no purpose any more.
+    pub(crate) fn discarded(&self, leaf: &ImageRecord) -> Vec<Change> {
+        let of_leaf = |job: &JobRecord| {
+            matches!(&job.work, Work::LeafMerge { from, .. } if *from == leaf.id)
+                && !job.committed
+                && !job.state.is_over()
+        };
+        let merges = self.catalog.state().unfinished().filter(|job| of_leaf(job));
+        let ended = merges.map(|job| JobRecord {
+            state: JobState::Cancelled,
+            retry_at: None,
+            updated: Timestamp::now(),
+            ..(**job).clone()
+        });
+        ended.map(Change::PutJob).chain([Change::PutImage(garbage(leaf))]).collect()
     }
 
     /// The VDI of that uuid and its leaf, fit to be built upon.
@@ -174,6 +212,7 @@ impl Owner {
         let uuid = vdi_uuid(name)?;
         let vdi = self.catalog.state().vdis.get(&uuid).ok_or_else(|| no_such_vdi(name))?;
         let leaf = self.image(vdi.image)?;
+        self.refuse_while_resizing(uuid)?;
         self.check_usable(uuid, leaf.id)?;
         Ok(((**vdi).clone(), leaf.clone()))
     }
@@ -197,7 +236,12 @@ impl Owner {
 
     /// Whether one more image fits on top of the leaf: `None` if it does; otherwise the refusal, or the word that the call waits
     /// for merges where the client wants to wait and they can help.
-    fn room_above(&self, vdi: &VdiRecord, leaf: &ImageRecord, wait: bool) -> Result<Option<Given>, Failure> {
+    pub(crate) fn room_above(
+        &self,
+        vdi: &VdiRecord,
+        leaf: &ImageRecord,
+        wait: bool,
+    ) -> Result<Option<Given>, Failure> {
         let state = self.catalog.state();
         let depth = state.chain(leaf.id).count();
         if depth < CHAIN_LIMIT {
@@ -206,7 +250,7 @@ impl Owner {
         let helps = can_shorten(&Rows(state), leaf.id);
         let standstill = self.standstill();
         if wait && helps && standstill.is_none() {
-            return Ok(Some(Given::Again));
+            return Ok(Some(Given::Again(vdi.uuid)));
         }
         let hint = match (helps, standstill) {
             (true, Some(standstill)) => {
@@ -226,24 +270,28 @@ impl Owner {
             .object("depth", depth))
     }
 
-    /// Concludes a job that puts leaves on top of `leaf`, which becomes a hidden base copy: sealed on disk after the commit.
-    fn become_base(
+    /// Concludes a job that puts leaves on top of the leaves of these VDIs, which become hidden base copies: sealed on disk
+    /// after the commit.
+    pub(crate) fn become_bases(
         &mut self,
         job: JobRecord,
-        vdi: &VdiRecord,
-        leaf: ImageRecord,
+        bases: Vec<(VdiRecord, ImageRecord)>,
         mut changes: Vec<Change>,
         answer: Value,
     ) -> Result<Given, Failure> {
-        let depth = self.catalog.state().chain(leaf.id).count() + 1;
-        if depth >= CHAIN_WARNING {
-            let text = format!("the chain of '{}' has {depth} images of {CHAIN_LIMIT}", vdi.name_label);
-            changes.push(self.event(Severity::Warning, "chain.long", Some(vdi.uuid), Some(&job), text));
+        let mut steps = Vec::new();
+        for (vdi, leaf) in bases {
+            let depth = self.catalog.state().chain(leaf.id).count() + 1;
+            if depth >= CHAIN_WARNING {
+                let text = format!("the chain of '{}' has {depth} images of {CHAIN_LIMIT}", vdi.name_label);
+                changes.push(self.event(Severity::Warning, "chain.long", Some(vdi.uuid), Some(&job), text));
+            }
+            // A foreign image is never written to: its own hidden flag stays as it is.
+            if !leaf.foreign {
+                steps.push(Step::SetHidden { image: leaf.id, hidden: true });
+            }
+            changes.push(Change::PutImage(ImageRecord { hidden: true, ..leaf }));
         }
-        // A foreign image is never written to: its own hidden flag stays as it is.
-        let steps =
-            if leaf.foreign { Vec::new() } else { vec![Step::SetHidden { image: leaf.id, hidden: true }] };
-        changes.push(Change::PutImage(ImageRecord { hidden: true, ..leaf }));
         self.conclude(job, changes, steps, answer)
     }
 

@@ -56,8 +56,8 @@ pub(crate) enum Given {
     Answer(serde_json::Value),
     /// Nothing yet: the answer comes later.
     Later,
-    /// Nothing yet: the call is to be tried again when something has changed.
-    Again,
+    /// Nothing yet: the call is to be tried again when the chain of this VDI may have got shorter.
+    Again(VdiUuid),
     /// This, and then the keeper ends.
     Farewell(serde_json::Value),
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | header bytes planned (D5) | they are written again: the header may be torn |
 //! | not committed, makes containers | they are removed, the job has failed |
+//! | not committed, a resize | the leaf's own header decides: it has grown, or the job has failed |
 //! | not committed, a merge | its mover's locks are waited for; it waits for its turn, with its cursor |
 //! | committed, steps left | they are done |
 
@@ -30,18 +31,23 @@ impl Owner {
             tracing::info!(sr = %self.sr.uuid, job = job.id, committed = job.committed, "a job was interrupted");
             if job.committed || matches!(job.work, Work::Merge { .. } | Work::LeafMerge { .. }) {
                 self.requeue(job)?;
+            } else if matches!(job.work, Work::Resize { .. }) {
+                self.recover_resize(job);
             } else {
-                let why =
-                    Failure::new(ErrorName::TryAgain, "the job was interrupted by the end of its keeper");
-                // Nobody was answered: who repeats the request means it to be carried out.
-                let job = JobRecord { request_id: None, ..job };
-                self.undo(job, JobState::Failed, &why.hint("start it again"));
+                self.undo_interrupted(job);
             }
         }
         if self.catalog.was_interrupted() {
             self.relabel_all();
         }
         Ok(())
+    }
+
+    /// Undoes a job that nobody was answered: who repeats the request means it to be carried out.
+    pub(crate) fn undo_interrupted(&mut self, job: JobRecord) {
+        let why = Failure::new(ErrorName::TryAgain, "the job was interrupted by the end of its keeper");
+        let job = JobRecord { request_id: None, ..job };
+        self.undo(job, JobState::Failed, &why.hint("start it again"));
     }
 
     /// D5: a crash between the first and the last write of a header leaves it torn, and it has no second copy but the row.

@@ -29,8 +29,10 @@ use std::sync::Arc;
 /// A disk on its way in: its rows, but for the size.
 #[derive(Debug, Clone)]
 pub(crate) struct Arriving {
-    image: ImageRecord,
-    name_label: String,
+    /// Its image.
+    pub(crate) image: ImageRecord,
+    /// Its name.
+    pub(crate) name_label: String,
 }
 
 impl Owner {
@@ -116,7 +118,9 @@ impl Owner {
         let result = end.and_then(|answer| {
             crash::pass(job.work.kind(), Phase::Made);
             match (&job.work, arriving) {
-                (Work::Import { vdi }, Some(arriving)) => self.arrive(job.clone(), *vdi, arriving, &answer),
+                (Work::Import { vdi } | Work::Copy { vdi, .. }, Some(arriving)) => {
+                    self.arrive(job.clone(), *vdi, arriving, &answer)
+                }
                 _ => {
                     job.answer = Some(answer);
                     self.finish(job.clone(), Vec::new())
@@ -140,8 +144,9 @@ impl Owner {
         let virtual_size = Bytes(size.as_u64().ok_or_else(unexpected)?);
         let image = self.measured(&ImageRecord { virtual_size, ..arriving.image });
         let row = new_vdi(vdi, image.id, arriving.name_label, VdiKind::Disk);
-        let text = format!("disk of {virtual_size} imported");
-        let event = self.event(Severity::Info, "vdi.imported", Some(vdi), Some(&job), text);
+        let word = if matches!(job.work, Work::Copy { .. }) { "copied" } else { "imported" };
+        let text = format!("disk of {virtual_size} {word}");
+        let event = self.event(Severity::Info, &format!("vdi.{word}"), Some(vdi), Some(&job), text);
         job.committed = true;
         job.answer = Some(json!({"uuid": vdi}));
         self.finish(job, vec![Change::PutImage(image), Change::PutVdi(row), event])
@@ -188,7 +193,7 @@ impl Owner {
 
     /// The chain of a VDI, or of an image by its uuid. An image that a merge has begun to write into has no content of its own
     /// until that merge is done.
-    fn chain_to_read(&self, uuid: &str) -> Result<Vec<Arc<ImageRecord>>, Failure> {
+    pub(crate) fn chain_to_read(&self, uuid: &str) -> Result<Vec<Arc<ImageRecord>>, Failure> {
         let state = self.catalog.state();
         let named: VdiUuid = uuid.parse().map_err(|_| no_such_vdi(uuid))?;
         let leaf = state.vdis.get(&named).map_or(ImageId(named.0), |vdi| vdi.image);
@@ -236,7 +241,8 @@ fn unknown_format(name: &str, known: &str) -> Failure {
     Failure::new(ErrorName::Unsupported, format!("'{name}' is not a supported format")).hint(known)
 }
 
-fn trouble() -> Trouble {
+/// A worker answered something else than it was asked.
+pub(crate) fn trouble() -> Trouble {
     Trouble {
         kind: TroubleKind::Internal,
         message: "the datapath worker gave an unexpected answer".to_owned(),

@@ -279,11 +279,14 @@ fn wire_name(word: impl serde::Serialize) -> String {
 fn subject(work: &Work) -> (Option<VdiUuid>, Option<ImageId>) {
     match work {
         Work::Create { vdi }
-        | Work::Snapshot { vdi }
+        | Work::Snapshot { vdi, .. }
         | Work::Clone { vdi }
+        | Work::Revert { vdi, .. }
+        | Work::Set { vdi }
         | Work::Destroy { vdi }
         | Work::Import { vdi } => (Some(*vdi), None),
         Work::LeafMerge { vdi, from, .. } => (Some(*vdi), Some(*from)),
+        Work::Copy { vdi, image } | Work::Resize { vdi, image, .. } => (Some(*vdi), Some(*image)),
         Work::Merge { from, .. } => (None, Some(*from)),
         Work::Export { image } | Work::Garbage { image } => (None, Some(*image)),
         Work::Introduce | Work::Check | Work::Scan => (None, None),

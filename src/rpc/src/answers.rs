@@ -24,6 +24,13 @@ pub struct MadeVdis {
     pub vdis: Vec<VdiUuid>,
 }
 
+/// The size that a disk has now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Resized {
+    /// In bytes.
+    pub virtual_size: Bytes,
+}
+
 /// What `catena vdi destroy` has destroyed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Destroyed {

@@ -12,8 +12,8 @@ mod schema;
 
 pub use answers::{
     AgentStats, CoalesceList, Destroyed, Done, ErrorDocument, ErrorWords, EventList, Introduced,
-    Introduction, JobList, KeeperStats, Made, MadeVdis, Moved, RpcError, ScanReport, SrList, SrOwner,
-    SrPolicy, SrProbed, Survey, Tree, Unavailable, VdiList, Version,
+    Introduction, JobList, KeeperStats, Made, MadeVdis, Moved, Resized, RpcError, ScanReport, SrList,
+    SrOwner, SrPolicy, SrProbed, Survey, Tree, Unavailable, VdiList, Version,
 };
 pub use connection::{Incoming, Reader, WireError, Writer, connect, split};
 pub use documents::{
@@ -24,7 +24,8 @@ pub use message::{Id, Message, Notification, Outcome, Request, Response};
 pub use params::{
     CoalesceParams, EventListParams, JobParams, KeeperStart, ListParams, ReadWriteParams, ResolveParams,
     Resolved, SrCreateParams, SrIntroduceParams, SrParams, SrPolicyParams, SrProbeParams, VdiCloneParams,
-    VdiCreateParams, VdiExportParams, VdiImportParams, VdiParams, VdiSnapshotParams,
+    VdiCopyParams, VdiCreateParams, VdiExportParams, VdiImportParams, VdiParams, VdiResizeParams,
+    VdiRevertParams, VdiSetParams, VdiSnapshotParams, Vdis,
 };
 pub use schema::{check_params, methods, schema};
 

@@ -155,13 +155,46 @@ pub struct VdiParams {
     pub request_id: Option<String>,
 }
 
+/// One VDI, or several.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a name or a list of names")]
+pub enum Vdis {
+    /// A name.
+    One(String),
+    /// A list of names.
+    Several(Vec<String>),
+}
+
+impl Vdis {
+    /// All of them.
+    pub fn names(&self) -> &[String] {
+        match self {
+            Self::One(name) => std::slice::from_ref(name),
+            Self::Several(names) => names,
+        }
+    }
+}
+
+impl From<Vec<String>> for Vdis {
+    /// One name travels as such.
+    fn from(mut names: Vec<String>) -> Self {
+        match names.pop() {
+            Some(name) if names.is_empty() => Self::One(name),
+            last => {
+                names.extend(last);
+                Self::Several(names)
+            }
+        }
+    }
+}
+
 /// `VDI.snapshot`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VdiSnapshotParams {
-    /// The disk.
-    pub vdi: String,
-    /// The snapshot's name; the disk's by default.
+    /// The disk, or several of one SR: their snapshots are of one instant.
+    pub vdi: Vdis,
+    /// The snapshots' name; the disk's by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name_label: Option<String>,
     /// Where the chain is too long, merge it first and then go on.
@@ -187,6 +220,69 @@ pub struct VdiCloneParams {
     /// Where the chain is too long, merge it first and then go on.
     #[serde(default)]
     pub wait: bool,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `VDI.revert`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VdiRevertParams {
+    /// The disk.
+    pub vdi: String,
+    /// A snapshot of it.
+    pub snapshot: String,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `VDI.resize`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VdiResizeParams {
+    /// The disk.
+    pub vdi: String,
+    /// Its new size in bytes.
+    pub virtual_size: Bytes,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `VDI.set`: what is given is changed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VdiSetParams {
+    /// The VDI.
+    pub vdi: String,
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_label: Option<String>,
+    /// Its description.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_description: Option<String>,
+    /// Free keys; one with an empty value is removed, those that are not named stay.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub other_config: BTreeMap<String, String>,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `VDI.copy`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VdiCopyParams {
+    /// A VDI, or the uuid of an image (a base copy).
+    pub vdi: String,
+    /// Where the copy is made; where the origin is by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sr: Option<String>,
+    /// The copy's name; the origin's by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_label: Option<String>,
     /// The client's key for retries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,

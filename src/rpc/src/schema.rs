@@ -6,12 +6,14 @@
 
 use crate::answers::{
     AgentStats, CoalesceList, Destroyed, Done, ErrorDocument, EventList, Introduced, Introduction, JobList,
-    Made, MadeVdis, Moved, RpcError, ScanReport, SrList, SrPolicy, SrProbed, Survey, Tree, VdiList, Version,
+    Made, MadeVdis, Moved, Resized, RpcError, ScanReport, SrList, SrPolicy, SrProbed, Survey, Tree, VdiList,
+    Version,
 };
 use crate::params::{
     CoalesceParams, EventListParams, JobParams, ListParams, NoParams, ReadWriteParams, SrCreateParams,
-    SrIntroduceParams, SrParams, SrPolicyParams, SrProbeParams, VdiCloneParams, VdiCreateParams,
-    VdiExportParams, VdiImportParams, VdiParams, VdiSnapshotParams,
+    SrIntroduceParams, SrParams, SrPolicyParams, SrProbeParams, VdiCloneParams, VdiCopyParams,
+    VdiCreateParams, VdiExportParams, VdiImportParams, VdiParams, VdiResizeParams, VdiRevertParams,
+    VdiSetParams, VdiSnapshotParams,
 };
 use crate::{CheckReport, CoalesceStatus, Event, Job, SCHEMA_VERSION, Sr, Vdi};
 use catena_types::{ErrorName, Failure, SrUuid, VdiUuid};
@@ -76,6 +78,10 @@ const METHODS: &[Method] = &[
     at_once::<VdiParams, Vdi>("VDI.get_record"),
     at_once::<VdiSnapshotParams, MadeVdis>("VDI.snapshot"),
     at_once::<VdiCloneParams, MadeVdis>("VDI.clone"),
+    at_once::<VdiRevertParams, Done>("VDI.revert"),
+    at_once::<VdiResizeParams, Resized>("VDI.resize"),
+    at_once::<VdiSetParams, Done>("VDI.set"),
+    by_job::<VdiCopyParams, Made<VdiUuid>>("VDI.copy"),
     at_once::<VdiParams, Done>("VDI.destroy"),
     by_job::<VdiExportParams, Moved>("VDI.export"),
     at_once::<ReadWriteParams, Moved>("VDI.read"),

@@ -31,6 +31,14 @@ pub enum JobKind {
     Snapshot,
     /// New disks from a disk or snapshot.
     Clone,
+    /// A disk put back to a snapshot of it.
+    Revert,
+    /// A disk made larger.
+    Resize,
+    /// Names and free keys of a disk changed.
+    Set,
+    /// A disk's content copied into a new disk.
+    Copy,
     /// A disk deleted.
     Destroy,
     /// A stream read into a new disk.
@@ -83,15 +91,46 @@ pub enum Work {
         /// The disk.
         vdi: VdiUuid,
     },
-    /// A snapshot of `vdi`.
+    /// A snapshot of `vdi`, and at the same instant of others.
     Snapshot {
         /// The disk.
         vdi: VdiUuid,
+        /// The other disks.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        others: Vec<VdiUuid>,
     },
     /// Clones of `vdi`.
     Clone {
         /// The disk or snapshot.
         vdi: VdiUuid,
+    },
+    /// `vdi` is put back to what its snapshot holds.
+    Revert {
+        /// The disk.
+        vdi: VdiUuid,
+        /// The snapshot.
+        snapshot: VdiUuid,
+    },
+    /// `vdi` is made larger.
+    Resize {
+        /// The disk.
+        vdi: VdiUuid,
+        /// Its leaf.
+        image: ImageId,
+        /// The size that it is to have.
+        size: Bytes,
+    },
+    /// Names or free keys of `vdi` are changed.
+    Set {
+        /// The disk or snapshot.
+        vdi: VdiUuid,
+    },
+    /// The content of an image becomes `vdi`.
+    Copy {
+        /// The new disk.
+        vdi: VdiUuid,
+        /// The image whose content it gets.
+        image: ImageId,
     },
     /// `vdi` is deleted.
     Destroy {
@@ -153,6 +192,10 @@ impl Work {
             Self::Create { .. } => JobKind::Create,
             Self::Snapshot { .. } => JobKind::Snapshot,
             Self::Clone { .. } => JobKind::Clone,
+            Self::Revert { .. } => JobKind::Revert,
+            Self::Resize { .. } => JobKind::Resize,
+            Self::Set { .. } => JobKind::Set,
+            Self::Copy { .. } => JobKind::Copy,
             Self::Destroy { .. } => JobKind::Destroy,
             Self::Import { .. } => JobKind::Import,
             Self::Export { .. } => JobKind::Export,

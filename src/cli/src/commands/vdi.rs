@@ -3,10 +3,12 @@
 use super::stream::{self, Export, Import, ReadAt, WriteAt};
 use crate::client::{Client, read, read_field};
 use crate::errors::{CliError, Exit};
+use crate::jobs;
 use crate::output::table::Rows;
 use crate::output::{Output, dot, record, tree};
 use catena_rpc::{
-    ListParams, Node, SrParams, Vdi, VdiCloneParams, VdiCreateParams, VdiParams, VdiSnapshotParams,
+    ListParams, Node, SrParams, Vdi, VdiCloneParams, VdiCopyParams, VdiCreateParams, VdiParams,
+    VdiResizeParams, VdiRevertParams, VdiSetParams, VdiSnapshotParams,
 };
 use catena_types::{Bytes, ErrorName, Failure, VdiUuid};
 use clap::{Args, Subcommand};
@@ -23,10 +25,18 @@ pub(crate) enum VdiCommand {
     Show(Name),
     /// Show how images hang together
     Tree(Tree),
-    /// Take a snapshot; prints its uuid
+    /// Take snapshots; prints a uuid a line
     Snapshot(Snapshot),
     /// Make disks that share the blocks of a disk or snapshot; prints a uuid a line
     Clone(CloneVdi),
+    /// Put a disk back to one of its snapshots: what it holds now is lost
+    Revert(Revert),
+    /// Copy a disk or snapshot into a new disk that shares nothing; prints its uuid
+    Copy(Copy),
+    /// Make a disk larger
+    Resize(Resize),
+    /// Change names and free keys of a disk or snapshot
+    Set(Set),
     /// Destroy disks or snapshots
     Destroy(Destroy),
     /// Make a disk of an image; prints its uuid
@@ -81,12 +91,13 @@ pub(crate) struct Tree {
     dot: bool,
 }
 
-/// A snapshot to take.
+/// Snapshots to take.
 #[derive(Debug, Args)]
 pub(crate) struct Snapshot {
-    /// The disk
-    vdi: String,
-    /// Its name; the disk's by default
+    /// The disk, or several of one SR: of one instant, all or none
+    #[arg(required = true, value_name = "VDI")]
+    vdis: Vec<String>,
+    /// Their name; the disk's by default
     #[arg(long, value_name = "LABEL")]
     name: Option<String>,
     /// Where the chain is too long, wait until it has been merged
@@ -110,6 +121,47 @@ pub(crate) struct CloneVdi {
     wait: bool,
 }
 
+/// A disk to put back.
+#[derive(Debug, Args)]
+pub(crate) struct Revert {
+    /// The disk
+    vdi: String,
+    /// A snapshot of it
+    snapshot: String,
+}
+
+/// A copy to make.
+#[derive(Debug, Args)]
+pub(crate) struct Copy {
+    /// The disk or snapshot, or the uuid of a base copy's image
+    vdi: String,
+    /// The SR that gets the copy; the disk's by default
+    #[arg(long)]
+    sr: Option<String>,
+    /// Its name; the origin's by default
+    #[arg(long, value_name = "LABEL")]
+    name: Option<String>,
+}
+
+/// A disk to make larger.
+#[derive(Debug, Args)]
+pub(crate) struct Resize {
+    /// The disk
+    vdi: String,
+    /// Its new size: bytes, or with KiB, MiB, GiB, TiB
+    size: Bytes,
+}
+
+/// What to change.
+#[derive(Debug, Args)]
+pub(crate) struct Set {
+    /// The disk or snapshot
+    vdi: String,
+    /// name_label, name_description, or other_config.KEY, whose empty value removes the key
+    #[arg(required = true, value_name = "KEY=VALUE")]
+    changes: Vec<String>,
+}
+
 /// Disks to destroy.
 #[derive(Debug, Args)]
 pub(crate) struct Destroy {
@@ -131,13 +183,26 @@ pub(crate) fn run(command: VdiCommand, agent: &mut Client, out: &mut Output) -> 
             out.show(&document, || Ok(record::render(&document)))?;
         }
         VdiCommand::Tree(tree) => self::tree(tree, agent, out)?,
-        VdiCommand::Snapshot(Snapshot { vdi, name, wait }) => {
-            let params = VdiSnapshotParams { vdi, name_label: name, wait, request_id: None };
+        VdiCommand::Snapshot(Snapshot { vdis, name, wait }) => {
+            let params = VdiSnapshotParams { vdi: vdis.into(), name_label: name, wait, request_id: None };
             show_uuids(&agent.call("VDI.snapshot", &params)?, out)?;
         }
         VdiCommand::Clone(CloneVdi { vdi, name, count, wait }) => {
             let params = VdiCloneParams { vdi, name_label: name, count, wait, request_id: None };
             show_uuids(&agent.call("VDI.clone", &params)?, out)?;
+        }
+        VdiCommand::Revert(Revert { vdi, snapshot }) => {
+            let params = VdiRevertParams { vdi, snapshot, request_id: None };
+            out.show(&agent.call_to_end("VDI.revert", &params, &[])?, || Ok(String::new()))?;
+        }
+        VdiCommand::Copy(copy) => self::copy(copy, agent, out)?,
+        VdiCommand::Resize(Resize { vdi, size }) => {
+            let params = VdiResizeParams { vdi, virtual_size: size, request_id: None };
+            out.show(&agent.call_to_end("VDI.resize", &params, &[])?, || Ok(String::new()))?;
+        }
+        VdiCommand::Set(Set { vdi, changes }) => {
+            let params = changes_of(vdi, &changes)?;
+            out.show(&agent.call("VDI.set", &params)?, || Ok(String::new()))?;
         }
         VdiCommand::Destroy(Destroy { vdis, yes }) => destroy(&vdis, yes, agent, out)?,
         VdiCommand::Import(import) => stream::import(import, agent, out)?,
@@ -162,6 +227,34 @@ fn create(create: Create, agent: &mut Client, out: &mut Output) -> Result<(), Cl
     };
     let document = agent.call("VDI.create", &params)?;
     out.show(&document, || Ok(read_field::<String>(&document, "uuid")? + "\n"))
+}
+
+fn copy(copy: Copy, agent: &mut Client, out: &mut Output) -> Result<(), CliError> {
+    let params = VdiCopyParams { vdi: copy.vdi, sr: copy.sr, name_label: copy.name, request_id: None };
+    let job = jobs::run(agent, out, "VDI.copy", &params, &[])?;
+    let document = job.result.unwrap_or(Value::Null);
+    out.show(&document, || Ok(read_field::<String>(&document, "uuid")? + "\n"))
+}
+
+/// What `KEY=VALUE` words ask for; a key that is given twice means its last value.
+fn changes_of(vdi: String, words: &[String]) -> Result<VdiSetParams, CliError> {
+    let mut params = VdiSetParams { vdi, ..VdiSetParams::default() };
+    for word in words {
+        let (key, value) = word
+            .split_once('=')
+            .ok_or_else(|| CliError::bad_request(format!("'{word}' is not of the form KEY=VALUE")))?;
+        let value = value.to_owned();
+        match (key, key.strip_prefix("other_config.")) {
+            ("name_label", _) => params.name_label = Some(value),
+            ("name_description", _) => params.name_description = Some(value),
+            (_, Some(free)) if !free.is_empty() => drop(params.other_config.insert(free.to_owned(), value)),
+            _ => {
+                let keys = "name_label, name_description and other_config.KEY can be set";
+                return Err(CliError::bad_request(format!("there is no key '{key}': {keys}")));
+            }
+        }
+    }
+    Ok(params)
 }
 
 fn show_uuids(document: &Value, out: &mut Output) -> Result<(), CliError> {
