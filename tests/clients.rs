@@ -88,6 +88,8 @@ fn a_request_that_is_repeated_has_one_effect_whatever_it_asks() -> Result<()> {
     twice(&agent, &mut tried, "VDI.import", json!({"sr": sr, "format": "raw", "name_label": "in", "fd": 0}))?;
     twice(&agent, &mut tried, "VDI.export", json!({"vdi": disk, "format": "raw", "fd": 0}))?;
     twice(&agent, &mut tried, "VDI.destroy", json!({"vdi": disk}))?;
+    let policy = json!({"sr": sr, "policy": {"coalesce.rate": "100MiB"}});
+    twice(&agent, &mut tried, "SR.set_policy", policy)?;
     twice(&agent, &mut tried, "SR.scan", json!({"sr": sr}))?;
     twice(&agent, &mut tried, "SR.check", json!({"sr": sr}))?;
     twice(&agent, &mut tried, "SR.detach", json!({"sr": sr}))?;

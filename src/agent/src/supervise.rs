@@ -127,7 +127,10 @@ impl Sr {
     pub(crate) fn start(self: &Arc<Self>, starter: &Arc<Starter>, take_over: bool) -> Result<(), Failure> {
         let mut state = self.lock();
         state.take_over = take_over;
-        state.error = None;
+        // The refusal of a keeper that is just ending is still to be told to those who wait for it.
+        if state.phase != Phase::Starting {
+            state.error = None;
+        }
         self.supervise_from(state, starter, None)
     }
 
