@@ -161,6 +161,13 @@ fn a_merge_stops_when_its_hours_end_and_goes_on_where_it_was() -> Result<()> {
     let closed = until_status(&agent, "closed window", |now| now["current"].is_null())?;
     ensure!(closed["state"] == "blocked" && closed["reason"]["code"] == "window", "{closed}");
     ensure!(agent.catena(&["coalesce", "run", "store", "--wait"])?.code == 75);
+    // What nothing needs any more goes at any hour.
+    let spare = agent.ok(&["vdi", "create", "--sr", "store", "--size", "2MiB", "--name", "spare"])?;
+    let container =
+        agent.json(&["vdi", "show", &spare])?["container"].as_str().context("container")?.to_owned();
+    ensure!(agent.path("sr").join(&container).exists(), "{container}");
+    agent.ok(&["vdi", "destroy", &spare])?;
+    until(&agent, "removal", || Ok((!agent.path("sr").join(&container).exists()).then_some(())))?;
     agent.ok(&["sr", "policy", "store", "coalesce.enabled=false"])?;
     let off = status(&agent)?;
     ensure!(off["state"] == "paused" && off["reason"]["code"] == "disabled", "{off}");
@@ -208,10 +215,31 @@ fn a_starved_merge_is_raised_until_its_floor_is_met() -> Result<()> {
     // What a guest that leaves nothing to others would do.
     kill(mover, Signal::SIGSTOP)?;
     let starved = until(&agent, "starving", || Ok(events(&agent, "merge.starved")?.pop()));
+    // Also the batch that it is stuck in, which hears of nothing.
+    let raised = in_class(&agent, (2 << 13) | 7);
     kill(mover, Signal::SIGCONT)?;
-    ensure!(starved?.contains("best-effort:7"));
-    until(&agent, "raised mover", || Ok(in_class(&agent, (2 << 13) | 7).contains(&mover).then_some(())))?;
+    ensure!(starved?.contains("best-effort:7") && raised == [mover], "{raised:?}");
     until(&agent, "recovery", || Ok(events(&agent, "merge.recovered")?.pop()))?;
+    until(&agent, "mover in class idle", || Ok(in_class(&agent, IDLE).contains(&mover).then_some(())))?;
+    agent.ok(&["sr", "policy", "store", "coalesce.rate=0"])?;
+    until_status(&agent, "end of the merge", |now| now["unmerged_images"] == 0 && now["current"].is_null())?;
+    agent.stop()
+}
+
+#[test]
+fn a_mover_that_stands_still_holds_nobody_up() -> Result<()> {
+    let (mut agent, _, first) = with_merge("4MiB")?;
+    agent.ok(&["vdi", "destroy", &first])?;
+    until_status(&agent, "merge in class idle", |now| now["io_class"] == "idle" && moved(now) > 0)?;
+    let mover = *in_class(&agent, IDLE).first().context("a mover in class idle")?;
+    kill(mover, Signal::SIGSTOP)?;
+    // More than its socket holds, and it reads none of them.
+    let all: Result<()> = (1..=1000).try_for_each(|rate| {
+        let params = json!({"sr": "store", "policy": {"coalesce.rate": rate * MIB}});
+        agent.call("SR.set_policy", &params)?.map(drop).map_err(|error| anyhow::anyhow!("{error}"))
+    });
+    kill(mover, Signal::SIGCONT)?;
+    all?;
     until_status(&agent, "end of the merge", |now| now["unmerged_images"] == 0 && now["current"].is_null())?;
     agent.stop()
 }

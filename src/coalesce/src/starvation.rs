@@ -1,22 +1,24 @@
 //! Whether a merge in I/O class idle gets anything done: such a merge may wait for ever beside a busy guest.
 //!
 //! ```text
-//!          owes 20 s of the floor
-//!   idle ──────────────────────────▶ raised
-//!     ▲                                │
-//!     └────────────────────────────────┘
-//!               owes nothing
+//!          owes 20 s of the floor, and two blocks at least
+//!   idle ─────────────────────────────────────────────────▶ raised
+//!     ▲                                                       │
+//!     └───────────────────────────────────────────────────────┘
+//!                           owes nothing
 //! ```
 //!
 //! What is owed is the floor times the time that has passed, less what was moved; what was moved beyond the floor is not put
 //! by. So over time the floor is kept, and a merge does not change its class every few seconds. Pure: the time is a
 //! parameter, counted from any fixed moment. Used by the keeper, which changes the class.
 
-use catena_types::Bytes;
+use catena_types::{BLOCK_BYTES, Bytes};
 use std::time::Duration;
 
 /// How long the floor may be missed altogether: longer than the first batch of a merge takes on a slow disk.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The least that has to be owed: a merge that is held to a low rate says nothing for as long as a block of 2 MiB takes.
+const LEAST: Bytes = Bytes(2 * BLOCK_BYTES);
 const NANOS: u128 = 1_000_000_000;
 
 /// A merge and its floor.
@@ -76,7 +78,7 @@ impl Starvation {
     }
 
     fn limit(&self) -> u128 {
-        u128::from(self.floor.0) * PATIENCE.as_nanos()
+        (u128::from(self.floor.0) * PATIENCE.as_nanos()).max(u128::from(LEAST.0) * NANOS)
     }
 }
 
@@ -84,7 +86,7 @@ impl Starvation {
 mod tests {
     use super::*;
 
-    const FLOOR: Bytes = Bytes(1000);
+    const FLOOR: Bytes = Bytes(1_000_000);
 
     fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -98,11 +100,11 @@ mod tests {
         assert_eq!(merge.deadline(), Some(at(25)));
         assert_eq!(merge.observe(at(25), Bytes(0)), Some(Verdict::Raise));
         assert!(merge.is_raised() && merge.deadline().is_none());
-        // 20 s are owed, and one more a second: at 5000 a second that takes 5 s.
+        // 20 s are owed, and one more a second: at 5 MB a second that takes 5 s.
         for second in 1..5 {
-            assert_eq!(merge.observe(at(25 + second), Bytes(5000 * second)), None);
+            assert_eq!(merge.observe(at(25 + second), Bytes(5_000_000 * second)), None);
         }
-        assert_eq!(merge.observe(at(30), Bytes(25_000)), Some(Verdict::Lower));
+        assert_eq!(merge.observe(at(30), Bytes(25_000_000)), Some(Verdict::Lower));
         assert_eq!(merge.deadline(), Some(at(50)));
     }
 
@@ -110,7 +112,7 @@ mod tests {
     fn a_merge_that_keeps_to_its_floor_is_left_alone() {
         let mut merge = Starvation::new(FLOOR, at(0), Bytes(0));
         for second in 1..1000 {
-            assert_eq!(merge.observe(at(second), Bytes(1000 * second)), None);
+            assert_eq!(merge.observe(at(second), Bytes(1_000_000 * second)), None);
         }
         // What it moved too much earlier does not count: it was not starved then.
         let mut quick = Starvation::new(FLOOR, at(0), Bytes(0));
@@ -121,10 +123,21 @@ mod tests {
     #[test]
     fn a_slow_merge_is_raised_in_the_end_and_a_long_night_is_forgotten() {
         let mut slow = Starvation::new(FLOOR, at(0), Bytes(0));
-        let raised = (1..).find(|&second| slow.observe(at(second), Bytes(900 * second)).is_some());
+        let raised = (1..).find(|&second| slow.observe(at(second), Bytes(900_000 * second)).is_some());
         assert_eq!(raised, Some(200));
-        assert_eq!(slow.observe(at(100_000), Bytes(180_000)), None);
-        assert_eq!(slow.observe(at(100_001), Bytes(221_000)), Some(Verdict::Lower));
+        assert_eq!(slow.observe(at(100_000), Bytes(180_000_000)), None);
+        assert_eq!(slow.observe(at(100_001), Bytes(221_000_000)), Some(Verdict::Lower));
+    }
+
+    #[test]
+    fn a_low_rate_is_not_taken_for_starvation() {
+        for rate in [1000, 10_000, 300_000, 5_000_000] {
+            let mut merge = Starvation::new(Bytes(rate / 2), at(0), Bytes(0));
+            for batch in 1..100 {
+                let now = Duration::from_nanos(batch * BLOCK_BYTES * 1_000_000_000 / rate);
+                assert_eq!(merge.observe(now, Bytes(batch * BLOCK_BYTES)), None, "{rate}");
+            }
+        }
     }
 
     #[test]

@@ -76,6 +76,24 @@ impl Channel {
 
     /// Sends one message with its descriptors (at most 128).
     pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        self.send_with(message, fds, MsgFlags::empty())
+    }
+
+    /// Sends one message if the peer has room for it; false, and nothing was sent, if it has not.
+    pub fn try_send<T: Serialize>(&self, message: &T) -> Result<bool, ChannelError> {
+        match self.send_with(message, &[], MsgFlags::MSG_DONTWAIT) {
+            Ok(()) => Ok(true),
+            Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn send_with<T: Serialize>(
+        &self,
+        message: &T,
+        fds: &[BorrowedFd<'_>],
+        flags: MsgFlags,
+    ) -> Result<(), ChannelError> {
         let bytes = serde_json::to_vec(message)?;
         if bytes.len() > PACKET_LIMIT || fds.len() > FD_LIMIT {
             return Err(ChannelError::TooLarge);
@@ -85,7 +103,8 @@ impl Channel {
         let control = if raw.is_empty() { &[] } else { &rights[..] };
         loop {
             let parts = [IoSlice::new(&bytes)];
-            match sendmsg::<UnixAddr>(self.0.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, None) {
+            let flags = flags | MsgFlags::MSG_NOSIGNAL;
+            match sendmsg::<UnixAddr>(self.0.as_raw_fd(), &parts, control, flags, None) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(io::Error::from(error).into()),
@@ -181,6 +200,18 @@ mod tests {
         drop(a);
         assert!(matches!(b.poll::<String>(), Ok(Some(None))));
         assert!(b.receive::<String>().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_peer_that_reads_nothing_holds_nobody_up() {
+        let (a, b) = Channel::pair().unwrap();
+        let sent = (0..100_000).find(|number| !a.try_send(number).unwrap()).unwrap();
+        for number in 0..sent {
+            assert_eq!(b.receive::<i32>().unwrap().unwrap().message, number);
+        }
+        assert!(a.try_send(&sent).unwrap());
+        drop(b);
+        assert!(a.try_send(&sent).is_err());
     }
 
     #[test]

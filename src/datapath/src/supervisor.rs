@@ -2,7 +2,7 @@
 //! comes in.
 //!
 //! A pace takes effect at the next batch: the I/O class is that of the thread that runs the job, and the threads of a batch are
-//! made by it for that batch, so they inherit it. No thread has to be looked for.
+//! made by it for that batch, so they inherit it. For the batch that runs, the keeper sets it from outside.
 
 use crate::pacing::Bucket;
 use crate::{crash, privileges};

@@ -53,6 +53,7 @@ impl Owner {
     pub(crate) fn coalesce(&mut self) {
         self.end_pause();
         self.watch_floor(None);
+        self.tell_pace();
         if let Some(current) = self.current {
             if self.running.contains_key(&current.job) && !self.still_wanted(current.task) {
                 self.stop_current();
@@ -64,11 +65,8 @@ impl Owner {
         if let Some(job) = self.steps_due() {
             return self.resume_steps(job);
         }
-        if self.standstill().is_some() {
-            return;
-        }
         self.retry_wanting();
-        let ready = self.plan().ready;
+        let ready = self.ready();
         match ready.first().copied() {
             Some(Task::Remove { .. }) => self.start_garbage(&ready),
             Some(task) => self.start_merge(task),
@@ -80,6 +78,14 @@ impl Owner {
     fn plan(&mut self) -> Plan {
         let moment = self.moment();
         self.candidates.plan(&Rows(self.catalog.state()), &moment)
+    }
+
+    /// What may begin now, in order: removals come first, and they alone where merges have to wait.
+    fn ready(&mut self) -> Vec<Task> {
+        let standstill = self.standstill();
+        let mut ready = self.plan().ready;
+        ready.retain(|task| standstill.is_none_or(|standstill| standstill.allows(*task)));
+        ready
     }
 
     fn still_wanted(&self, task: Task) -> bool {
@@ -254,9 +260,7 @@ impl Owner {
 
     /// Whether the worker has come to an end of what it can do now.
     pub(crate) fn nothing_to_run(&mut self) -> bool {
-        self.current.is_none()
-            && self.steps_due().is_none()
-            && (self.standstill().is_some() || self.plan().ready.is_empty())
+        self.current.is_none() && self.steps_due().is_none() && self.ready().is_empty()
     }
 }
 

@@ -1,11 +1,12 @@
-//! What the kernel says about I/O priority: the class that a process's threads have, and whether the scheduler of a device
-//! heeds it. Used for what clients are shown, which is never what was merely asked for.
+//! I/O priority as the kernel has it: the class of a process's threads, and whether the scheduler of a device heeds it. Used for
+//! what clients are shown, which is never what was merely asked for, and to change a mover that is in the middle of a batch.
 
 use catena_types::IoClass;
+use nix::errno::Errno;
 use nix::libc;
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 /// The device that an SR is on, and what schedules its requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,6 +38,28 @@ pub(crate) fn class_of(pid: u32) -> Option<IoClass> {
         }
     }
     found
+}
+
+/// Puts all threads of a process into a class, the first one first: what it starts meanwhile has the class of it. The process
+/// must not have been reaped.
+pub(crate) fn set_class(pid: u32, class: IoClass) -> io::Result<()> {
+    const WHO_PROCESS: libc::c_int = 1;
+    let set = |thread: i32| {
+        // SAFETY: ioprio_set takes three integers and touches no memory.
+        let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, thread, class.to_kernel()) };
+        match Errno::result(result) {
+            // It has ended meanwhile.
+            Ok(_) | Err(Errno::ESRCH) => Ok(()),
+            Err(error) => Err(io::Error::from(error)),
+        }
+    };
+    set(i32::try_from(pid).map_err(io::Error::other)?)?;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        if let Some(Ok(thread)) = thread?.file_name().to_str().map(str::parse) {
+            set(thread)?;
+        }
+    }
+    Ok(())
 }
 
 fn class_of_thread(thread: i32) -> Option<IoClass> {
@@ -114,6 +137,17 @@ mod tests {
         assert_eq!(look(&mapped).schedulers, ["mq-deadline", "none"].map(str::to_owned).into());
         assert_eq!(look(&mapped).honours_classes(), Some(false));
         assert_eq!(Scheduling::default().honours_classes(), None);
+    }
+
+    #[test]
+    fn all_threads_of_a_process_change_their_class() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        for class in [IoClass::Idle, IoClass::LEAST_EFFORT] {
+            set_class(child.id(), class).unwrap();
+            assert_eq!(class_of(child.id()), Some(class));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //! The thread runs a script of requests and touches no catalog. Its process ends with it; the owner knows that the
 //! process's locks are free when the end of the script is in the mailbox, because it is sent after the process was reaped.
 
+use crate::ioclass;
 use crate::owner::Mail;
 use crate::worker::{self, Worker};
 use catena_control::{Answered, Channel, Pace, Progress, Request, Trouble};
 use catena_types::JobId;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// News of a long job.
@@ -48,6 +50,8 @@ pub(crate) type Script = Box<dyn FnOnce(&mut Session<'_>) -> Result<serde_json::
 pub(crate) struct LongJob {
     handle: Channel,
     pid: u32,
+    /// Whether the number is still that of its process, which is not reaped then.
+    alive: Arc<Mutex<bool>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -56,24 +60,34 @@ impl LongJob {
     pub(crate) fn start(job: JobId, mailbox: &Sender<Mail>, script: Script) -> Result<Self, Trouble> {
         let mut worker = Worker::start()?;
         let (handle, pid) = (worker.handle()?, worker.pid());
-        let mailbox = mailbox.clone();
+        let alive = Arc::new(Mutex::new(true));
+        let (mailbox, ending) = (mailbox.clone(), Arc::clone(&alive));
         let thread = std::thread::spawn(move || {
             let mut session = Session { worker: &mut worker, mailbox: &mailbox, job };
             let end = script(&mut session);
+            *ending.lock().unwrap_or_else(PoisonError::into_inner) = false;
             drop(worker);
             tell(&mailbox, job, News::End(end));
         });
-        Ok(Self { handle, pid, thread: Some(thread) })
+        Ok(Self { handle, pid, alive, thread: Some(thread) })
     }
 
-    /// Asks it to stop; its end comes to the mailbox.
+    /// Asks it to stop; its end comes to the mailbox. May be said again: one that stands still may not have heard it.
     pub(crate) fn stop(&self) {
         worker::tell(&self.handle, &Request::Stop);
     }
 
-    /// Gives a merge another pace; it takes it up with its next batch.
-    pub(crate) fn pace(&self, pace: Pace) {
-        worker::tell(&self.handle, &Request::Pace(pace));
+    /// Gives a merge another pace: its threads have the class at once, so that a batch that starves is helped too; the rest it
+    /// takes up with its next batch. False if it has to be said again.
+    pub(crate) fn pace(&self, pace: Pace) -> bool {
+        if !worker::tell(&self.handle, &Request::Pace(pace)) {
+            return false;
+        }
+        let alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+        if *alive && let Err(error) = ioclass::set_class(self.pid, pace.class) {
+            tracing::warn!(pid = self.pid, class = %pace.class, %error, "a batch that runs keeps its I/O class");
+        }
+        true
     }
 
     /// Its process.

@@ -18,12 +18,12 @@ use crate::hands::ready;
 use crate::long::{LongJob, Script};
 use crate::operations::garbage;
 use crate::owner::{Owner, Running};
-use crate::priority::{Priority, first_pace};
+use crate::priority::Priority;
 use crate::steps::back_off;
 use crate::tree::Rows;
 use catena_catalog::Change;
 use catena_coalesce::{Task, need};
-use catena_control::{Progress, Request, Trouble, TroubleKind};
+use catena_control::{Pace, Progress, Request, Trouble, TroubleKind};
 use catena_sr_api::Access;
 use catena_types::{
     Bytes, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId, JobRecord, JobState, Severity, Step,
@@ -55,9 +55,11 @@ impl Owner {
         }
         crash::pass(job.work.kind(), Phase::Journaled);
         self.current = Some(Current { job: id, task });
-        match self.start_mover(&job) {
+        let policy = self.policy();
+        let priority = Priority::new(&policy);
+        match self.start_mover(&job, priority.pace(&policy)) {
             Ok(long) => {
-                self.priority = Some(Priority::new(&self.policy()));
+                self.priority = Some(priority);
                 self.track(&job, Running { long, lease: BTreeSet::new(), cancelled: false });
             }
             Err(failure) => self.merge_failed(job, failure),
@@ -84,8 +86,7 @@ impl Owner {
         Some(self.new_job(work, None))
     }
 
-    fn start_mover(&mut self, job: &JobRecord) -> Result<LongJob, Failure> {
-        let pace = first_pace(&self.policy());
+    fn start_mover(&mut self, job: &JobRecord, pace: Pace) -> Result<LongJob, Failure> {
         let task = task_of_work(&job.work);
         let mut need = task.map_or(Bytes(0), |task| need(&Rows(self.catalog.state()), &self.moment(), task));
         let (request, fds) = match &job.work {

@@ -5,7 +5,6 @@
 
 use crate::dispatch::params;
 use crate::failures::bad_request;
-use crate::long::LongJob;
 use crate::owner::{Call, Given, Owner};
 use crate::standstill::{Standstill, standstill};
 use catena_catalog::{Change, Meta};
@@ -15,35 +14,39 @@ use catena_rpc::SrPolicyParams;
 use catena_types::{Bytes, Failure, IoClass, Policy, Severity};
 use jiff::{Timestamp, Zoned};
 use serde_json::{Value, json};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The merge that runs, as far as its priority goes.
 #[derive(Debug)]
 pub(crate) struct Priority {
     begun: Instant,
     done: Bytes,
+    floor: Bytes,
     starvation: Starvation,
+    /// What the mover was told.
+    told: Pace,
 }
 
 impl Priority {
-    /// Of a merge that begins now.
+    /// Of a merge that begins now, and is told [`Self::pace`] with its first message.
     pub(crate) fn new(policy: &Policy) -> Self {
-        let mut new = Self {
-            begun: Instant::now(),
-            done: Bytes(0),
-            starvation: Starvation::new(Bytes(0), std::time::Duration::ZERO, Bytes(0)),
-        };
-        new.adopt(policy);
-        new
+        let floor = floor_of(policy);
+        let starvation = Starvation::new(floor, Duration::ZERO, Bytes(0));
+        let told = Pace { class: policy.io_class, rate: policy.rate };
+        Self { begun: Instant::now(), done: Bytes(0), floor, starvation, told }
     }
 
-    /// Another policy from now on.
+    /// Another policy from now on. With another floor, what it owed is forgotten.
     fn adopt(&mut self, policy: &Policy) {
-        let floor = if policy.io_class == IoClass::Idle { policy.reachable_floor() } else { Bytes(0) };
-        self.starvation = Starvation::new(floor, self.begun.elapsed(), self.done);
+        let floor = floor_of(policy);
+        if floor != self.floor {
+            self.floor = floor;
+            self.starvation = Starvation::new(floor, self.begun.elapsed(), self.done);
+        }
     }
 
-    fn pace(&self, policy: &Policy) -> Pace {
+    /// How the merge is to go on under this policy.
+    pub(crate) const fn pace(&self, policy: &Policy) -> Pace {
         let class = if self.starvation.is_raised() { IoClass::LEAST_EFFORT } else { policy.io_class };
         Pace { class, rate: policy.rate }
     }
@@ -54,9 +57,9 @@ impl Priority {
     }
 }
 
-/// How a merge begins under a policy.
-pub(crate) fn first_pace(policy: &Policy) -> Pace {
-    Priority::new(policy).pace(policy)
+/// The floor that a merge is held to: only class idle can starve.
+fn floor_of(policy: &Policy) -> Bytes {
+    if policy.io_class == IoClass::Idle { policy.reachable_floor() } else { Bytes(0) }
 }
 
 impl Owner {
@@ -94,20 +97,24 @@ impl Owner {
         Ok(Given::Answer(json!({"sr": self.sr.uuid, "policy": policy})))
     }
 
-    /// The running merge learns of a new policy; what it owed under the old one is forgotten.
+    /// The running merge learns of a new policy.
     fn apply_policy(&mut self) {
         let policy = self.policy();
         if let Some(priority) = &mut self.priority {
             priority.adopt(&policy);
         }
-        self.tell_pace(&policy);
+        self.tell_pace();
     }
 
-    fn tell_pace(&self, policy: &Policy) {
-        let mover =
-            self.current.and_then(|current| self.running.get(&current.job)).map(|running| &running.long);
-        if let (Some(priority), Some(long)) = (&self.priority, mover) {
-            LongJob::pace(long, priority.pace(policy));
+    /// Tells the mover its pace, if that has changed. One that cannot hear it now is told again: it has mail for us first.
+    pub(crate) fn tell_pace(&mut self) {
+        let policy = self.policy();
+        let mover = self.current.and_then(|current| self.running.get(&current.job));
+        if let (Some(priority), Some(mover)) = (&mut self.priority, mover) {
+            let pace = priority.pace(&policy);
+            if pace != priority.told && mover.long.pace(pace) {
+                priority.told = pace;
+            }
         }
     }
 
@@ -118,9 +125,8 @@ impl Owner {
         let Some(verdict) = priority.starvation.observe(priority.begun.elapsed(), priority.done) else {
             return;
         };
-        let policy = self.policy();
-        self.tell_pace(&policy);
-        let floor = policy.reachable_floor();
+        let floor = priority.floor;
+        self.tell_pace();
         let (severity, kind, text) = match verdict {
             Verdict::Raise => {
                 let text = format!(

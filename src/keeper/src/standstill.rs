@@ -3,6 +3,7 @@
 //! Pure. Asked by the owner before it starts a task and while one runs, and by the views.
 
 use catena_catalog::Meta;
+use catena_coalesce::Task;
 use catena_rpc::CoalesceState;
 use catena_types::{ErrorName, Failure, Policy};
 use jiff::{Timestamp, Zoned};
@@ -39,6 +40,12 @@ pub(crate) fn standstill(meta: &Meta, now: &Zoned) -> Option<Standstill> {
 }
 
 impl Standstill {
+    /// Whether the task may begin all the same. Only a pause keeps what nothing needs any more: a directory that was taken over
+    /// begins with one, and nothing in it is touched until an administrator says so.
+    pub(crate) const fn allows(self, task: Task) -> bool {
+        matches!(task, Task::Remove { .. }) && !matches!(self, Self::Paused { .. })
+    }
+
     /// The state that clients see.
     pub(crate) const fn state(self) -> CoalesceState {
         match self {

@@ -185,12 +185,13 @@ impl View {
                 && job.state == JobState::Running
         });
         let standstill = standstill(&self.0.state.meta, &Zoned::now());
+        let begins = |task: &Task| standstill.is_none_or(|standstill| standstill.allows(*task));
         let idle = ready.is_empty() && held.is_empty();
         let (state, reason) = match (&current, standstill) {
             (Some(job), _) => (CoalesceState::Running, reason("running", &job.phase)),
+            (None, _) if ready.iter().any(begins) => (CoalesceState::Running, reason("running", "starting")),
             (None, Some(Standstill::Window { .. })) if idle => held_state(&held),
             (None, Some(standstill)) => (standstill.state(), reason(standstill.code(), &standstill.text())),
-            (None, None) if !ready.is_empty() => (CoalesceState::Running, reason("running", "starting")),
             (None, None) => held_state(&held),
         };
         let all: Vec<Task> = ready.iter().copied().chain(held.iter().map(|held| held.task)).collect();

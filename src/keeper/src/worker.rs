@@ -105,11 +105,16 @@ impl SmallWorker {
     }
 }
 
-/// Tells the worker behind the handle something about its running job; one that is gone needs no telling.
-pub(crate) fn tell(worker: &Channel, request: &Request) {
-    match worker.send(request, &[]) {
-        Ok(()) | Err(ChannelError::Io(_)) => {}
-        Err(error) => tracing::warn!(%error, "a worker could not be told anything"),
+/// Tells the worker behind the handle something about its running job, without ever waiting for it: it may stand still, in a
+/// request that its disk does not answer. False if it has to be said again; a worker that is gone needs no telling.
+pub(crate) fn tell(worker: &Channel, request: &Request) -> bool {
+    match worker.try_send(request) {
+        Ok(said) => said,
+        Err(ChannelError::Io(_)) => true,
+        Err(error) => {
+            tracing::warn!(%error, "a worker could not be told anything");
+            true
+        }
     }
 }
 
