@@ -83,7 +83,11 @@ fn a_request_that_is_repeated_has_one_effect_whatever_it_asks() -> Result<()> {
     let mut tried = BTreeSet::new();
     let create = json!({"sr": sr, "virtual_size": 4 << 20, "name_label": "disk"});
     let disk = twice(&agent, &mut tried, "VDI.create", create)?["uuid"].clone();
-    twice(&agent, &mut tried, "VDI.snapshot", json!({"vdi": disk}))?;
+    let snapshot = twice(&agent, &mut tried, "VDI.snapshot", json!({"vdi": disk}))?["vdis"][0].clone();
+    twice(&agent, &mut tried, "VDI.set", json!({"vdi": disk, "name_label": "named"}))?;
+    twice(&agent, &mut tried, "VDI.revert", json!({"vdi": disk, "snapshot": snapshot}))?;
+    twice(&agent, &mut tried, "VDI.resize", json!({"vdi": disk, "virtual_size": 8 << 20}))?;
+    twice(&agent, &mut tried, "VDI.copy", json!({"vdi": disk, "name_label": "copied"}))?;
     twice(&agent, &mut tried, "VDI.clone", json!({"vdi": disk, "count": 2}))?;
     twice(&agent, &mut tried, "VDI.import", json!({"sr": sr, "format": "raw", "name_label": "in", "fd": 0}))?;
     twice(&agent, &mut tried, "VDI.export", json!({"vdi": disk, "format": "raw", "fd": 0}))?;
