@@ -101,7 +101,7 @@ impl Shared {
 impl Link {
     /// Takes up the near end of a keeper's socket. `on_event` gets the content of its `event` notifications.
     pub(crate) fn open(stream: UnixStream, on_event: impl Fn(&Value) + Send + 'static) -> io::Result<Self> {
-        let (reader, writer) = catena_rpc::split(stream);
+        let (reader, writer) = catena_rpc::split_for_answers(stream);
         let calls = Calls { last_id: 0, open: true, waiting: HashMap::new() };
         let shared = Arc::new(Shared { calls: Mutex::new(calls), ended: Condvar::new() });
         let (queue, requests) = sync_channel(QUEUE);

@@ -129,7 +129,7 @@ impl Session {
                     }
                 }
                 Err(WireError::Io(error)) => return tracing::debug!(%error, "a connection broke"),
-                Err(error @ WireError::TooLong) => {
+                Err(error @ WireError::TooLong(_)) => {
                     return self.complain(front::bad_request(error.to_string()));
                 }
             }

@@ -13,14 +13,14 @@ use uuid::Uuid;
 pub(crate) fn answer(view: &View, request: &Request) -> Option<Outcome> {
     Some(match request.method.as_str() {
         "SR.get_record" => document(view.sr()),
-        "VDI.list" => document(json!({"vdis": view.vdis()})),
+        "VDI.list" => Ok(json!({"vdis": view.vdis()})),
         "VDI.get_record" => params(request).and_then(|p: VdiParams| {
             let uuid = vdi_uuid(&p.vdi)?;
             view.vdi(uuid).map_or_else(|| Err(no_such_vdi(&p.vdi)), document)
         }),
         "VDI.get_tree" => params(request).and_then(|p: ListParams| tree(view, &p)),
-        "Coalesce.status" => document(json!({"srs": [view.coalesce_status()]})),
-        "Job.list" => document(json!({"jobs": view.jobs()})),
+        "Coalesce.status" => Ok(json!({"srs": [view.coalesce_status()]})),
+        "Job.list" => Ok(json!({"jobs": view.jobs()})),
         "Keeper.resolve" => {
             params(request).map(|p: ResolveParams| json!({"matches": resolve(view, &p.name)}))
         }
@@ -40,7 +40,7 @@ fn tree(view: &View, params: &ListParams) -> Outcome {
             Some(image.ok_or_else(|| no_such_vdi(name))?)
         }
     };
-    document(json!({"roots": view.roots(of)}))
+    Ok(json!({"roots": view.roots(of)}))
 }
 
 /// What a name may mean: a VDI or an image by its uuid; a VDI or image by 8 digits or more of it; a VDI by its label, or by

@@ -1,11 +1,12 @@
 //! Lines and descriptors on a Unix stream socket.
 //!
-//! A line has at most [`LINE_LIMIT`] bytes. Descriptors come with the first byte of the line they belong to, at most 32 with a
+//! A request's line has at most [`LINE_LIMIT`] bytes, an answer's at most [`ANSWER_LIMIT`]: who asks trusts whom it asks.
+//! Descriptors come with the first byte of the line they belong to, at most 32 with a
 //! message; the sender sends such a line in one call, so the kernel never lets them slip to a neighbour. Used by client, agent
 //! and keeper alike.
 
-use crate::LINE_LIMIT;
 use crate::message::Message;
+use crate::{ANSWER_LIMIT, LINE_LIMIT};
 use catena_types::Failure;
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -27,8 +28,8 @@ pub enum WireError {
     #[error("the connection failed")]
     Io(#[from] io::Error),
     /// A line is longer than the limit.
-    #[error("a line is longer than {LINE_LIMIT} bytes")]
-    TooLong,
+    #[error("a line is longer than {0} bytes")]
+    TooLong(usize),
 }
 
 /// One line as it came.
@@ -44,6 +45,8 @@ pub struct Incoming {
 #[derive(Debug)]
 pub struct Reader {
     stream: Arc<UnixStream>,
+    /// The most bytes of a line.
+    limit: usize,
     buffer: Vec<u8>,
     /// Bytes of `buffer` known to hold no newline.
     searched: usize,
@@ -60,13 +63,23 @@ pub struct Writer {
 
 /// Connects to an agent's socket.
 pub fn connect(path: &Path) -> io::Result<(Reader, Writer)> {
-    Ok(split(UnixStream::connect(path)?))
+    Ok(split_for_answers(UnixStream::connect(path)?))
 }
 
-/// Makes the two halves of a connected socket.
+/// Makes the two halves of a connected socket, for the side that is asked.
 pub fn split(stream: UnixStream) -> (Reader, Writer) {
+    halves(stream, LINE_LIMIT)
+}
+
+/// Makes the two halves of a connected socket, for the side that asks.
+pub fn split_for_answers(stream: UnixStream) -> (Reader, Writer) {
+    halves(stream, ANSWER_LIMIT)
+}
+
+fn halves(stream: UnixStream, limit: usize) -> (Reader, Writer) {
     let stream = Arc::new(stream);
-    let reader = Reader { stream: Arc::clone(&stream), buffer: Vec::new(), searched: 0, fds: Vec::new() };
+    let kept = Arc::clone(&stream);
+    let reader = Reader { stream: kept, limit, buffer: Vec::new(), searched: 0, fds: Vec::new() };
     (reader, Writer { stream, turn: Arc::default() })
 }
 
@@ -79,8 +92,8 @@ impl Reader {
                 return Ok(Some(self.take_line(self.searched + end + 1)));
             }
             self.searched = self.buffer.len();
-            if self.searched > LINE_LIMIT {
-                return Err(WireError::TooLong);
+            if self.searched > self.limit {
+                return Err(WireError::TooLong(self.limit));
             }
             if self.receive()? == 0 {
                 return Ok(None);
@@ -128,9 +141,11 @@ impl Reader {
             }
         }
         self.buffer.extend_from_slice(&chunk[..length]);
-        let before_last = &self.buffer[..self.buffer.len().saturating_sub(1)];
-        let line_start = before_last.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-        self.fds.extend(fds.into_iter().map(|fd| (line_start, fd)));
+        if !fds.is_empty() {
+            let before_last = &self.buffer[..self.buffer.len().saturating_sub(1)];
+            let line_start = before_last.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+            self.fds.extend(fds.into_iter().map(|fd| (line_start, fd)));
+        }
         Ok(length)
     }
 }
@@ -207,6 +222,20 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_may_be_longer_than_a_request() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = split_for_answers(a);
+        let (_, answers) = split(b);
+        let outcome = Ok(json!("z".repeat(3 * LINE_LIMIT)));
+        let answer = Message::Response(crate::message::Response { id: Id::Number(1), outcome });
+        let expected = answer.clone();
+        let sender = std::thread::spawn(move || answers.send(&answer, &[]).unwrap());
+        assert_eq!(reader.next_message().unwrap().unwrap().message.unwrap(), expected);
+        sender.join().unwrap();
+        drop(writer);
+    }
+
+    #[test]
     fn a_line_without_end_is_refused() {
         let (mut a, b) = UnixStream::pair().unwrap();
         let sender = std::thread::spawn(move || {
@@ -214,7 +243,7 @@ mod tests {
             while a.write_all(&chunk).is_ok() {}
         });
         let (mut reader, _) = split(b);
-        assert!(matches!(reader.next_message(), Err(WireError::TooLong)));
+        assert!(matches!(reader.next_message(), Err(WireError::TooLong(LINE_LIMIT))));
         drop(reader);
         sender.join().unwrap();
     }

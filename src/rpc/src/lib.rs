@@ -15,7 +15,7 @@ pub use answers::{
     Introduction, JobList, KeeperStats, Made, MadeVdis, Moved, Resized, RpcError, ScanReport, SrList,
     SrOwner, SrPolicy, SrProbed, Survey, Tree, Unavailable, VdiList, Version,
 };
-pub use connection::{Incoming, Reader, WireError, Writer, connect, split};
+pub use connection::{Incoming, Reader, WireError, Writer, connect, split, split_for_answers};
 pub use documents::{
     CheckReport, CoalesceState, CoalesceStatus, Event, Finding, Job, MergePlan, Node, Reason, Sr, SrState,
     Vdi,
@@ -32,8 +32,11 @@ pub use schema::{check_params, methods, schema};
 /// The version of every document that carries `schema_version`.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// The most bytes a line may have.
+/// The most bytes the line of a request may have.
 pub const LINE_LIMIT: usize = 1 << 20;
+
+/// The most bytes the line of an answer may have: a list of some hundred thousand VDIs.
+pub const ANSWER_LIMIT: usize = 256 << 20;
 
 /// The most requests of one connection that may be under way.
 pub const IN_FLIGHT_LIMIT: usize = 64;

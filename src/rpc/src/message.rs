@@ -77,6 +77,22 @@ struct RawError {
     data: Option<Failure>,
 }
 
+/// A message as it is written, from where its content lies: a list of all VDIs is long, and need not be copied.
+#[derive(Default, Serialize)]
+struct Line<'a> {
+    jsonrpc: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a Id>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    params: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Value>,
+}
+
 impl Message {
     /// Reads one line. A line that is no JSON-RPC 2.0 message is a `bad_request` that says why.
     pub fn parse(line: &[u8]) -> Result<Self, Failure> {
@@ -106,18 +122,24 @@ impl Message {
 
     /// As one line, with its newline.
     pub fn to_line(&self) -> Vec<u8> {
-        let value = match self {
-            Self::Request(r) => json!({"jsonrpc": "2.0", "id": r.id, "method": r.method, "params": r.params}),
-            Self::Notification(n) => json!({"jsonrpc": "2.0", "method": n.method, "params": n.params}),
+        let mut line = Line { jsonrpc: "2.0", ..Line::default() };
+        match self {
+            Self::Request(Request { id, method, params }) => {
+                (line.id, line.method, line.params) = (Some(id), Some(method.as_str()), Some(params));
+            }
+            Self::Notification(Notification { method, params }) => {
+                (line.method, line.params) = (Some(method.as_str()), Some(params));
+            }
             Self::Response(Response { id, outcome: Ok(result) }) => {
-                json!({"jsonrpc": "2.0", "id": id, "result": result})
+                (line.id, line.result) = (Some(id), Some(result));
             }
             Self::Response(Response { id, outcome: Err(failure) }) => {
-                json!({"jsonrpc": "2.0", "id": id, "error":
-                {"code": failure.name.code(), "message": failure.message, "data": failure}})
+                let error = json!({"code": failure.name.code(), "message": failure.message, "data": failure});
+                (line.id, line.error) = (Some(id), Some(error));
             }
-        };
-        let mut line = value.to_string().into_bytes();
+        }
+        // Cannot fail: the keys of all objects are texts.
+        let mut line = serde_json::to_vec(&line).unwrap_or_default();
         line.push(b'\n');
         line
     }
