@@ -136,7 +136,7 @@ mod tests {
         let names: BTreeSet<_> = METHODS.iter().map(|method| method.name).collect();
         assert_eq!(names.len(), METHODS.len());
         assert!(METHODS.iter().all(|method| find(method.name) == Some(method)));
-        assert_eq!(find("SR.probe"), None);
+        assert_eq!(find("SR.unmake"), None);
     }
 
     #[test]

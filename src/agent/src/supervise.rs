@@ -125,10 +125,11 @@ impl Sr {
     /// Starts the supervision with a keeper that is told to attach. Means nothing while the SR is attached or about to be,
     /// but ends the pause before a restart.
     pub(crate) fn start(self: &Arc<Self>, starter: &Arc<Starter>, take_over: bool) -> Result<(), Failure> {
+        // The refusal of a keeper that is just ending is told to those who wait for it; another one is started after it.
+        self.wait_while(MOMENT, |state| state.phase == Phase::Starting && state.error.is_some());
         let mut state = self.lock();
-        state.take_over = take_over;
-        // The refusal of a keeper that is just ending is still to be told to those who wait for it.
-        if state.phase != Phase::Starting {
+        if !matches!(state.phase, Phase::Starting | Phase::Attached) {
+            state.take_over = take_over;
             state.error = None;
         }
         self.supervise_from(state, starter, None)

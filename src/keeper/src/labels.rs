@@ -2,14 +2,14 @@
 //! counts; labels are there for other tools, and to make a new catalog when it is lost (`rebuild`).
 //!
 //! They follow every commit in one place: a leaf that gets a VDI is labelled just before the commit, since a label takes space
-//! that the commit records, and one that has lost its VDI loses its labels after it. So at any instant a VDI is named by its leaf of
+//! that the commit records, and one that has lost its VDI loses its labels after it, or is marked as unused if it is no base copy. So at any instant a VDI is named by its leaf of
 //! before, by that of after, or by both, and who reads that prefers the child. A crash in between is answered when the SR is
 //! opened again. No operation fails because of a label.
 
 use crate::owner::Owner;
 use catena_catalog::{Change, State};
 use catena_sr_api::{Error, Labels};
-use catena_types::{ImageId, ImageRecord, VdiKind, VdiRecord};
+use catena_types::{ImageId, ImageRecord, ImageState, VdiKind, VdiRecord};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,6 +21,10 @@ pub(crate) struct Labelled {
     /// With the commit they lose their VDI.
     pub(crate) left: BTreeSet<ImageId>,
 }
+
+/// The label of an image that belongs to no disk, and what it says.
+const STATE: &str = "state";
+const UNUSED: &str = "unused";
 
 /// What is written of a VDI.
 pub(crate) fn of(vdi: &VdiRecord) -> Labels {
@@ -60,6 +64,11 @@ pub(crate) fn read(labels: &Labels, image: ImageId) -> Option<VdiRecord> {
         created: text("created").parse().unwrap_or_else(|_| Timestamp::now()),
         other_config: serde_json::from_str(&text("other_config")).unwrap_or_default(),
     })
+}
+
+/// Whether labels say that the image belongs to no disk: its disk was deleted or merged into another image.
+pub(crate) fn is_unused(labels: &Labels) -> bool {
+    labels.get(STATE).is_some_and(|state| state == UNUSED)
 }
 
 impl Owner {
@@ -157,9 +166,17 @@ impl Owner {
     }
 }
 
-/// The labels of an image: those of its VDI, or none.
+/// The labels of an image: those of its VDI; that it belongs to none and never will again; or none.
 fn implied(state: &State, image: ImageId) -> Labels {
-    state.vdi_of(image).map(|vdi| of(vdi)).unwrap_or_default()
+    if let Some(vdi) = state.vdi_of(image) {
+        return of(vdi);
+    }
+    match state.images.get(&image).map(|row| row.state) {
+        Some(ImageState::Garbage | ImageState::Orphan) => {
+            Labels::from([(STATE.to_owned(), UNUSED.to_owned())])
+        }
+        _ => Labels::new(),
+    }
 }
 
 #[cfg(test)]

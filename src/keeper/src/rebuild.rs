@@ -48,6 +48,9 @@ fn rebuild(found: Vec<Found>, labels: &BTreeMap<String, Labels>, copy: Option<&S
         if let Some(vdi) = labels.get(&info.name).and_then(|labels| labels::read(labels, row.id)) {
             tree.told.insert(row.id, vdi);
         }
+        if labels.get(&info.name).is_some_and(labels::is_unused) {
+            tree.unused.insert(row.id);
+        }
         tree.index.insert(row.id, tree.adoption.images.len());
         tree.adoption.images.push(row);
     }
@@ -71,6 +74,8 @@ struct Tree {
     index: BTreeMap<ImageId, usize>,
     /// What the images' labels say.
     told: BTreeMap<ImageId, VdiRecord>,
+    /// Images whose labels say that they belong to no disk.
+    unused: BTreeSet<ImageId>,
     /// Images without a block.
     empty: BTreeSet<ImageId>,
     /// Disks that have their place.
@@ -119,20 +124,26 @@ impl Tree {
         }
     }
 
-    /// What the copy knows to belong to no disk: it stays that way unless it has got a label since.
+    /// What its label or the copy says to belong to no disk: it stays that way unless it has got a disk's label since the copy.
     fn void(&mut self, copy: Option<&State>) {
-        let Some(copy) = copy else { return };
-        let unfinished = copy.jobs.values().filter(|job| !job.committed && !job.state.is_over());
+        let jobs = copy.iter().flat_map(|copy| copy.jobs.values());
+        let unfinished = jobs.filter(|job| !job.committed && !job.state.is_over());
         let made: BTreeSet<ImageId> = unfinished.flat_map(|job| made_by(job)).collect();
         let garbage = |id: &ImageId| {
-            let state = copy.images.get(id).map(|row| row.state);
+            let state = copy.and_then(|copy| copy.images.get(id)).map(|row| row.state);
             made.contains(id) || matches!(state, Some(ImageState::Garbage | ImageState::Orphan))
         };
+        let garbage: BTreeSet<ImageId> = self
+            .adoption
+            .images
+            .iter()
+            .map(|row| row.id)
+            .filter(|id| self.unused.contains(id) || garbage(id))
+            .collect();
         let parents = self.parents();
-        let ids: Vec<ImageId> = self.adoption.images.iter().map(|row| row.id).collect();
-        for id in ids.into_iter().filter(garbage) {
+        for id in garbage {
             if !self.told.contains_key(&id) && self.is_free_leaf(id, &parents) {
-                self.orphan(id, Severity::Info, "belonged to no disk in the copy of the catalog");
+                self.orphan(id, Severity::Info, "belonged to no disk");
             }
         }
     }
