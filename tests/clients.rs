@@ -2,8 +2,8 @@
 
 mod harness;
 
-use anyhow::{Context, Result, bail, ensure};
-use harness::Agent;
+use anyhow::{Context, Result, ensure};
+use harness::{Agent, wait_until};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -12,10 +12,6 @@ use std::io::{IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
-
-/// How long anything may take that is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Methods that take a key only because they share their parameters with others: they change nothing.
 const LOOKS: &[&str] = &["SR.get_record", "SR.stat", "VDI.get_record"];
@@ -186,17 +182,5 @@ fn a_client_that_goes_away_after_its_request_leaves_a_job_that_ends() -> Result<
     );
     let vdi = again["result"]["uuid"].as_str().context("uuid")?;
     ensure!(agent.hash(vdi)? == harness::sha256(&path)?, "the disk is whole");
-    Ok(())
-}
-
-/// Waits until `what` holds.
-fn wait_until(why: &str, mut what: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    while !what()? {
-        if Instant::now() > end {
-            bail!("waited in vain: {why}");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
     Ok(())
 }

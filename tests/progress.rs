@@ -3,7 +3,7 @@
 mod harness;
 
 use anyhow::{Context, Result, ensure};
-use harness::Agent;
+use harness::{Agent, wait_until};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use std::fs::File;
@@ -11,10 +11,6 @@ use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
-
-/// How long anything may take that is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Bytes of the disk.
 const SIZE: usize = 8 << 20;
@@ -80,11 +76,7 @@ fn long_work_shows_how_far_it_is_and_only_to_who_looks() -> Result<()> {
         let mut half = vec![0; SIZE / 2];
         stream.read_exact(&mut half)?;
         if seen {
-            let end = Instant::now() + PATIENCE;
-            while !screen.now().contains(" of 8.0 MiB") {
-                ensure!(Instant::now() < end, "no bar: {}", screen.now());
-                thread::sleep(Duration::from_millis(10));
-            }
+            wait_until("a bar", || Ok(screen.now().contains(" of 8.0 MiB")))?;
         }
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest)?;

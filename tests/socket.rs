@@ -2,8 +2,8 @@
 
 mod harness;
 
-use anyhow::{Context, Result, bail, ensure};
-use harness::{Agent, seed};
+use anyhow::{Context, Result, ensure};
+use harness::{Agent, PATIENCE, seed, wait_until};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
@@ -12,10 +12,6 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
-
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a line may hold.
 const LINE_LIMIT: usize = 1 << 20;
@@ -261,17 +257,5 @@ fn noise_changes_nothing() -> Result<()> {
         ensure!(answer["error"]["code"].is_i64(), "round {round}: {answer}");
     }
     ensure!(picture(&agent)? == before);
-    Ok(())
-}
-
-/// Waits until `what` holds.
-fn wait_until(why: &str, mut what: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    while !what()? {
-        if Instant::now() > end {
-            bail!("waited in vain: {why}");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
     Ok(())
 }

@@ -3,7 +3,7 @@
 mod harness;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Agent, peer};
+use harness::{Agent, peer, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -11,10 +11,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
-
-/// How long anything may take that is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
+use std::time::Duration;
 
 /// An agent with an SR `store` that has a disk `disk`.
 fn with_disk() -> Result<Agent> {
@@ -23,16 +20,6 @@ fn with_disk() -> Result<Agent> {
     agent.ok(&["sr", "create", "--type", "file", "--name", "store", "--location", &place])?;
     agent.ok(&["vdi", "create", "--sr", "store", "--size", "8MiB", "--name", "disk"])?;
     Ok(agent)
-}
-
-/// Waits until `what` holds.
-fn wait_until(why: &str, mut what: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    while !what()? {
-        ensure!(Instant::now() < end, "waited in vain: {why}");
-        thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
 }
 
 #[test]

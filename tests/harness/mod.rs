@@ -21,8 +21,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// How long an agent may take to answer its first request, or to end.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long anything may take that a test waits for, such as the start of an agent and its end.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running catenad and the directory that it lives in.
 pub(crate) struct Agent {
@@ -271,6 +271,16 @@ impl From<Output> for Said {
             err: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
     }
+}
+
+/// Waits until `what` holds, which no event tells to a test; fails after [`PATIENCE`].
+pub(crate) fn wait_until(why: &str, mut what: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while !what()? {
+        ensure!(Instant::now() < end, "waited in vain: {why}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 /// The SHA-256 of a file, in hexadecimal digits.
