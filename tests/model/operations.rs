@@ -34,7 +34,8 @@ impl World {
             73..76 => self.resize(&vdi, strike)?,
             76..82 => self.read(&vdi)?,
             82..84 => self.pause(strike)?,
-            84..89 => self.resume()?,
+            84..88 => self.resume()?,
+            88 => self.policy(strike)?,
             89..92 => self.run(strike)?,
             92 => self.tower(&vdi)?,
             93 => self.detach()?,
@@ -47,8 +48,8 @@ impl World {
     pub(crate) fn counts(&self) -> String {
         let count = |word: &str| self.history.iter().filter(|line| line.contains(word)).count();
         let words = [
-            "step", "write", "snapshot", "clone", "copy", "create", "revert", "resize", "destroy", "strikes",
-            "unknown", "repeated", "too long", "again",
+            "step", "write", "snapshot", "clone", "copy", "create", "revert", "resize", "destroy", "policy",
+            "strikes", "unknown", "repeated", "too long", "again",
         ];
         words.map(|word| format!("{} {word}", count(word))).join(", ")
     }
@@ -394,6 +395,25 @@ impl World {
         self.request("Coalesce.pause", &params, &[], strike)?;
         self.must("Coalesce.pause", &params, &[])?;
         self.paused = true;
+        Ok(())
+    }
+
+    /// What was set is there, whatever was killed since; and something else is set, also under a merge that runs.
+    fn policy(&mut self, strike: Option<Strike>) -> Result<()> {
+        let shown = self.must("SR.set_policy", &json!({"sr": self.sr}), &[])?;
+        for (key, value) in &self.policy {
+            ensure!(shown["policy"][key] == *value, "{key} was {value}: {shown}");
+        }
+        let classes = ["idle", "best-effort:4", "best-effort:7"];
+        let class = classes[usize::try_from(self.dice.below(3))?];
+        let rate = [0, 8 << 20, 64 << 20][usize::try_from(self.dice.below(3))?];
+        self.note(format!("policy {class} {rate}"));
+        let new = json!({"coalesce.io_class": class, "coalesce.rate": rate});
+        let params = json!({"sr": self.sr, "policy": new});
+        // It may be said twice.
+        self.request("SR.set_policy", &params, &[], strike)?;
+        self.must("SR.set_policy", &params, &[])?;
+        self.policy = serde_json::from_value(new)?;
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use crate::harness::Agent;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
@@ -71,6 +71,8 @@ pub(crate) struct World {
     pub(crate) disks: BTreeMap<String, Disk>,
     /// Disks and snapshots made so far.
     pub(crate) numbered: u64,
+    /// What of the policy was set.
+    pub(crate) policy: Map<String, Value>,
     /// Coalescing is paused.
     pub(crate) paused: bool,
     /// Workers were killed, and no request has met that yet.
@@ -93,6 +95,7 @@ impl World {
             dice: Dice::new(seed),
             disks: BTreeMap::new(),
             numbered: 0,
+            policy: Map::new(),
             paused: false,
             hurt: false,
             history: Vec::new(),
