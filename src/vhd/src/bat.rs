@@ -84,11 +84,22 @@ impl Bat {
         !self.dirty.is_empty()
     }
 
+    /// A sector of the table: its place and its bytes.
+    fn sector(&self, number: usize) -> (FileOffset, [u8; SECTOR]) {
+        let raw = self.pages.get(number).and_then(Option::as_deref).map_or([0xff; SECTOR], encode);
+        (FileOffset(self.at.0 + number as u64 * SECTOR_BYTES), raw)
+    }
+
+    /// The changed sectors, for a plan that somebody else carries out.
+    pub(crate) fn dirty_sectors(&self) -> Vec<(FileOffset, Vec<u8>)> {
+        let sectors = self.dirty.iter().map(|&number| self.sector(number));
+        sectors.map(|(at, raw)| (at, raw.to_vec())).collect()
+    }
+
     /// Writes the changed sectors, and only these.
     pub(crate) fn write_dirty(&mut self, container: &dyn Container) -> Result<()> {
         while let Some(&number) = self.dirty.first() {
-            let raw = self.pages.get(number).and_then(Option::as_deref).map_or([0xff; 512], encode);
-            let at = FileOffset(self.at.0 + number as u64 * SECTOR_BYTES);
+            let (at, raw) = self.sector(number);
             container.write_at(&raw, at).map_err(Error::io("writing the block table"))?;
             self.dirty.remove(&number);
         }

@@ -97,6 +97,18 @@ impl Batmap {
         Ok(new)
     }
 
+    /// Whether the header of a batmap is where this layout has it, and says the same.
+    pub(crate) fn lies_at(container: &dyn Container, layout: &Layout) -> Result<bool> {
+        let mut header = [0; SECTOR];
+        container
+            .read_at(&mut header, layout.batmap_header_at())
+            .map_err(Error::io("reading the batmap's header"))?;
+        let map_sectors = layout.batmap_bytes() / SECTOR_BYTES;
+        Ok(&header[..8] == COOKIE
+            && u64_at(&header, 8) == layout.batmap_at().0
+            && u64::from(u32_at(&header, 16)) == map_sectors)
+    }
+
     fn judge(&self, header: &[u8; 512], bits: &[u8]) -> Stored {
         if &header[..8] != COOKIE {
             Stored::Unusable("no batmap where one must be")

@@ -55,6 +55,11 @@ impl Findings {
         self.0.push(Problem { severity: Severity::Error, check, at: Some(at), detail: detail.into() });
     }
 
+    /// The rules that are broken.
+    pub(crate) fn checks(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.0.iter().map(|problem| problem.check)
+    }
+
     pub(crate) fn warning(&mut self, check: &'static str, at: FileOffset, detail: impl Into<String>) {
         self.0.push(Problem { severity: Severity::Warning, check, at: Some(at), detail: detail.into() });
     }

@@ -126,7 +126,7 @@ fn metadata(footer: &[u8], size: Bytes, spec: &CreateSpec) -> Result<Vec<u8>> {
 }
 
 /// The three locators, their texts one after another from `at`.
-fn new_locators(parent: &ParentSpec, at: u64, texts: &mut Vec<u8>) -> Result<Locators> {
+pub(crate) fn new_locators(parent: &ParentSpec, at: u64, texts: &mut Vec<u8>) -> Result<Locators> {
     let mut locators = [None; LOCATORS];
     for (place, platform) in locators.iter_mut().zip(WRITTEN) {
         let mut text = platform.text(&parent.name);

@@ -194,6 +194,20 @@ impl Footer {
         raw
     }
 
+    /// The same footer with every field that must have a certain value having it.
+    #[must_use]
+    pub(crate) fn normalised(&self) -> Self {
+        let mut new = self.clone();
+        put_u32(&mut new.raw, 8, u32_at(&self.raw, 8) & 1 | 2);
+        let geometry = Geometry::of(self.size).to_u32();
+        if u32_at(&self.raw, 56) > geometry {
+            put_u32(&mut new.raw, 56, geometry);
+        }
+        new.raw[84] = self.raw[84].min(1);
+        new.raw[HIDDEN_AT] = u8::from(self.hidden);
+        new
+    }
+
     /// Whether another family of programs made the image. Such an image is never written.
     pub(crate) fn is_foreign(&self) -> bool {
         !self.creator.starts_with(b"tap")

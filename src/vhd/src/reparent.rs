@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::footer::DiskKind;
 use crate::header::Header;
 use crate::image::Image;
+use crate::layout::Layout;
 use crate::locator::{LOCATORS, WRITTEN};
 use catena_blockio::Container;
 use catena_types::FileOffset;
@@ -28,38 +29,7 @@ impl Image {
         if self.footer.is_foreign() {
             return Err(Error::Unsupported("naming a parent in an image of another program".into()));
         }
-        check_name(&parent.name)?;
-        let mut patch = Patch::new();
-        let mut locators = [None; LOCATORS];
-        let mut places = locators.iter_mut();
-        for old in header.locators.iter().flatten().filter(|old| WRITTEN.contains(&old.platform)) {
-            let mut text = old.platform.text(&parent.name);
-            let (Ok(space), Ok(len)) = (usize::try_from(old.space), u32::try_from(text.len())) else {
-                continue;
-            };
-            if text.len() <= space && self.locator_is_safe(old.at, old.space) {
-                text.resize(space, 0);
-                patch.push((old.at, text));
-                let mut new = *old;
-                new.len = len;
-                places.next().map(|place| place.insert(new));
-            }
-        }
-        if patch.is_empty() {
-            return Err(too_long(&parent.name));
-        }
-        let new = header.with_parent(parent.id, parent.timestamp, &parent.name, locators)?;
-        patch.push((self.layout.header_at, new.raw().to_vec()));
-        Ok(patch)
-    }
-
-    /// Whether a locator's space lies between the tables and the blocks, where nothing else is.
-    fn locator_is_safe(&self, at: FileOffset, space: u64) -> bool {
-        let end = at.0.saturating_add(space);
-        let free = at.0 >= self.layout.header_at.0 + crate::header::HEADER_BYTES
-            && (end <= self.layout.table_at.0 || at.0 >= self.layout.tables_end())
-            && end <= self.layout.headers_end();
-        free && space <= MAX_LOCATOR_SPACE
+        repointed(header, &self.layout, parent)
     }
 
     /// Applies a plan to this image, which is open for writing, and takes it over.
@@ -81,6 +51,42 @@ impl Image {
         self.header = Some(header);
         Ok(())
     }
+}
+
+/// The writes that make a header name another parent, in the places that its locators have.
+pub(crate) fn repointed(header: &Header, layout: &Layout, parent: &ParentSpec) -> Result<Patch> {
+    check_name(&parent.name)?;
+    let mut patch = Patch::new();
+    let mut locators = [None; LOCATORS];
+    let mut places = locators.iter_mut();
+    for old in header.locators.iter().flatten().filter(|old| WRITTEN.contains(&old.platform)) {
+        let mut text = old.platform.text(&parent.name);
+        let (Ok(space), Ok(len)) = (usize::try_from(old.space), u32::try_from(text.len())) else {
+            continue;
+        };
+        if text.len() <= space && locator_is_safe(layout, old.at, old.space) {
+            text.resize(space, 0);
+            patch.push((old.at, text));
+            let mut new = *old;
+            new.len = len;
+            places.next().map(|place| place.insert(new));
+        }
+    }
+    if patch.is_empty() {
+        return Err(too_long(&parent.name));
+    }
+    let new = header.with_parent(parent.id, parent.timestamp, &parent.name, locators)?;
+    patch.push((layout.header_at, new.raw().to_vec()));
+    Ok(patch)
+}
+
+/// Whether a locator's space lies between the tables and the blocks, where nothing else is.
+fn locator_is_safe(layout: &Layout, at: FileOffset, space: u64) -> bool {
+    let end = at.0.saturating_add(space);
+    let free = at.0 >= layout.header_at.0 + crate::header::HEADER_BYTES
+        && (end <= layout.table_at.0 || at.0 >= layout.tables_end())
+        && end <= layout.headers_end();
+    free && space <= MAX_LOCATOR_SPACE
 }
 
 /// The largest space of a locator that is rewritten.
