@@ -94,6 +94,7 @@ pub(crate) const METHODS: &[Method] = &[
     act("SR.set_policy", Route::Sr),
     act("SR.scan", Route::Sr),
     act("SR.check", Route::Sr),
+    act("SR.trim", Route::Sr),
     act("VDI.create", Route::Sr),
     act("VDI.import", Route::Sr),
     look("VDI.list", Route::All("vdis")),

@@ -114,6 +114,8 @@ mod tests {
             "sr check disks",
             "sr policy disks",
             "sr policy disks coalesce.rate=20MiB coalesce.window=22:00-06:00",
+            "sr check disks --repair --yes",
+            "sr trim disks",
             "sr attach disks --take-over",
             "sr detach disks",
             "sr forget disks",

@@ -9,6 +9,6 @@ mod messages;
 
 pub use channel::{Channel, ChannelError, Packet};
 pub use messages::{
-    Answer, Answered, CreateImage, ExportFormat, Handed, ImageReport, ImportFormat, ImportSource, Pace,
-    Parent, Problem, Progress, Reply, Request, Trouble, TroubleKind,
+    Answer, Answered, CreateImage, Expected, ExportFormat, Fix, Handed, ImageReport, ImportFormat,
+    ImportSource, Pace, Parent, Problem, Progress, Reply, Request, Trouble, TroubleKind,
 };

@@ -5,7 +5,7 @@
 //! and opens no path, ever. One request at a time; while one runs the keeper may send [`Request::Stop`] and
 //! [`Request::Pace`].
 
-use catena_types::{Bytes, Format, HeaderPatch, ImageId, IoClass, Severity};
+use catena_types::{Bytes, FileOffset, Format, HeaderPatch, ImageId, IoClass, Severity};
 use serde::{Deserialize, Serialize};
 
 /// An image behind a descriptor of the message.
@@ -29,6 +29,15 @@ pub struct Parent {
     pub container: String,
     /// When that was last written, in seconds since 1970.
     pub modified: i64,
+}
+
+/// What the catalog says of an image that is checked or repaired; what it does not know is left as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expected {
+    /// Its parent, and the size of that.
+    pub parent: Option<(Parent, Bytes)>,
+    /// Whether it is a base copy.
+    pub hidden: Option<bool>,
 }
 
 /// A new, empty image.
@@ -121,8 +130,28 @@ pub enum Request {
     },
     /// Check images. Descriptors: the images, read-only.
     Check {
-        /// The images, and what the catalog says is the parent of each, with its size.
-        images: Vec<(Handed, Option<(ImageId, Bytes)>)>,
+        /// The images, and what the catalog says of each.
+        images: Vec<(Handed, Expected)>,
+    },
+    /// What would mend this image? Puts the bytes that would be written over into a file, durably. Descriptors: the image,
+    /// read-only; the file.
+    PlanRepair {
+        /// The image.
+        image: Handed,
+        /// What the catalog says of it.
+        expected: Expected,
+    },
+    /// Mend the image, all but its header (D5). May be repeated. Descriptor: the image, read-write.
+    Repair {
+        /// The image.
+        image: Handed,
+        /// What the catalog says of it.
+        expected: Expected,
+    },
+    /// Give the unused space inside an image back. May be repeated. Descriptor: the image, read-write.
+    Trim {
+        /// The image.
+        image: Handed,
     },
     /// Read a range of a disk into a stream. Descriptors: the stream, then the chain, leaf first.
     Read {
@@ -234,6 +263,17 @@ pub struct Problem {
     pub index: usize,
     /// What is wrong.
     pub text: String,
+    /// What a repair would do about it; empty if nothing.
+    pub repair: String,
+}
+
+/// One thing that a repair mends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fix {
+    /// The rule that is broken, with which the text of its problem begins.
+    pub check: String,
+    /// What is done about it.
+    pub what: String,
 }
 
 /// What a stream turned out to be.
@@ -274,6 +314,23 @@ pub enum Answer {
     Problems {
         /// All that was found.
         problems: Vec<Problem>,
+    },
+    /// To `PlanRepair`.
+    RepairPlan {
+        /// What would be mended; empty if there is nothing to mend, or nothing can be.
+        fixes: Vec<Fix>,
+        /// The ranges whose bytes were put into the file, one after another.
+        saved: Vec<(FileOffset, Bytes)>,
+    },
+    /// To `Repair`: the header that is still to be written, if it was damaged.
+    Repaired {
+        /// The patch; without writes if the header is in order.
+        header: HeaderPatch,
+    },
+    /// To `Trim`.
+    Trimmed {
+        /// Bytes that came free.
+        freed: Bytes,
     },
     /// To `Import` and `Copy`.
     Imported {

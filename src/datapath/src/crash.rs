@@ -20,6 +20,12 @@ pub(crate) const CHECKPOINT: CrashPoint = CrashPoint("worker.checkpoint");
 pub(crate) const MERGED: CrashPoint = CrashPoint("worker.merged");
 /// A piece of an imported or copied disk is written.
 pub(crate) const IMPORTING: CrashPoint = CrashPoint("worker.importing");
+/// What a repair is going to write over is saved.
+pub(crate) const REPAIR_SAVED: CrashPoint = CrashPoint("worker.repair_saved");
+/// An image is mended but for its header; the keeper does not know.
+pub(crate) const REPAIRED: CrashPoint = CrashPoint("worker.repaired");
+/// The unused space of an image is given back; the keeper does not know.
+pub(crate) const TRIMMED: CrashPoint = CrashPoint("worker.trimmed");
 /// A request is done; the keeper does not know.
 pub(crate) const BEFORE_REPLY: CrashPoint = CrashPoint("worker.before_reply");
 
@@ -34,5 +40,8 @@ pub(crate) const ALL: &[CrashPoint] = &[
     CHECKPOINT,
     MERGED,
     IMPORTING,
+    REPAIR_SAVED,
+    REPAIRED,
+    TRIMMED,
     BEFORE_REPLY,
 ];

@@ -1,18 +1,11 @@
-//! Requests about images as such: inspect, create, mark, re-parent, check.
+//! Requests about images as such: inspect, create, mark, re-parent.
 
 use crate::crash;
 use crate::open::{Caching, Descriptors};
-use crate::trouble::{describe, from_io, from_vhd, trouble};
-use catena_control::{
-    Answer, Answered, CreateImage, Handed, ImageReport, Parent, Problem, Trouble, TroubleKind,
-};
-use catena_types::{Bytes, FileOffset, Format, HeaderPatch, ImageId, PatchWrite, Severity};
-use catena_vhd::{
-    CheckOptions, CreateSpec, FooterState, Image, Mode, ParentSpec, apply_patch, vhd_timestamp,
-};
-
-/// The most findings that one check reports; more say nothing new.
-const FINDINGS_LIMIT: usize = 200;
+use crate::trouble::{from_io, from_vhd, trouble};
+use catena_control::{Answer, Answered, CreateImage, Handed, ImageReport, Parent, Trouble, TroubleKind};
+use catena_types::{Bytes, FileOffset, Format, HeaderPatch, PatchWrite};
+use catena_vhd::{CreateSpec, FooterState, Image, Mode, ParentSpec, apply_patch, vhd_timestamp};
 
 /// What are these files?
 pub(crate) fn inspect(format: Format, count: usize, fds: &mut Descriptors) -> Answered {
@@ -70,7 +63,7 @@ pub(crate) fn create(images: &[CreateImage], fds: &mut Descriptors) -> Answered 
     Ok(Answer::Done)
 }
 
-fn parent_spec(parent: &Parent) -> ParentSpec {
+pub(crate) fn parent_spec(parent: &Parent) -> ParentSpec {
     ParentSpec { id: parent.id, name: parent.container.clone(), timestamp: vhd_timestamp(parent.modified) }
 }
 
@@ -122,33 +115,7 @@ pub(crate) fn apply_patches(patches: &[HeaderPatch], fds: &mut Descriptors) -> A
     Ok(Answer::Done)
 }
 
-/// Checks images.
-pub(crate) fn check(images: &[(Handed, Option<(ImageId, Bytes)>)], fds: &mut Descriptors) -> Answered {
-    let mut problems = Vec::new();
-    for (index, (handed, parent)) in images.iter().enumerate() {
-        let Format::Vhd = handed.format;
-        let container = fds.container(Caching::Buffered)?;
-        let options =
-            CheckOptions { parent: *parent, now: Some(vhd_timestamp(crate::streams::now())), deep: false };
-        let mut add = |severity, text| {
-            if problems.len() < FINDINGS_LIMIT {
-                problems.push(Problem { severity, index, text });
-            }
-        };
-        match catena_vhd::check(&*container, &options) {
-            Ok(found) => {
-                for problem in found {
-                    let place = problem.at.map(|at| format!(" at byte {}", at.0)).unwrap_or_default();
-                    add(problem.severity, format!("{}{place}: {}", problem.check, problem.detail));
-                }
-            }
-            Err(error) => add(Severity::Error, describe(&error)),
-        }
-    }
-    Ok(Answer::Problems { problems })
-}
-
-fn to_hex(bytes: &[u8]) -> String {
+pub(crate) fn to_hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |value: u8| char::from(DIGITS[usize::from(value & 15)]);
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()

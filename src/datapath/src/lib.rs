@@ -18,6 +18,7 @@ mod outflow;
 mod pacing;
 mod privileges;
 mod ranges;
+mod repair;
 mod run;
 mod streams;
 mod supervisor;

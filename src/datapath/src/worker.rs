@@ -2,7 +2,7 @@
 
 use crate::open::Descriptors;
 use crate::supervisor::Supervisor;
-use crate::{copying, crash, export, images, import, merging, ranges};
+use crate::{copying, crash, export, images, import, merging, ranges, repair};
 use catena_control::{Answered, Channel, ChannelError, Packet, Reply, Request};
 
 /// Serves requests until the keeper has gone.
@@ -28,7 +28,10 @@ fn handle(channel: &Channel, request: &Request, mut fds: Descriptors) -> Answere
         Request::Grow { image, size } => images::grow(image, *size, fds),
         Request::PlanReparent { images } => images::plan_reparent(images, fds),
         Request::ApplyPatches { patches } => images::apply_patches(patches, fds),
-        Request::Check { images } => images::check(images, fds),
+        Request::Check { images } => repair::check(images, fds),
+        Request::PlanRepair { image, expected } => repair::plan_repair(image, expected, fds),
+        Request::Repair { image, expected } => repair::repair(image, expected, fds),
+        Request::Trim { image } => repair::trim(image, fds),
         Request::Read { chain, offset, length } => {
             ranges::read(chain, *offset, *length, fds, &mut Supervisor::new(channel))
         }

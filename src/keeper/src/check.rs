@@ -3,43 +3,45 @@
 //! A check compares three things: what the catalog says, what the containers are, and what the images say of themselves. It changes
 //! nothing. Merges stand still while it runs, since it leases every image.
 
-use crate::crash::{self, Phase};
 use crate::dispatch::params;
-use crate::failures::{bad_request, from_catalog, from_trouble};
+use crate::failures::{bad_request, from_catalog};
 use crate::hands::ready;
-use crate::long::{LongJob, Script, Session};
-use crate::owner::{Call, Given, Owner, Running};
+use crate::long::Session;
+use crate::owner::{Call, Given, Owner};
 use catena_catalog::State;
-use catena_control::{Answer, ImageReport, Problem, Progress, Request, Trouble, TroubleKind};
-use catena_rpc::{CheckReport, EventListParams, Finding, SrParams};
-use catena_sr_api::{Access, Store};
-use catena_types::{
-    Bytes, ErrorName, Failure, Format, ImageId, ImageRecord, ImageState, JobKind, Severity, Step, Work,
+use catena_control::{
+    Answer, Expected, ImageReport, Parent, Problem, Progress, Request, Trouble, TroubleKind,
 };
+use catena_rpc::{CheckReport, EventListParams, Finding, SrCheckParams, SrParams};
+use catena_sr_api::{Access, Store};
+use catena_types::{Bytes, ErrorName, Failure, Format, ImageRecord, ImageState, Severity, Step, Work};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Images checked with one request.
 const BATCH: usize = 32;
+/// What a repair does about a wrong parent.
+const REPARENTED: &str = "the catalog's parent is written to it";
 
 impl Owner {
     /// `SR.check`: a job whose result is the report.
     pub(crate) fn sr_check(&mut self, call: &Call) -> Result<Given, Failure> {
-        let asked: SrParams = params(&call.request)?;
+        let asked: SrCheckParams = params(&call.request)?;
         self.store.check_marker()?;
+        if asked.repair {
+            return self.sr_repair(asked.request_id);
+        }
         let mut job = self.new_job(Work::Check, asked.request_id);
         job.phase = "checking".to_owned();
         self.begin(&mut job, Vec::new())?;
-        let lease = self.catalog.state().images.keys().copied().collect();
-        let checker = Checker { store: Arc::clone(&self.store), state: self.catalog.state().clone() };
-        let script: Script = Box::new(move |session| checker.run(session));
-        let long = self.or_undo(&job, |owner| {
-            LongJob::start(job.id, &owner.mailbox, script).map_err(|trouble| from_trouble(&trouble))
-        })?;
-        crash::pass(JobKind::Check, Phase::Journaled);
-        self.track(&job, Running { long, lease, cancelled: false });
-        self.job_document(job.id).map(Given::Answer)
+        let checker = self.checker();
+        self.start_on_all(&job, Box::new(move |session| checker.run(session)))
+    }
+
+    /// A check of the SR as the catalog has it now.
+    pub(crate) fn checker(&self) -> Checker {
+        Checker { store: Arc::clone(&self.store), state: self.catalog.state().clone() }
     }
 
     /// `SR.scan`: compares containers with the catalog and refreshes the figures. Rows of containers that are gone are marked
@@ -113,22 +115,28 @@ impl Owner {
 }
 
 /// What a check works on: a snapshot of the catalog, and the store.
-struct Checker {
-    store: Arc<dyn Store>,
+pub(crate) struct Checker {
+    pub(crate) store: Arc<dyn Store>,
     state: State,
 }
 
 impl Checker {
-    fn run(&self, session: &mut Session<'_>) -> Result<Value, Trouble> {
+    /// All of it, as the answer of a job.
+    pub(crate) fn run(&self, session: &mut Session<'_>) -> Result<Value, Trouble> {
+        Ok(serde_json::to_value(self.report(session)?).unwrap_or_default())
+    }
+
+    /// The images that are to be in order.
+    pub(crate) fn images(&self) -> impl Iterator<Item = &Arc<ImageRecord>> {
+        self.state.images.values().filter(|row| {
+            !matches!(row.state, ImageState::Garbage | ImageState::Missing | ImageState::Orphan)
+        })
+    }
+
+    /// All of it.
+    pub(crate) fn report(&self, session: &mut Session<'_>) -> Result<CheckReport, Trouble> {
         let mut findings = self.containers()?;
-        let images: Vec<&Arc<ImageRecord>> = self
-            .state
-            .images
-            .values()
-            .filter(|row| {
-                !matches!(row.state, ImageState::Garbage | ImageState::Missing | ImageState::Orphan)
-            })
-            .collect();
+        let images: Vec<&Arc<ImageRecord>> = self.images().collect();
         let total = images.iter().map(|row| row.allocated.0).sum();
         let mut done = 0;
         for batch in images.chunks(BATCH) {
@@ -138,7 +146,7 @@ impl Checker {
         }
         findings.sort_by(|a, b| (b.severity, &a.object).cmp(&(a.severity, &b.object)));
         let clean = findings.iter().all(|finding| finding.severity != Severity::Error);
-        Ok(serde_json::to_value(CheckReport { findings, clean }).unwrap_or_default())
+        Ok(CheckReport { findings, clean, findings_before: None, repaired: None })
     }
 
     /// Containers against rows.
@@ -193,11 +201,7 @@ impl Checker {
             else {
                 continue;
             };
-            // A header that an open job has still to change names its old parent, and rightly so.
-            let parent = row.parent.filter(|_| !self.awaits_its_parent(row.id));
-            let parent =
-                parent.and_then(|id| self.state.images.get(&id)).map(|row| (row.id, row.virtual_size));
-            images.push((one.handed, parent));
+            images.push((one.handed, self.expected(row)));
             rows.push(*row);
             fds.push(one.fd);
             again.push(two.fd);
@@ -209,19 +213,32 @@ impl Checker {
             }
         }
         if let Answer::Problems { problems } = session.call(&Request::Check { images }, fds)? {
-            for Problem { severity, index, text } in problems {
+            for Problem { severity, index, text, repair } in problems {
                 let name = rows.get(index).map_or("", |row| row.container.as_str());
-                findings.push(finding(severity, name, &text, ""));
+                findings.push(finding(severity, name, &text, &by_repair(&repair)));
             }
         }
         Ok(())
     }
 
-    /// Whether a committed job has not come to write the image's new parent into its header yet.
-    fn awaits_its_parent(&self, image: ImageId) -> bool {
+    /// What the catalog says of an image. What an open job has still to write into its header is left out: it is not there yet,
+    /// and rightly so.
+    pub(crate) fn expected(&self, row: &ImageRecord) -> Expected {
         let open = self.state.unfinished().filter(|job| job.committed && !job.state.is_over());
         let mut steps = open.flat_map(|job| &job.effects.steps);
-        steps.any(|step| matches!(step, Step::Reparent { images, .. } if images.contains(&image)))
+        let awaited = steps.any(|step| match step {
+            Step::Reparent { images, .. } => images.contains(&row.id),
+            Step::SetHidden { image, .. } => *image == row.id,
+            Step::Remove { .. } => false,
+        });
+        if awaited {
+            return Expected::default();
+        }
+        let parent = row.parent.and_then(|id| self.state.images.get(&id)).map(|parent| {
+            let modified = self.store.info(&parent.container).map_or(0, |info| info.modified);
+            (Parent { id: parent.id, container: parent.container.clone(), modified }, parent.virtual_size)
+        });
+        Expected { parent, hidden: Some(row.hidden) }
     }
 
     /// What an image says of itself against its row. The catalog decides; what differs is only untidy, except a wrong identity.
@@ -237,19 +254,23 @@ impl Checker {
                 return findings.push(finding(Severity::Error, &row.container, &trouble.message, ""));
             }
         };
-        let mut say = |severity, text: String| findings.push(finding(severity, &row.container, &text, ""));
+        let mut say = |severity, text: String, repair: &str| {
+            findings.push(finding(severity, &row.container, &text, &by_repair(repair)));
+        };
         if report.id != row.id {
-            say(Severity::Error, format!("holds image {}, the catalog says {}", report.id, row.id));
+            say(Severity::Error, format!("holds image {}, the catalog says {}", report.id, row.id), "");
         }
         let pending = self.state.unfinished().any(|job| job.committed && !job.state.is_over());
         let untidy = if pending || row.foreign { Severity::Info } else { Severity::Warning };
         if report.parent != row.parent {
-            say(untidy, "its header names another parent than the catalog".to_owned());
+            let repair = if report.parent.is_some() && row.parent.is_some() { REPARENTED } else { "" };
+            say(untidy, "its header names another parent than the catalog".to_owned(), repair);
         }
         if report.hidden != row.hidden {
             say(
                 Severity::Info,
                 format!("its hidden flag is {}, the catalog says {}", report.hidden, row.hidden),
+                "the hidden flag is set as the catalog says",
             );
         }
         if report.virtual_size != row.virtual_size && row.state != ImageState::Mixed {
@@ -257,9 +278,14 @@ impl Checker {
                 "its disk has {} bytes, the catalog says {}",
                 report.virtual_size.0, row.virtual_size.0
             );
-            say(Severity::Error, text);
+            say(Severity::Error, text, "");
         }
     }
+}
+
+/// What is said of a problem that `--repair` mends in this way.
+fn by_repair(what: &str) -> String {
+    if what.is_empty() { String::new() } else { format!("--repair: {what}") }
 }
 
 fn finding(severity: Severity, object: &str, problem: &str, repair: &str) -> Finding {

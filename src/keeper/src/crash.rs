@@ -58,4 +58,7 @@ points! {
     LeafMerge "leaf_merge": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
     Garbage "garbage": Journaled "journaled", Stepped "stepped", Done "done";
     Check "check": Journaled "journaled", Done "done";
+    Repair "repair": Journaled "journaled", Made "made", Committed "committed", Planned "planned", Stepped "stepped",
+        Done "done";
+    Trim "trim": Journaled "journaled", Made "made", Done "done";
 }

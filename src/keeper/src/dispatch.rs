@@ -17,7 +17,15 @@ pub(crate) fn params<T: DeserializeOwned>(request: &Request) -> Result<T, Failur
 
 /// Methods whose answer is a job.
 pub(crate) fn answers_with_a_job(method: &str) -> bool {
-    matches!(method, "VDI.import" | "VDI.export" | "SR.check" | "SR.scan" | "SR.introduce" | "VDI.copy")
+    matches!(
+        method,
+        "VDI.import" | "VDI.export" | "SR.check" | "SR.scan" | "SR.trim" | "SR.introduce" | "VDI.copy"
+    )
+}
+
+/// Methods that must wait while images are being mended.
+fn touches_disks(method: &str) -> bool {
+    method.starts_with("VDI.") || matches!(method, "SR.scan" | "SR.check" | "SR.trim" | "SR.destroy")
 }
 
 impl Owner {
@@ -29,6 +37,9 @@ impl Owner {
         let given = match self.remembered(&call) {
             Some(given) => given,
             None => {
+                if touches_disks(&call.request.method) && self.is_mending() {
+                    return self.parked.push(call);
+                }
                 if let Some(job) = self.in_the_way(&call.request) {
                     if let Some(running) = self.running.get(&job) {
                         running.long.stop();
@@ -60,6 +71,7 @@ impl Owner {
             "SR.scan" => self.sr_scan(call),
             "SR.check" => self.sr_check(call),
             "SR.set_policy" => self.sr_set_policy(call),
+            "SR.trim" => self.sr_trim(call),
             "SR.detach" => Ok(Given::Farewell(serde_json::json!({}))),
             "SR.destroy" => self.sr_destroy(),
             "VDI.create" => self.vdi_create(call),
@@ -104,7 +116,7 @@ impl Owner {
                 let chain = self.chain_of(request.params.get("vdi")?.as_str()?);
                 current.images().into_iter().any(|image| chain.contains(&image))
             }
-            "SR.check" => true,
+            "SR.check" | "SR.trim" => true,
             _ => false,
         };
         conflict.then_some(current.job)

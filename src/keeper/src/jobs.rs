@@ -143,7 +143,10 @@ impl Owner {
             let state = if cancelled { JobState::Cancelled } else { JobState::Failed };
             self.stream_ended(row, end, state);
         }
-        self.live.remove(&job);
+        // A repair goes on with its second check.
+        if !self.running.contains_key(&job) {
+            self.live.remove(&job);
+        }
         for call in std::mem::take(&mut self.parked) {
             self.handle(call);
         }

@@ -347,7 +347,7 @@ impl Owner {
         // Dropping a running job stops its process and waits for it: after this nobody writes to the SR.
         self.running.clear();
         let closed = self.catalog.close().map_err(|error| from_catalog(&error));
-        let unmade = closed.and_then(|()| if self.destroyed { Ok(self.store.destroy()?) } else { Ok(()) });
+        let unmade = closed.and_then(|()| if self.destroyed { unmake(&*self.store) } else { Ok(()) });
         if let Err(failure) = &unmade {
             tracing::error!(sr = %self.sr.uuid, %failure, "the SR could not be closed cleanly");
         }
@@ -358,6 +358,13 @@ impl Owner {
             }
         }
     }
+}
+
+/// Removes what makes the location an SR, and what its repairs have saved.
+fn unmake(store: &dyn Store) -> Result<(), Failure> {
+    crate::saved::remove_all(store.catalog_dir())
+        .map_err(|error| Failure::new(catena_types::ErrorName::IoError, error.to_string()))?;
+    Ok(store.destroy()?)
 }
 
 fn event_of(change: &Change) -> Option<EventRecord> {

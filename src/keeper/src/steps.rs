@@ -8,7 +8,7 @@ use crate::owner::{Mail, Owner};
 use catena_catalog::Change;
 use catena_control::{Answer, Request};
 use catena_sr_api::Access;
-use catena_types::{Failure, HeaderPatch, ImageId, JobId, JobRecord, JobState, Step};
+use catena_types::{Failure, HeaderPatch, ImageId, JobId, JobRecord, JobState, Step, Work};
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
 
@@ -38,6 +38,9 @@ impl Owner {
             }
             job.effects.steps.remove(0);
             crash::pass(job.work.kind(), Phase::Stepped);
+        }
+        if job.work == Work::Repair {
+            return self.check_again(&job);
         }
         self.finish(job, Vec::new())
     }
@@ -90,7 +93,7 @@ impl Owner {
         Ok(patches)
     }
 
-    fn without_older_patches(&self, but: JobId, images: &[ImageId]) -> Vec<Change> {
+    pub(crate) fn without_older_patches(&self, but: JobId, images: &[ImageId]) -> Vec<Change> {
         let mut changes = Vec::new();
         for row in self.catalog.state().unfinished().filter(|row| row.id != but && !row.state.is_over()) {
             let mut job = (**row).clone();

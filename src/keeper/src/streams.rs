@@ -121,6 +121,8 @@ impl Owner {
                 (Work::Import { vdi } | Work::Copy { vdi, .. }, Some(arriving)) => {
                     self.arrive(job.clone(), *vdi, arriving, &answer)
                 }
+                (Work::Repair, _) => self.repair_went_on(job.clone(), answer),
+                (Work::Trim, _) => self.trimmed(job.clone(), answer),
                 _ => {
                     job.answer = Some(answer);
                     self.finish(job.clone(), Vec::new())

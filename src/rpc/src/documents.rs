@@ -287,4 +287,43 @@ pub struct CheckReport {
     pub findings: Vec<Finding>,
     /// No finding of severity error.
     pub clean: bool,
+    /// With `repair`: what was found before it; `findings` is what was found after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub findings_before: Option<Vec<Finding>>,
+    /// With `repair`: what was mended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<Vec<Repaired>>,
+}
+
+/// A thing that a repair has mended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Repaired {
+    /// The container.
+    pub object: String,
+    /// What was wrong.
+    pub problem: String,
+    /// What was done about it.
+    pub repair: String,
+    /// The file with the bytes that were written over.
+    pub saved: String,
+}
+
+/// What a trim came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TrimReport {
+    /// Bytes that came free.
+    pub freed: Bytes,
+    /// Images that were trimmed.
+    pub images: u64,
+    /// Images that were not.
+    pub skipped: Vec<TrimSkipped>,
+}
+
+/// An image that was not trimmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TrimSkipped {
+    /// Its container.
+    pub object: String,
+    /// Why.
+    pub reason: String,
 }

@@ -17,15 +17,15 @@ pub use answers::{
 };
 pub use connection::{Incoming, Reader, WireError, Writer, connect, split, split_for_answers};
 pub use documents::{
-    CheckReport, CoalesceState, CoalesceStatus, Event, Finding, Job, MergePlan, Node, Reason, Sr, SrState,
-    Vdi,
+    CheckReport, CoalesceState, CoalesceStatus, Event, Finding, Job, MergePlan, Node, Reason, Repaired, Sr,
+    SrState, TrimReport, TrimSkipped, Vdi,
 };
 pub use message::{Id, Message, Notification, Outcome, Request, Response};
 pub use params::{
     CoalesceParams, EventListParams, JobParams, KeeperStart, ListParams, ReadWriteParams, ResolveParams,
-    Resolved, SrCreateParams, SrIntroduceParams, SrParams, SrPolicyParams, SrProbeParams, VdiCloneParams,
-    VdiCopyParams, VdiCreateParams, VdiExportParams, VdiImportParams, VdiParams, VdiResizeParams,
-    VdiRevertParams, VdiSetParams, VdiSnapshotParams, Vdis,
+    Resolved, SrCheckParams, SrCreateParams, SrIntroduceParams, SrParams, SrPolicyParams, SrProbeParams,
+    VdiCloneParams, VdiCopyParams, VdiCreateParams, VdiExportParams, VdiImportParams, VdiParams,
+    VdiResizeParams, VdiRevertParams, VdiSetParams, VdiSnapshotParams, Vdis,
 };
 pub use schema::{check_params, methods, schema};
 

@@ -99,7 +99,21 @@ pub struct SrProbeParams {
     pub location: String,
 }
 
-/// `SR.attach detach forget destroy get_record stat scan check`, `Coalesce.run resume`.
+/// `SR.check`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SrCheckParams {
+    /// The SR.
+    pub sr: String,
+    /// Mend what can be mended without losing data.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub repair: bool,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `SR.attach detach forget destroy get_record stat scan trim`, `Coalesce.run resume`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SrParams {

@@ -15,7 +15,7 @@ use crate::params::{
     VdiCreateParams, VdiExportParams, VdiImportParams, VdiParams, VdiResizeParams, VdiRevertParams,
     VdiSetParams, VdiSnapshotParams,
 };
-use crate::{CheckReport, CoalesceStatus, Event, Job, SCHEMA_VERSION, Sr, Vdi};
+use crate::{CheckReport, CoalesceStatus, Event, Job, SCHEMA_VERSION, Sr, SrCheckParams, TrimReport, Vdi};
 use catena_types::{ErrorName, Failure, SrUuid, VdiUuid};
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
@@ -70,7 +70,8 @@ const METHODS: &[Method] = &[
     at_once::<SrParams, Sr>("SR.stat"),
     at_once::<SrPolicyParams, SrPolicy>("SR.set_policy"),
     by_job::<SrParams, ScanReport>("SR.scan"),
-    by_job::<SrParams, CheckReport>("SR.check"),
+    by_job::<SrCheckParams, CheckReport>("SR.check"),
+    by_job::<SrParams, TrimReport>("SR.trim"),
     at_once::<VdiCreateParams, Made<VdiUuid>>("VDI.create"),
     by_job::<VdiImportParams, Made<VdiUuid>>("VDI.import"),
     at_once::<ListParams, VdiList>("VDI.list"),

@@ -57,6 +57,10 @@ pub enum JobKind {
     Check,
     /// Containers compared with the catalog.
     Scan,
+    /// Images mended.
+    Repair,
+    /// Unused space inside images given back.
+    Trim,
 }
 
 /// How far a job is.
@@ -176,6 +180,10 @@ pub enum Work {
     Check,
     /// The containers are compared with the catalog.
     Scan,
+    /// Images are checked, mended, and checked again.
+    Repair,
+    /// Unused space inside images is given back.
+    Trim,
 }
 
 impl JobRecord {
@@ -205,6 +213,8 @@ impl Work {
             Self::Garbage { .. } => JobKind::Garbage,
             Self::Check => JobKind::Check,
             Self::Scan => JobKind::Scan,
+            Self::Repair => JobKind::Repair,
+            Self::Trim => JobKind::Trim,
         }
     }
 }

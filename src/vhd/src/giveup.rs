@@ -101,7 +101,7 @@ impl Image {
     }
 
     /// The space is already free to be used again; a storage that cannot take it back now loses nothing.
-    fn return_space(&self, at: FileOffset, len: u64) {
+    pub(crate) fn return_space(&self, at: FileOffset, len: u64) {
         if let Err(error) = self.container.punch(at, Bytes(len)) {
             tracing::warn!(%error, at = at.0, "freed space could not be given back");
         }

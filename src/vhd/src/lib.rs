@@ -33,6 +33,7 @@ mod report;
 mod shrink;
 mod space;
 mod stream;
+mod trim;
 mod write;
 
 pub use check::{CheckOptions, Problem, check};

@@ -106,6 +106,11 @@ impl Space {
         }
     }
 
+    /// The slots that nothing names.
+    pub(crate) fn free(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.free.iter().copied()
+    }
+
     /// Takes a slot back that nothing durable names.
     pub(crate) fn release(&mut self, slot: Slot) {
         self.free.insert(slot);

@@ -190,7 +190,7 @@ impl Image {
     }
 
     /// Gives back what a file has after its last block, unless its space is to be kept. The footer is durable at its new place before the file is cut.
-    fn cut_file(&mut self) -> Result<()> {
+    pub(crate) fn cut_file(&mut self) -> Result<()> {
         let last = self.bat.used(BlockIndex(0)).map(|(_, slot)| slot).max();
         self.release_unwritten()?;
         let writer = self.writer()?;

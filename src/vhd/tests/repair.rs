@@ -186,7 +186,7 @@ fn a_crashed_image_of_the_vendor_becomes_what_its_own_repair_makes_of_it() {
 
 #[test]
 fn what_would_lose_data_is_refused_and_nothing_is_written() {
-    let damages: [(&str, fn(&dyn Container)); 6] = [
+    let damages: [Damage; 6] = [
         ("footer_cookie", |disk| {
             write(disk, 0, &[0; 512]);
             write(disk, end(disk) - 512, &[0; 512]);

@@ -7,12 +7,13 @@ use crate::jobs;
 use crate::output::table::Rows;
 use crate::output::{Output, record, tree};
 use catena_rpc::{
-    CheckReport, Finding, ListParams, Node, Sr, SrCreateParams, SrIntroduceParams, SrParams, SrPolicyParams,
-    SrProbeParams, SrProbed,
+    CheckReport, Finding, ListParams, Node, Sr, SrCheckParams, SrCreateParams, SrIntroduceParams, SrParams,
+    SrPolicyParams, SrProbeParams, SrProbed, TrimReport, TrimSkipped,
 };
 use catena_types::{ErrorName, Failure};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use std::io::{self, IsTerminal};
 use std::path::{self, Path, PathBuf};
 
 /// The verbs of `sr`.
@@ -33,7 +34,9 @@ pub(crate) enum SrCommand {
     /// Compare the containers of an SR with its catalog
     Scan(Name),
     /// Check every image of an SR; exits with 7 if something is wrong
-    Check(Name),
+    Check(Check),
+    /// Give back space that images have and do not use
+    Trim(Name),
     /// Set how the coalesce worker of an SR behaves, also while it merges; without KEY=VALUE only show it
     Policy(Policy),
     /// Attach an SR to this host
@@ -101,6 +104,19 @@ pub(crate) struct Name {
     sr: String,
 }
 
+/// An SR to check.
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The SR
+    sr: String,
+    /// Mend what can be mended without losing data; asks first
+    #[arg(long)]
+    repair: bool,
+    /// Yes, repair
+    #[arg(long, requires = "repair")]
+    yes: bool,
+}
+
 /// What to set.
 #[derive(Debug, Args)]
 #[command(after_help = policy_keys())]
@@ -147,7 +163,8 @@ pub(crate) fn run(command: SrCommand, agent: &mut Client, out: &mut Output) -> R
         }
         SrCommand::Stat(Name { sr }) => stat(sr, agent, out),
         SrCommand::Scan(Name { sr }) => scan(sr, agent, out),
-        SrCommand::Check(Name { sr }) => check(sr, agent, out),
+        SrCommand::Check(check) => self::check(check, agent, out),
+        SrCommand::Trim(Name { sr }) => trim(sr, agent, out),
         SrCommand::Policy(Policy { sr, set }) => policy(sr, set, agent, out),
         SrCommand::Attach(Attach { sr, take_over }) => {
             plain("SR.attach", &SrParams { take_over, ..params(sr) }, agent, out)
@@ -327,11 +344,52 @@ fn scan(sr: String, agent: &mut Client, out: &mut Output) -> Result<Exit, CliErr
     Ok(Exit::OK)
 }
 
-fn check(sr: String, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
-    let job = jobs::run(agent, out, "SR.check", &params(sr), &[])?;
+/// With `--repair` alone this is the plan; it is carried out after a yes.
+fn check(asked: Check, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    let Check { sr, repair, yes } = asked;
+    let (exit, findings) = checked(&sr, yes, agent, out)?;
+    let mends = findings.iter().filter(|finding| finding.repair.starts_with("--repair: ")).count();
+    if !repair || yes || mends == 0 {
+        return Ok(exit);
+    }
+    if out.is_json() || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        out.say("nothing was changed: repeat the command with --yes");
+        return Ok(exit);
+    }
+    eprint!("repair {mends} of {} findings? [y/N] ", findings.len());
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(|error| CliError::bad_request(error.to_string()))?;
+    if !matches!(answer.trim(), "y" | "Y" | "yes") {
+        out.say("nothing was changed");
+        return Ok(exit);
+    }
+    Ok(checked(&sr, true, agent, out)?.0)
+}
+
+/// Checks, or repairs, and shows what was found.
+fn checked(
+    sr: &str,
+    repair: bool,
+    agent: &mut Client,
+    out: &mut Output,
+) -> Result<(Exit, Vec<Finding>), CliError> {
+    let params = SrCheckParams { sr: sr.to_owned(), repair, request_id: None };
+    let job = jobs::run(agent, out, "SR.check", &params, &[])?;
     let document = job.result.unwrap_or(Value::Null);
     let report: CheckReport = read(&document)?;
-    out.show(&document, || Ok(report::findings(&report.findings)))?;
+    let repaired = report.repaired.as_deref().unwrap_or_default();
+    out.show(&document, || Ok(report::repaired(repaired) + &report::findings(&report.findings)))?;
     out.say(if report.clean { "clean" } else { "not clean" });
-    Ok(if report.clean { Exit::OK } else { Exit::NOT_CLEAN })
+    Ok((if report.clean { Exit::OK } else { Exit::NOT_CLEAN }, report.findings))
+}
+
+fn trim(sr: String, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    let job = jobs::run(agent, out, "SR.trim", &params(sr), &[])?;
+    let document = job.result.unwrap_or(Value::Null);
+    let report: TrimReport = read(&document)?;
+    out.show(&document, || Ok(format!("{} freed in {} images\n", report.freed, report.images)))?;
+    for TrimSkipped { object, reason } in report.skipped {
+        out.say(&format!("{}: {}", crate::output::printable(&object), crate::output::printable(&reason)));
+    }
+    Ok(Exit::OK)
 }

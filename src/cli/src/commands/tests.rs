@@ -88,6 +88,7 @@ fn willing(call: &Call) -> Outcome {
         "SR.probe" => json!({"location": "/srv", "found": "empty", "known": false, "images": [], "text": ""}),
         "SR.introduce" | "SR.scan" => job("done", &json!({})),
         "SR.check" => job("done", &json!({"findings": [], "clean": true})),
+        "SR.trim" => job("done", &json!({"freed": 4096, "images": 1, "skipped": []})),
         "SR.list" => json!({"srs": [sr()]}),
         "SR.get_record" | "SR.stat" => sr(),
         "SR.set_policy" => {
@@ -129,6 +130,9 @@ fn every_verb_prints_one_document_with_the_version_first() {
         "sr scan a",
         "sr check a",
         "sr policy a coalesce.rate=1MiB",
+        "sr check a --repair",
+        "sr check a --repair --yes",
+        "sr trim a",
         "sr attach a",
         "sr detach a",
         "sr forget a",

@@ -1,0 +1,29 @@
+//! Giving back what an image has and does not use: the slots of blocks that lost their place, and what a file has behind its
+//! last block.
+
+use crate::error::Result;
+use crate::image::Image;
+use crate::layout::{SLOT_SECTORS, Slot};
+use catena_types::SECTOR_BYTES;
+
+impl Image {
+    /// Gives unused space back to the storage. Changes neither what is owned nor the batmap, so it may be stopped and repeated.
+    ///
+    /// # Errors
+    /// Those of the storage, and of an image that is not open for writing.
+    pub fn trim(&mut self) -> Result<()> {
+        // D2: a slot that nothing names may have lost its name only in the page cache of a process that was killed. Punched
+        // before that is durable, a power cut would bring back the name of a block without its data.
+        self.flush_all()?;
+        if self.writer()?.footer_due {
+            self.write_end_footer()?;
+            self.barrier()?;
+        }
+        let free: Vec<Slot> = self.writer()?.space.free().collect();
+        for slot in free {
+            self.return_space(slot.bitmap_at(), SLOT_SECTORS * SECTOR_BYTES);
+        }
+        self.cut_file()?;
+        self.barrier()
+    }
+}
