@@ -10,6 +10,7 @@ mod harness;
 use anyhow::{Context, Result, bail, ensure};
 use crash::effect::Effect;
 use crash::life::{self, Life};
+use crash::mending;
 use crash::request::{Operation, Turn};
 use crash::stage::Stage;
 use std::collections::BTreeSet;
@@ -17,8 +18,8 @@ use std::process::Command;
 
 use Life::{Begin, Reopen, TakeOver, Unmake};
 use Operation::{
-    Check, Clone, Coalesce, Copy, Create, Destroy, Export, Import, List, Resize, Revert, Set, Snapshot,
-    Snapshots, Write,
+    Check, Clone, Coalesce, Copy, Create, Destroy, Export, Import, List, Repair, Resize, Revert, Set,
+    Snapshot, Snapshots, Trim, Write,
 };
 
 /// Each phase of the keeper's jobs that VDIs are changed by.
@@ -128,6 +129,30 @@ const WORKER: &[(&str, Operation)] = &[
     ("worker.before_reply:3", Coalesce),
 ];
 
+/// Repairs and trims, by the keeper and its worker.
+const MENDING: &[(&str, Operation)] = &[
+    ("repair.journaled", Repair),
+    ("repair.made", Repair),
+    ("repair.made:2", Repair),
+    ("repair.committed", Repair),
+    ("repair.planned", Repair),
+    ("repair.stepped", Repair),
+    ("repair.done", Repair),
+    ("worker.repair_saved", Repair),
+    ("worker.repair_saved:2", Repair),
+    ("worker.repaired", Repair),
+    ("worker.repaired:2", Repair),
+    ("worker.patch_half", Repair),
+    ("worker.before_reply", Repair),
+    ("worker.before_reply:5", Repair),
+    ("trim.journaled", Trim),
+    ("trim.made", Trim),
+    ("trim.done", Trim),
+    ("worker.trimmed", Trim),
+    ("worker.trimmed:2", Trim),
+    ("worker.before_reply", Trim),
+];
+
 /// The front, which holds nothing of an SR but the connection.
 const FRONT: &[(&str, Operation)] = &[
     ("front.request_received", List),
@@ -182,7 +207,7 @@ const LIFE: &[(&str, Life)] = &[
 
 #[test]
 fn every_point_of_every_program_has_a_scenario() -> Result<()> {
-    let named: BTreeSet<&str> = [KEEPER, MERGES, WORKER, FRONT]
+    let named: BTreeSet<&str> = [KEEPER, MERGES, WORKER, MENDING, FRONT]
         .into_iter()
         .flatten()
         .map(|(at, _)| name_of(at))
@@ -215,6 +240,11 @@ fn a_keeper_that_dies_in_a_merge() -> Result<()> {
 #[test]
 fn a_worker_that_dies() -> Result<()> {
     all(WORKER, scenario)
+}
+
+#[test]
+fn a_repair_or_a_trim_that_dies() -> Result<()> {
+    all(MENDING, mending::scenario)
 }
 
 #[test]

@@ -150,6 +150,8 @@ fn srs(scene: &mut Scene) -> Result<()> {
     fs::write(scene.agent.path("sr/stranger"), "not ours")?;
     scene.run("methods/SR.scan/result", &["sr", "scan", "store"])?;
     scene.run("methods/SR.check/result", &["sr", "check", "store"])?;
+    scene.run("methods/SR.check/result", &["sr", "check", "store", "--repair", "--yes"])?;
+    scene.run("methods/SR.trim/result", &["sr", "trim", "store"])?;
     Ok(())
 }
 

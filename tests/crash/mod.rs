@@ -7,5 +7,6 @@
 
 pub(crate) mod effect;
 pub(crate) mod life;
+pub(crate) mod mending;
 pub(crate) mod request;
 pub(crate) mod stage;

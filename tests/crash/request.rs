@@ -26,6 +26,8 @@ pub(crate) enum Operation {
     Export,
     Coalesce,
     Check,
+    Repair,
+    Trim,
     List,
 }
 
@@ -45,6 +47,14 @@ pub(crate) const WRITTEN: std::ops::Range<usize> = (5 << 20) - 1000..(7 << 20) -
 impl Operation {
     /// Sends the request and waits for the end of the job, if it is one. An outer `Err` is a broken connection.
     pub(crate) fn send(self, stage: &Stage, turn: Turn) -> Result<Answer> {
+        match self.begin(stage, turn)? {
+            Ok(job) if job["id"].is_string() => end_of(stage, &job),
+            other => Ok(other),
+        }
+    }
+
+    /// Sends the request; if its answer is a job, that has only begun.
+    pub(crate) fn begin(self, stage: &Stage, turn: Turn) -> Result<Answer> {
         let (method, mut params) = self.request(stage, turn);
         if self == Self::Coalesce {
             let _ = stage.agent.call("Coalesce.resume", &json!({"sr": stage.sr}))?;
@@ -54,11 +64,7 @@ impl Operation {
         }
         let stream = self.stream(stage, turn)?;
         let fds: Vec<_> = stream.iter().map(File::as_fd).collect();
-        let answer = stage.agent.call_with(method, &params, &fds)?;
-        match answer {
-            Ok(job) if job["id"].is_string() => end_of(stage, &job),
-            other => Ok(other),
-        }
+        stage.agent.call_with(method, &params, &fds)
     }
 
     /// Sends the request until the agent has no reason to say "later".
@@ -100,6 +106,8 @@ impl Operation {
             Self::Export => ("VDI.export", json!({"vdi": a, "format": "raw", "fd": 0})),
             Self::Coalesce => ("Coalesce.run", json!({"sr": sr, "wait": true})),
             Self::Check => ("SR.check", json!({"sr": sr})),
+            Self::Repair => ("SR.check", json!({"sr": sr, "repair": true})),
+            Self::Trim => ("SR.trim", json!({"sr": sr})),
             Self::List => ("SR.list", json!({})),
         }
     }

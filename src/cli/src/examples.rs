@@ -16,7 +16,8 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("sr show", &["catena sr show disks"]),
     ("sr stat", &["catena sr stat disks"]),
     ("sr scan", &["catena sr scan disks"]),
-    ("sr check", &["catena sr check disks"]),
+    ("sr check", &["catena sr check disks", "catena sr check disks --repair --yes"]),
+    ("sr trim", &["catena sr trim disks"]),
     (
         "sr policy",
         &["catena sr policy disks", "catena sr policy disks coalesce.rate=50MiB coalesce.window=22:00-06:00"],

@@ -59,7 +59,7 @@ impl Owner {
         self.begin(&mut job, Vec::new())?;
         let state = self.catalog.state();
         let merged: BTreeSet<ImageId> =
-            state.jobs.values().filter(|job| !job.state.is_over()).flat_map(|job| merging(job)).collect();
+            state.unfinished().filter(|job| !job.state.is_over()).flat_map(|job| merging(job)).collect();
         let ours = |row: &&Arc<ImageRecord>| row.state == ImageState::Ok && !row.foreign;
         let rows = state.images.values().filter(ours).filter(|row| !merged.contains(&row.id));
         let rows: Vec<Arc<ImageRecord>> = rows.cloned().collect();
@@ -153,6 +153,8 @@ impl Owner {
         let damaged: BTreeSet<&str> = errors.map(|finding| finding.object.as_str()).collect();
         let rows = self.catalog.state().images.values();
         let change = |row: &Arc<ImageRecord>| {
+            // That a container is gone is no damage; `sr scan` says so, and when it is back.
+            self.store.info(&row.container).ok()?;
             let state = match (row.state, damaged.contains(row.container.as_str())) {
                 (ImageState::Ok, true) => ImageState::Corrupt,
                 (ImageState::Corrupt, false) => ImageState::Ok,
