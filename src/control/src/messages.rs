@@ -133,8 +133,8 @@ pub enum Request {
         /// The images, and what the catalog says of each.
         images: Vec<(Handed, Expected)>,
     },
-    /// What would mend this image? Puts the bytes that would be written over into a file, durably. Descriptors: the image,
-    /// read-only; the file.
+    /// What would mend this image? Puts the bytes that would be written over into a file, durably. Descriptors: the image, with
+    /// the writer's lock; the file.
     PlanRepair {
         /// The image.
         image: Handed,

@@ -189,7 +189,8 @@ fn mend(checker: &Checker, saves: &Saves, session: &mut Session<'_>) -> Result<V
     let (mut repaired, mut headers) = (Vec::new(), Vec::new());
     let found: BTreeSet<&str> = before.iter().map(|finding| finding.object.as_str()).collect();
     for row in checker.images().filter(|row| !row.foreign && found.contains(row.container.as_str())) {
-        let Ok(image) = ready(&*checker.store, row, Access::ReadOnly) else { continue };
+        // With the writer's lock: what is planned and saved is no longer changed by a worker of an earlier repair that was killed.
+        let Ok(image) = ready(&*checker.store, row, Access::ReadWrite) else { continue };
         let expected = checker.expected(row);
         let request = Request::PlanRepair { image: image.handed, expected: expected.clone() };
         let file = saves.file(row)?;
@@ -201,7 +202,7 @@ fn mend(checker: &Checker, saves: &Saves, session: &mut Session<'_>) -> Result<V
             continue;
         }
         let place = saves.complete(row, &fixes, &saved)?;
-        let image = ready(&*checker.store, row, Access::ReadWrite).map_err(refused)?;
+        let image = ready(&*checker.store, row, Access::ReadWrite).map_err(|failure| refused(&failure))?;
         let request = Request::Repair { image: image.handed, expected };
         let Answer::Repaired { header } = session.call(&request, vec![image.fd])? else {
             return Err(surprise());
@@ -232,7 +233,7 @@ fn trim(store: &dyn Store, rows: &[Arc<ImageRecord>], session: &mut Session<'_>)
     let mut done = Bytes(0);
     for row in rows {
         let outcome = ready(store, row, Access::ReadWrite)
-            .map_err(refused)
+            .map_err(|failure| refused(&failure))
             .and_then(|image| session.call(&Request::Trim { image: image.handed }, vec![image.fd]));
         match outcome {
             Ok(Answer::Trimmed { freed }) => {
@@ -253,7 +254,7 @@ fn trim(store: &dyn Store, rows: &[Arc<ImageRecord>], session: &mut Session<'_>)
     serde_json::to_value(report).map_err(|_| surprise())
 }
 
-fn refused(failure: Failure) -> Trouble {
+fn refused(failure: &Failure) -> Trouble {
     Trouble { kind: TroubleKind::Unsupported, message: failure.to_string() }
 }
 

@@ -46,7 +46,7 @@ impl Saves {
             fs::create_dir_all(&self.place)?;
             File::options().write(true).create_new(true).open(self.path(row))
         };
-        make().map(OwnedFd::from).map_err(trouble)
+        make().map(OwnedFd::from).map_err(|error| trouble(&error))
     }
 
     /// Writes the index of a file that a worker has filled and synced, and makes the names durable. Returns where the bytes are.
@@ -75,20 +75,20 @@ impl Saves {
             }
             Ok(())
         };
-        write().map_err(trouble)?;
+        write().map_err(|error| trouble(&error))?;
         Ok(self.path(row).to_string_lossy().into_owned())
     }
 
     /// Takes back the file of an image that is not mended, and the directory if that was all.
     pub(crate) fn discard(&self, row: &ImageRecord) -> Result<(), Trouble> {
-        fs::remove_file(self.path(row)).map_err(trouble)?;
+        fs::remove_file(self.path(row)).map_err(|error| trouble(&error))?;
         match fs::remove_dir(&self.place) {
-            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(trouble(error)),
+            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(trouble(&error)),
             _ => Ok(()),
         }
     }
 }
 
-fn trouble(error: io::Error) -> Trouble {
+fn trouble(error: &io::Error) -> Trouble {
     Trouble { kind: TroubleKind::Io, message: format!("saving what a repair writes over: {error}") }
 }
