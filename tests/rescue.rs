@@ -197,8 +197,11 @@ fn fingerprints(directory: &Path) -> Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
+/// Does damage in `.catena`.
+type Damage = fn(&Path) -> std::io::Result<()>;
+
 /// Ways to lose a catalog.
-const DAMAGES: &[(&str, fn(&Path) -> std::io::Result<()>)] = &[
+const DAMAGES: &[(&str, Damage)] = &[
     ("garbage at its beginning", |home| {
         let path = home.join("catalog.db");
         let mut bytes = fs::read(&path)?;
