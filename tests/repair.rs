@@ -133,6 +133,7 @@ fn a_damaged_chain_is_mended_and_can_be_undone() -> Result<()> {
         let length = usize::try_from(number("length")?)?;
         file(&leaf)?.write_all_at(&bytes[from..from + length], number("at")?)?;
     }
+    file(&leaf)?.set_len(index["length"].as_u64().context("length")?)?;
     ensure!(fs::read(&leaf)? == damaged, "what was saved does not undo the repair");
     agent.ok(&["sr", "check", "disks", "--repair", "--yes"])?;
     agent.ok(&["vdi", "destroy", "--yes", &vdi])?;

@@ -34,7 +34,7 @@ pub(crate) fn check(images: &[(Handed, Expected)], fds: &mut Descriptors) -> Ans
                 continue;
             }
         };
-        let plan = if found.is_empty() { None } else { plan(&*container, handed, expected).ok() };
+        let plan = if found.is_empty() { None } else { plan(&*container, handed, expected, false).ok() };
         for problem in found {
             let place = problem.at.map(|at| format!(" at byte {}", at.0)).unwrap_or_default();
             let fix = plan.iter().flat_map(|plan| &plan.fixes).find(|fix| fix.check == problem.check);
@@ -51,10 +51,16 @@ pub(crate) fn check(images: &[(Handed, Expected)], fds: &mut Descriptors) -> Ans
 }
 
 /// The plan for an image, which must be the one that is meant.
-fn plan(container: &dyn Container, handed: &Handed, expected: &Expected) -> Result<Repair, Trouble> {
+fn plan(
+    container: &dyn Container,
+    handed: &Handed,
+    expected: &Expected,
+    deep: bool,
+) -> Result<Repair, Trouble> {
     let options = RepairOptions {
         parent: expected.parent.as_ref().map(|(parent, _)| parent_spec(parent)),
         hidden: expected.hidden,
+        deep,
     };
     let plan = catena_vhd::plan_repair(container, &options).map_err(|error| from_vhd(&error))?;
     if plan.id == handed.id {
@@ -68,7 +74,7 @@ fn plan(container: &dyn Container, handed: &Handed, expected: &Expected) -> Resu
 pub(crate) fn plan_repair(handed: &Handed, expected: &Expected, fds: &mut Descriptors) -> Answered {
     let container = fds.container(Caching::Buffered)?;
     let mut file = File::from(fds.take()?);
-    let plan = match plan(&*container, handed, expected) {
+    let plan = match plan(&*container, handed, expected, true) {
         Ok(plan) => plan,
         Err(Trouble { kind: TroubleKind::Io, message }) => return Err(trouble(TroubleKind::Io, message)),
         Err(_) => return Ok(Answer::RepairPlan { fixes: Vec::new(), saved: Vec::new() }),
@@ -104,7 +110,7 @@ fn save(
 /// Mends an image, all but its header, whose bytes are answered for the journal.
 pub(crate) fn repair(handed: &Handed, expected: &Expected, fds: &mut Descriptors) -> Answered {
     let container = fds.container(Caching::Buffered)?;
-    let plan = plan(&*container, handed, expected)?;
+    let plan = plan(&*container, handed, expected, true)?;
     plan.apply(&*container).map_err(|error| from_vhd(&error))?;
     crash::REPAIRED.pass();
     let writes = plan.header.iter();

@@ -201,7 +201,8 @@ fn mend(checker: &Checker, saves: &Saves, session: &mut Session<'_>) -> Result<V
             saves.discard(row)?;
             continue;
         }
-        let place = saves.complete(row, &fixes, &saved)?;
+        let length = checker.store.info(&row.container).map_err(|error| refused(&error.into()))?.length;
+        let place = saves.complete(row, length, &fixes, &saved)?;
         let image = ready(&*checker.store, row, Access::ReadWrite).map_err(|failure| refused(&failure))?;
         let request = Request::Repair { image: image.handed, expected };
         let Answer::Repaired { header } = session.call(&request, vec![image.fd])? else {

@@ -53,19 +53,21 @@ impl Saves {
     pub(crate) fn complete(
         &self,
         row: &ImageRecord,
+        length: Bytes,
         fixes: &[Fix],
         saved: &[(FileOffset, Bytes)],
     ) -> Result<String, Trouble> {
         let mut from = 0;
-        let ranges = saved.iter().map(|(at, length)| {
-            let range = json!({"at": at.0, "length": length.0, "from": from});
-            from += length.0;
+        let ranges = saved.iter().map(|(at, bytes)| {
+            let range = json!({"at": at.0, "length": bytes.0, "from": from});
+            from += bytes.0;
             range
         });
         let ranges: Vec<_> = ranges.collect();
         let fixes: Vec<_> =
             fixes.iter().map(|fix| json!({"problem": fix.check, "repair": fix.what})).collect();
-        let index = json!({"image": row.id, "container": row.container, "ranges": ranges, "repairs": fixes});
+        let index = json!({"image": row.id, "container": row.container, "length": length.0,
+            "ranges": ranges, "repairs": fixes});
         let write = || {
             let mut file = File::create_new(self.path(row).with_extension("json"))?;
             writeln!(file, "{index:#}")?;

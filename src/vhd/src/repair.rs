@@ -27,6 +27,8 @@ pub struct RepairOptions {
     pub parent: Option<ParentSpec>,
     /// Whether the image is a base copy.
     pub hidden: Option<bool>,
+    /// Look at the bitmaps of all blocks that the batmap names: a read for each.
+    pub deep: bool,
 }
 
 /// One thing that a plan mends.
@@ -95,7 +97,13 @@ pub fn plan_repair(container: &dyn Container, options: &RepairOptions) -> Result
     let needed = planner.mend_blocks(&mut bat, &batmap)?;
     let place = planner.footer_place(needed)?;
     planner.mend_footers(place, options.hidden)?;
-    planner.mend_batmap(&batmap, &bat);
+    let check = wrong_batmap(&batmap, &bat);
+    if options.deep || check.is_some() {
+        planner.fill_bitmaps(&batmap, &bat)?;
+    }
+    if let Some(check) = check {
+        planner.clear_batmap(check, &batmap);
+    }
     planner.stages.push(bat.dirty_sectors());
     planner.clear_old_footer(place);
     planner.stages.retain(|stage| !stage.is_empty());
@@ -254,18 +262,29 @@ impl Planner<'_> {
 
     fn read_sector(&self, at: FileOffset) -> Result<[u8; SECTOR]> {
         let mut raw = [0; SECTOR];
-        self.container.read_at(&mut raw, at).map_err(Error::io("reading a footer"))?;
+        self.container.read_at(&mut raw, at).map_err(Error::io("reading a sector of the metadata"))?;
         Ok(raw)
     }
 
-    /// Clears a batmap that is wrong: it is only a hint, and the next time the image is sealed it is written anew (D4).
-    fn mend_batmap(&mut self, batmap: &Batmap, bat: &Bat) {
-        let check = match batmap.stored() {
-            Stored::Unusable(Batmap::BAD_CHECKSUM) => "batmap_checksum",
-            Stored::Unusable(_) => "batmap",
-            _ if batmap.marked().any(|block| bat.get(block).is_none()) => "batmap_unallocated",
-            _ => return,
-        };
+    /// Gives a block that the batmap names the full bitmap that it must have, since all readers take it for one that owns all its
+    /// sectors. Durable before the batmap is cleared, here or by the next writer.
+    fn fill_bitmaps(&mut self, batmap: &Batmap, bat: &Bat) -> Result<()> {
+        const FULL: [u8; SECTOR] = [0xff; SECTOR];
+        let mut stage = Patch::new();
+        for slot in batmap.marked().filter_map(|block| bat.get(block)) {
+            if self.read_sector(slot.bitmap_at())? != FULL {
+                stage.push((slot.bitmap_at(), FULL.to_vec()));
+            }
+        }
+        if !stage.is_empty() {
+            self.fix("batmap_stale", "the bitmap is filled, as the batmap has it and every reader takes it");
+        }
+        self.stages.push(stage);
+        Ok(())
+    }
+
+    /// Clears a batmap: it is only a hint, and the next time the image is sealed it is written anew (D4).
+    fn clear_batmap(&mut self, check: &'static str, batmap: &Batmap) {
         self.fix(check, "it is cleared; it fills again as the disk is used");
         self.stages.push(vec![(self.layout.batmap_header_at(), batmap.to_clear_bytes())]);
     }
@@ -278,6 +297,15 @@ impl Planner<'_> {
             let len = usize::try_from(place.0 - old.0).unwrap_or(SECTOR).min(SECTOR);
             self.stages.push(vec![(old, vec![0; len])]);
         }
+    }
+}
+
+/// The rule that the batmap breaks, if it does.
+fn wrong_batmap(batmap: &Batmap, bat: &Bat) -> Option<&'static str> {
+    match batmap.stored() {
+        Stored::Unusable(Batmap::BAD_CHECKSUM) => Some("batmap_checksum"),
+        Stored::Unusable(_) => Some("batmap"),
+        _ => batmap.marked().any(|block| bat.get(block).is_none()).then_some("batmap_unallocated"),
     }
 }
 

@@ -22,7 +22,7 @@ const MAP: u64 = 2560;
 const LOCATOR: u64 = 3072;
 
 fn wanted() -> RepairOptions {
-    RepairOptions { parent: Some(parent("base.vhd")), hidden: Some(false) }
+    RepairOptions { parent: Some(parent("base.vhd")), hidden: Some(false), deep: true }
 }
 
 /// An image of 16 MiB with full, partial and no blocks; its last block is in the third place.
@@ -91,6 +91,16 @@ const DAMAGES: &[Damage] = &[
     ("batmap", |disk| flip(disk, BATMAP + 15)),
     ("batmap_checksum", |disk| flip(disk, MAP)),
     ("batmap_unallocated", |disk| write(disk, BATMAP + 24, &mark_of(0xC0))),
+    ("batmap_stale", |disk| {
+        let bitmap = first_bitmap(disk);
+        flip(disk, bitmap + 77);
+    }),
+    ("batmap_unallocated", |disk| {
+        // The batmap also names a block without place, and the bitmap of block 1 is lost: only the batmap still says what it owns.
+        let bitmap = first_bitmap(disk);
+        write(disk, bitmap, &[0; 512]);
+        write(disk, BATMAP + 24, &mark_of(0xC0));
+    }),
     ("locator_name", |disk| write(disk, LOCATOR + 9, b"x")),
     ("locator_text", |disk| write(disk, LOCATOR, &[0xff; 512])),
     ("parent_id", |disk| {
@@ -102,6 +112,13 @@ const DAMAGES: &[Damage] = &[
         apply_patch(disk, &image.plan_reparent(&other).unwrap()).unwrap();
     }),
 ];
+
+/// Where the bitmap of block 1 is, which owns all its sectors.
+fn first_bitmap(disk: &dyn Container) -> u64 {
+    let mut entry = [0; 4];
+    disk.read_at(&mut entry, FileOffset(TABLE + 4)).unwrap();
+    u64::from(u32::from_be_bytes(entry)) * 512
+}
 
 /// The checksum of a map that begins with this byte, the rest of the header, and the map.
 fn mark_of(first: u8) -> Vec<u8> {
