@@ -55,6 +55,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &[
             "catena vdi export web01 web01.vhd",
             "catena vdi export web01 - --format raw | zstd > web01.raw.zst",
+            "catena vdi export web01 - --format vhd | ssh host2 catena vdi import - --sr disks --name web01",
         ],
     ),
     ("coalesce status", &["catena coalesce status", "catena coalesce status disks --watch"]),

@@ -352,6 +352,8 @@ pub enum TroubleKind {
     Io,
     /// The storage is full.
     NoSpace,
+    /// The client's stream failed.
+    Stream,
     /// An image is damaged.
     Damaged,
     /// A format or feature that is not supported.

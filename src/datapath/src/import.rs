@@ -16,7 +16,7 @@ use crate::intake::Intake;
 use crate::open::Descriptors;
 use crate::streams::Incoming;
 use crate::supervisor::Supervisor;
-use crate::trouble::{from_chain, from_io, from_vhd, stream_error, trouble};
+use crate::trouble::{from_chain, from_stream, from_vhd, stream_error, trouble};
 use catena_blockio::Container;
 use catena_chain::{Chain, Error, Layer, Piece};
 use catena_control::{Answer, Answered, ImportFormat, ImportSource, Trouble, TroubleKind};
@@ -25,6 +25,7 @@ use catena_vhd::{
     DiskKind, Image, Mode, StreamHead, StreamMap, StreamPlace, read_stream_end, read_stream_head,
 };
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
 
 /// Bytes moved at once.
@@ -41,12 +42,15 @@ pub(crate) fn import(
     let incoming = Incoming::of(fds.take()?)?;
     let mut new_image = |size| Intake::new(id, created, size, fds);
     let virtual_size = match incoming {
-        Incoming::Placed(container, file) => {
-            if is_vhd(format, look_at(&*container, format)?)? {
+        Incoming::Placed(container, mut file) => {
+            let size = if is_vhd(format, look_at(&*container, format)?)? {
                 from_image(container, &mut new_image, supervisor)
             } else {
                 from_file(&*container, &file, &mut new_image, supervisor)
-            }
+            }?;
+            // As if all of it had been read: a shell may read on.
+            file.seek(SeekFrom::End(0)).map_err(from_stream("passing over the stream"))?;
+            Ok(size)
         }
         Incoming::Flowing(file) => {
             let mut flow = Inflow::new(file);
@@ -71,10 +75,10 @@ fn look_at(container: &dyn Container, format: ImportFormat) -> Result<Found, Tro
     if format == ImportFormat::Raw {
         return Ok(Found::Raw);
     }
-    let size = container.size().map_err(from_io("asking for the stream's size"))?;
+    let size = container.size().map_err(from_stream("asking for the stream's size"))?;
     let read = |at: u64, length: usize| {
         let mut bytes = vec![0; length];
-        container.read_at(&mut bytes, FileOffset(at)).map_err(from_io("reading from the stream"))?;
+        container.read_at(&mut bytes, FileOffset(at)).map_err(from_stream("reading from the stream"))?;
         Ok(bytes)
     };
     let head = read(0, HEAD_BYTES.min(usize::try_from(size.0).unwrap_or(HEAD_BYTES)))?;
@@ -131,7 +135,7 @@ fn from_file(
     new_image: &mut NewImage<'_>,
     supervisor: &mut Supervisor<'_>,
 ) -> Result<Bytes, Trouble> {
-    let size = container.size().map_err(from_io("asking for the stream's size"))?;
+    let size = container.size().map_err(from_stream("asking for the stream's size"))?;
     let mut intake = new_image(Some(size))?;
     supervisor.total(size);
     fill_raw(container, file, size, &mut intake, supervisor).map_err(|error| from_chain(&error))?;

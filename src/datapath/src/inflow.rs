@@ -4,6 +4,7 @@
 //! of the stream back: they may be the footer of a VHD, and that is known only when the stream ends.
 
 use crate::supervisor::Supervisor;
+use crate::trouble::stream_error;
 use catena_chain::Error;
 use nix::poll::PollFlags;
 use std::fs::File;
@@ -19,9 +20,10 @@ const TAIL: usize = 512;
 /// A flowing stream and what was read ahead of it.
 pub(crate) struct Inflow {
     file: File,
-    /// Bytes from the stream; those before `taken` are of no more use.
+    /// Bytes from the stream, up to `filled`; those before `taken` are of no more use.
     ahead: Vec<u8>,
     taken: usize,
+    filled: usize,
     /// Position in the stream of the next byte to be taken.
     at: u64,
     ended: bool,
@@ -33,7 +35,16 @@ pub(crate) struct Inflow {
 impl Inflow {
     /// All of a stream from its present position on.
     pub(crate) const fn new(file: File) -> Self {
-        Self { file, ahead: Vec::new(), taken: 0, at: 0, ended: false, left: u64::MAX, patience: None }
+        Self {
+            file,
+            ahead: Vec::new(),
+            taken: 0,
+            filled: 0,
+            at: 0,
+            ended: false,
+            left: u64::MAX,
+            patience: None,
+        }
     }
 
     /// The next `length` bytes of a stream. Without a byte for `patience` it counts as broken.
@@ -48,10 +59,10 @@ impl Inflow {
 
     /// The next bytes, without taking them: at least `count` unless the stream ends before.
     pub(crate) fn peek(&mut self, count: usize, supervisor: &mut Supervisor<'_>) -> Result<&[u8], Error> {
-        while self.ahead.len() - self.taken < count && !self.ended {
+        while self.filled - self.taken < count && !self.ended {
             self.more(supervisor)?;
         }
-        Ok(&self.ahead[self.taken..])
+        Ok(&self.ahead[self.taken..self.filled])
     }
 
     /// Takes what comes next, at most `count` bytes; fewer, or none, only where the stream ends.
@@ -94,7 +105,7 @@ impl Inflow {
 
     /// What was held back, at most 512 bytes, once the [body](Self::body) is at its end.
     pub(crate) fn tail(&self) -> &[u8] {
-        &self.ahead[self.taken..]
+        &self.ahead[self.taken..self.filled]
     }
 
     fn take(&mut self, count: usize) {
@@ -105,22 +116,20 @@ impl Inflow {
     /// Reads once.
     fn more(&mut self, supervisor: &mut Supervisor<'_>) -> Result<(), Error> {
         supervisor.ready(self.file.as_fd(), PollFlags::POLLIN, self.patience)?;
-        if self.taken >= READ_BYTES {
-            self.ahead.drain(..self.taken);
-            self.taken = 0;
-        }
-        let old = self.ahead.len();
         let wanted = usize::try_from(self.left).unwrap_or(READ_BYTES).min(READ_BYTES);
-        self.ahead.resize(old + wanted, 0);
-        let read = self.file.read(&mut self.ahead[old..]);
-        self.ahead.truncate(old + *read.as_ref().unwrap_or(&0));
-        match read {
+        if self.ahead.len() - self.filled < wanted {
+            self.ahead.copy_within(self.taken..self.filled, 0);
+            (self.taken, self.filled) = (0, self.filled - self.taken);
+            self.ahead.resize(self.ahead.len().max(self.filled + wanted), 0);
+        }
+        match self.file.read(&mut self.ahead[self.filled..self.filled + wanted]) {
             Ok(count) => {
+                self.filled += count;
                 self.left -= count as u64;
                 self.ended = count == 0 || self.left == 0;
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            Err(error) => return Err(Error::io("reading from the stream")(error)),
+            Err(error) => return Err(stream_error("reading from the stream")(error)),
         }
         Ok(())
     }

@@ -58,16 +58,21 @@ impl Intake {
     ) -> Result<(), Error> {
         let length = match piece {
             Piece::Zero(length) => length,
-            Piece::Data(bytes) => {
-                for (at, part) in worth_storing(at.0, bytes) {
-                    self.reach(at + part.len() as u64)?;
-                    write_layer(&mut self.image, None, GuestOffset(at), part)?;
-                    self.pending += 1;
-                    crash::IMPORTING.pass();
-                }
-                Bytes(bytes.len() as u64)
-            }
+            Piece::Data(bytes) => Bytes(bytes.len() as u64),
         };
+        // Zeros too, or /dev/zero would never be enough.
+        let end = Bytes(at.0.saturating_add(length.0));
+        if end > VHD_MAX_SIZE {
+            return Err(Error::OutOfRange(too_large(end)));
+        }
+        if let Piece::Data(bytes) = piece {
+            for (at, part) in worth_storing(at.0, bytes) {
+                self.reach(at + part.len() as u64)?;
+                write_layer(&mut self.image, None, GuestOffset(at), part)?;
+                self.pending += 1;
+                crash::IMPORTING.pass();
+            }
+        }
         if self.pending >= PIECES {
             self.image.commit()?;
             self.pending = 0;
@@ -75,14 +80,11 @@ impl Intake {
         supervisor.advance(length)
     }
 
-    /// Makes the disk reach to `end`.
+    /// Makes the disk reach to `end`, which a disk can.
     fn reach(&mut self, end: u64) -> Result<(), Error> {
         let mut size = self.image.virtual_size();
         if end <= size.0 {
             return Ok(());
-        }
-        if end > VHD_MAX_SIZE.0 {
-            return Err(Error::OutOfRange(too_large(Bytes(end))));
         }
         while size.0 < end {
             size = Bytes(size.0.saturating_mul(2)).min(VHD_MAX_SIZE);

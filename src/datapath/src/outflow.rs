@@ -5,6 +5,7 @@
 
 use crate::streams::Outgoing;
 use crate::supervisor::Supervisor;
+use crate::trouble::stream_error;
 use catena_blockio::Container;
 use catena_chain::Error;
 use catena_types::{Bytes, FileOffset};
@@ -12,7 +13,7 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, send};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
@@ -34,8 +35,8 @@ enum Flow {
 }
 
 enum Target {
-    File(Arc<dyn Container>),
-    Device(Arc<dyn Container>),
+    File(Arc<dyn Container>, File),
+    Device(Arc<dyn Container>, File),
     Flowing(File, Flow),
 }
 
@@ -78,8 +79,8 @@ impl Outflow {
     /// To this target. A reader that takes nothing for `patience` counts as gone.
     pub(crate) fn new(target: Outgoing, patience: Option<Duration>) -> io::Result<Self> {
         let target = match target {
-            Outgoing::NewFile(container) => Target::File(container),
-            Outgoing::Device(container) => Target::Device(container),
+            Outgoing::NewFile(container, file) => Target::File(container, file),
+            Outgoing::Device(container, file) => Target::Device(container, file),
             Outgoing::Flowing(file) => {
                 let kind = file.metadata()?.file_type();
                 let flow = match kind {
@@ -95,26 +96,26 @@ impl Outflow {
 
     /// Whether anything can be left out and written later.
     pub(crate) const fn is_new_file(&self) -> bool {
-        matches!(self.target, Target::File(_))
+        matches!(self.target, Target::File(..))
     }
 
     /// How large a target of fixed size is.
     pub(crate) fn room(&self) -> io::Result<Option<Bytes>> {
         match &self.target {
-            Target::Device(container) => container.size().map(Some),
-            Target::File(_) | Target::Flowing(..) => Ok(None),
+            Target::Device(container, _) => container.size().map(Some),
+            Target::File(..) | Target::Flowing(..) => Ok(None),
         }
     }
 
     /// Writes what comes next.
     pub(crate) fn data(&mut self, bytes: &[u8], supervisor: &mut Supervisor<'_>) -> Result<(), Error> {
         match &mut self.target {
-            Target::File(container) => {
+            Target::File(container, _) => {
                 for (at, part) in worth_storing(self.at, bytes) {
                     container.write_at(part, FileOffset(at)).map_err(writing())?;
                 }
             }
-            Target::Device(container) => {
+            Target::Device(container, _) => {
                 container.write_at(bytes, FileOffset(self.at)).map_err(writing())?;
             }
             Target::Flowing(file, flow) => flow.write(file, bytes, supervisor, self.patience)?,
@@ -126,8 +127,8 @@ impl Outflow {
     /// Writes zeros, or leaves a hole where what is not written reads as zero.
     pub(crate) fn zeros(&mut self, length: u64, supervisor: &mut Supervisor<'_>) -> Result<(), Error> {
         match &mut self.target {
-            Target::File(_) => {}
-            Target::Device(container) => {
+            Target::File(..) => {}
+            Target::Device(container, _) => {
                 container.punch(FileOffset(self.at), Bytes(length)).map_err(writing())?;
             }
             Target::Flowing(file, flow) => {
@@ -151,23 +152,27 @@ impl Outflow {
     /// Writes the beginning of a new file, when all else is written.
     pub(crate) fn fill_in(&mut self, head: &[u8]) -> Result<(), Error> {
         match &self.target {
-            Target::File(container) => container.write_at(head, FileOffset(0)).map_err(writing()),
-            Target::Device(_) | Target::Flowing(..) => {
+            Target::File(container, _) => container.write_at(head, FileOffset(0)).map_err(writing()),
+            Target::Device(..) | Target::Flowing(..) => {
                 Err(writing()(io::Error::other("only a new file can be gone back in")))
             }
         }
     }
 
-    /// All is written: what is left out at the end of a file is part of it too, and files and devices are durable.
+    /// All is written: what is left out at the end of a file is part of it too, files and devices are durable, and whoever shares
+    /// the descriptor writes on behind it.
     pub(crate) fn end(self) -> Result<(), Error> {
-        match self.target {
-            Target::File(container) => {
+        let (container, mut file) = match self.target {
+            Target::File(container, file) => {
                 container.set_size(Bytes(self.at)).map_err(writing())?;
-                container.flush().map_err(writing())
+                (container, file)
             }
-            Target::Device(container) => container.flush().map_err(writing()),
-            Target::Flowing(..) => Ok(()),
-        }
+            Target::Device(container, file) => (container, file),
+            Target::Flowing(..) => return Ok(()),
+        };
+        container.flush().map_err(writing())?;
+        file.seek(SeekFrom::Start(self.at)).map_err(writing())?;
+        Ok(())
     }
 }
 
@@ -203,7 +208,7 @@ impl Flow {
 }
 
 fn writing() -> impl FnOnce(io::Error) -> Error {
-    Error::io("writing to the stream")
+    stream_error("writing to the stream")
 }
 
 #[cfg(test)]

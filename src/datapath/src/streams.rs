@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// A stream that is read.
 pub(crate) enum Incoming {
-    /// Can be read anywhere; the file is the same, for asking where its holes are.
+    /// Can be read anywhere; the file is the same, for asking where its holes are, and for its position.
     Placed(Arc<dyn Container>, File),
     /// Can be read on.
     Flowing(File),
@@ -23,10 +23,10 @@ pub(crate) enum Incoming {
 
 /// A stream that is written.
 pub(crate) enum Outgoing {
-    /// An empty file.
-    NewFile(Arc<dyn Container>),
-    /// A block device.
-    Device(Arc<dyn Container>),
+    /// An empty file; the other one is the same, for its position.
+    NewFile(Arc<dyn Container>, File),
+    /// A block device, and the same for its position.
+    Device(Arc<dyn Container>, File),
     /// Can be written on.
     Flowing(File),
 }
@@ -52,9 +52,9 @@ impl Outgoing {
         let kind = metadata.file_type();
         let placed = position(&file) == Some(0) && !appends(&file);
         if placed && kind.is_block_device() {
-            Ok(Self::Device(container(&file)?))
+            Ok(Self::Device(container(&file)?, file))
         } else if placed && kind.is_file() && metadata.len() == 0 {
-            Ok(Self::NewFile(container(&file)?))
+            Ok(Self::NewFile(container(&file)?, file))
         } else {
             Ok(Self::Flowing(file))
         }

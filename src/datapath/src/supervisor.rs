@@ -5,6 +5,7 @@
 //! made by it for that batch, so they inherit it. For the batch that runs, the keeper sets it from outside.
 
 use crate::pacing::Bucket;
+use crate::trouble::stream_error;
 use crate::{crash, privileges};
 use catena_chain::{Error, Progress as Control};
 use catena_control::{Channel, Pace, Packet, Progress, Reply, Request};
@@ -79,11 +80,11 @@ impl<'a> Supervisor<'a> {
         while self.wanted() {
             let mut both = [PollFd::new(fd, events), PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
             match poll(&mut both, timeout) {
-                Ok(0) => return Err(Error::io("waiting for the stream")(io::ErrorKind::TimedOut.into())),
+                Ok(0) => return Err(stream_error("waiting for the stream")(io::ErrorKind::TimedOut.into())),
                 // Errors and ends are events too: the next read or write tells which.
                 Ok(_) if both[0].any().unwrap_or(true) => return Ok(()),
                 Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => return Err(Error::io("waiting for the stream")(error.into())),
+                Err(error) => return Err(stream_error("waiting for the stream")(error.into())),
             }
         }
         Err(Error::Stopped)

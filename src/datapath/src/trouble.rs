@@ -4,6 +4,11 @@ use catena_control::{Trouble, TroubleKind};
 use std::error::Error as _;
 use std::io;
 
+/// An error of the client's stream, not of the SR's storage.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct OfStream(io::Error);
+
 /// A trouble of that class.
 pub(crate) fn trouble(kind: TroubleKind, message: impl Into<String>) -> Trouble {
     Trouble { kind, message: message.into() }
@@ -44,6 +49,7 @@ pub(crate) fn from_chain(error: &catena_chain::Error) -> Trouble {
 fn kind_of(error: &io::Error) -> TroubleKind {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => TroubleKind::NoSpace,
+        _ if error.get_ref().is_some_and(|inner| inner.is::<OfStream>()) => TroubleKind::Stream,
         _ => TroubleKind::Io,
     }
 }
@@ -54,7 +60,12 @@ fn with_source(error: &dyn std::error::Error) -> String {
 
 /// An error of a chain, from an error of the stream that is read or written on its behalf.
 pub(crate) fn stream_error(context: &'static str) -> impl FnOnce(io::Error) -> catena_chain::Error {
-    catena_chain::Error::io(context)
+    move |error| catena_chain::Error::io(context)(io::Error::new(error.kind(), OfStream(error)))
+}
+
+/// An error of the stream itself.
+pub(crate) fn from_stream(context: &'static str) -> impl FnOnce(io::Error) -> Trouble {
+    move |error| from_chain(&stream_error(context)(error))
 }
 
 /// The message of an error and of what caused it.

@@ -10,6 +10,7 @@ pub(crate) fn from_trouble(trouble: &Trouble) -> Failure {
         TroubleKind::Io => {
             (ErrorName::IoError, "look at the storage and at the kernel's log, then try again")
         }
+        TroubleKind::Stream => (ErrorName::IoError, "look at what is at the other end of the stream"),
         TroubleKind::NoSpace => (ErrorName::NoSpace, "free space on the SR, or make it larger"),
         TroubleKind::Damaged => (ErrorName::VdiLoad, "`catena sr check` names every finding"),
         TroubleKind::Unsupported => (ErrorName::Unsupported, ""),
@@ -33,6 +34,14 @@ pub(crate) fn of_source(failure: Failure) -> Failure {
         ),
         ErrorName::ImageUnsafe => failure.hint("merge it with its parents, or convert it to raw, where they are"),
         ErrorName::BadRequest => Failure { name: ErrorName::VdiSize, ..failure },
+        _ => failure,
+    }
+}
+
+/// What went wrong with an export: it writes nothing to the SR, so what is full is where the stream goes.
+pub(crate) fn of_target(failure: Failure) -> Failure {
+    match failure.name {
+        ErrorName::NoSpace => failure.hint("free space where the export goes, or send it elsewhere"),
         _ => failure,
     }
 }

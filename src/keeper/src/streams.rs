@@ -3,7 +3,7 @@
 
 use crate::crash::{self, Phase};
 use crate::dispatch::params;
-use crate::failures::{bad_request, from_trouble, of_source};
+use crate::failures::{bad_request, from_trouble, of_source, of_target};
 use crate::hands::{ready_chain, ready_new};
 use crate::images::{empty_bytes, new_image, unexpected};
 use crate::long::{LongJob, Script};
@@ -115,6 +115,11 @@ impl Owner {
             job.bytes_total = live.progress.bytes_total;
             job.bytes_done = live.progress.bytes_done;
         }
+        let end = end.map_err(|failure| match job.work {
+            Work::Import { .. } => of_source(failure),
+            Work::Export { .. } => of_target(failure),
+            _ => failure,
+        });
         let result = end.and_then(|answer| {
             crash::pass(job.work.kind(), Phase::Made);
             match (&job.work, arriving) {
@@ -130,7 +135,6 @@ impl Owner {
             }
         });
         if let Err(failure) = result {
-            let failure = if matches!(job.work, Work::Import { .. }) { of_source(failure) } else { failure };
             tracing::warn!(job = job.id, %failure, "a job failed");
             self.undo(job, otherwise, &failure);
         }

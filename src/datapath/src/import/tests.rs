@@ -1,5 +1,6 @@
 //! Streams of VHDs of any legal layout against a model, whole and cut off; a raw stream larger than was guessed.
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+#![allow(clippy::cast_possible_truncation, reason = "patterns may be cut to a byte")]
 
 use super::*;
 use catena_control::Channel;
@@ -208,8 +209,10 @@ fn past_the_largest_disk_nothing_is_taken() {
     let (ours, _theirs) = Channel::pair().unwrap();
     let mut supervisor = Supervisor::new(&ours);
     let mut intake = Intake::new(ImageId::random(), 0, None, &mut fds).unwrap();
-    let past = intake.take(GuestOffset((2040 << 30) - 1), Piece::Data(&[1; 2]), &mut supervisor);
-    assert!(matches!(past, Err(Error::OutOfRange(_))), "{past:?}");
+    for piece in [Piece::Data(&[1; 2]), Piece::Data(&[0; 2]), Piece::Zero(Bytes(2))] {
+        let past = intake.take(GuestOffset((2040 << 30) - 1), piece, &mut supervisor);
+        assert!(matches!(past, Err(Error::OutOfRange(_))), "{piece:?}: {past:?}");
+    }
 }
 
 #[test]
