@@ -35,8 +35,12 @@ fn bytes(number: u8, length: usize) -> Vec<u8> {
 
 /// Everything of an SR that a refusal must leave alone: VDIs, trees, files.
 fn picture(agent: &Agent) -> Result<(Value, Value, BTreeSet<PathBuf>)> {
-    let files = fs::read_dir(agent.path("store"))?.flatten().map(|entry| entry.path()).collect();
-    Ok((agent.json(&["vdi", "list"])?, agent.json(&["vdi", "tree"])?, files))
+    picture_of(agent, "store")
+}
+
+fn picture_of(agent: &Agent, sr: &str) -> Result<(Value, Value, BTreeSet<PathBuf>)> {
+    let files = fs::read_dir(agent.path(sr))?.flatten().map(|entry| entry.path()).collect();
+    Ok((agent.json(&["vdi", "list", "--sr", sr])?, agent.json(&["vdi", "tree", sr])?, files))
 }
 
 /// A refusal with this exit code, and this name in its JSON form, that changes nothing.
@@ -271,6 +275,59 @@ fn a_copy_shares_nothing_with_its_origin() -> Result<()> {
     refused(&agent, &["vdi", "copy", "nobody"], 3, "vdi_missing")?;
     refused(&agent, &["vdi", "copy", &copy, "--sr", "nowhere"], 3, "sr_unavailable")?;
     Ok(())
+}
+
+#[test]
+fn a_disk_is_copied_into_another_sr() -> Result<()> {
+    let agent = with_sr()?;
+    let other = add_sr(&agent, "other")?;
+    let disk = create(&agent, "store", "disk", "64MiB")?;
+    agent.write(&disk, 0, &bytes(1, 3 * MIB))?;
+    let snapshot = agent.ok(&["vdi", "snapshot", &disk, "--name", "before"])?;
+    agent.write(&disk, 50 << 20, &bytes(2, MIB))?;
+    agent.ok(&["vdi", "resize", &disk, "70MiB"])?;
+    let base =
+        agent.json(&["vdi", "tree", &disk])?["roots"][0]["image"].as_str().context("a base")?.to_owned();
+    let before = picture_of(&agent, "store")?;
+    for (origin, label, same, size) in [
+        (&disk, "disk", &disk, 70 * MIB),
+        (&snapshot, "before", &snapshot, 64 * MIB),
+        (&base, "", &snapshot, 64 * MIB),
+    ] {
+        let copy = agent.ok(&["vdi", "copy", origin, "--sr", "other"])?;
+        let row = show(&agent, &copy)?;
+        ensure!(row["sr"] == *other && row["name_label"] == *label && row["depth"] == 1, "{row}");
+        ensure!(row["virtual_size"] == size && row["is_a_snapshot"] == false, "{row}");
+        ensure!(row["own_bytes"].as_u64().context("own")? < 16 << 20, "what is empty takes nothing: {row}");
+        ensure!(agent.hash(&copy)? == agent.hash(same)?);
+        let job = jobs_of(&agent, "copy")?.into_iter().find(|job| job["vdi"] == *copy).context("a job")?;
+        ensure!(job["sr"] == *other && job["state"] == "done", "{job}");
+    }
+    ensure!(picture_of(&agent, "store")? == before, "the origin's SR is as it was");
+
+    // Repeated, it is the same job, and nothing is sent once more.
+    let params = json!({"vdi": disk, "sr": "other", "name_label": "twice", "request_id": "once"});
+    let first = job_id(&agent.call("VDI.copy", &params)?)?;
+    agent.ok(&["job", "wait", &first])?;
+    let exports = jobs_of(&agent, "export")?.len();
+    ensure!(job_id(&agent.call("VDI.copy", &params)?)? == first);
+    ensure!(jobs_of(&agent, "export")?.len() == exports);
+    agent.ok(&["sr", "check", "other"])?;
+
+    // An origin that cannot be read to its end leaves no copy.
+    let known = picture_of(&agent, "other")?;
+    let image = agent.path("store").join(format!("{base}.vhd"));
+    fs::File::options().write(true).open(image)?.set_len(1 << 20)?;
+    let said = agent.catena(&["vdi", "copy", &disk, "--sr", "other"])?;
+    ensure!(said.code == 1 && said.err.contains("the job of its export says why"), "{said:?}");
+    ensure!(picture_of(&agent, "other")? == known, "nothing is left of it");
+    agent.ok(&["sr", "detach", "other"])?;
+    refused(&agent, &["vdi", "copy", &snapshot, "--sr", "other"], 3, "sr_unavailable")
+}
+
+fn job_id(answer: &Result<Value, Value>) -> Result<String> {
+    let job = answer.as_ref().map_err(|error| anyhow::anyhow!("refused: {error}"))?;
+    Ok(job["id"].as_str().context("a job")?.to_owned())
 }
 
 /// Lets nothing be removed from a directory while this lives.

@@ -1,19 +1,27 @@
 //! `VDI.copy`: the content of a disk, snapshot or base copy becomes a disk of its own, without a parent. The chain is leased, so that
 //! it stays as it is; the copy is a job, and appears with its commit.
+//!
+//! Into another SR it goes through a pipe: the front asks the keeper of the origin what it is ([`copy_origin`]), gives the
+//! reading end to the keeper of the copy ([`copy_receive`]) and the writing end to an export of the origin. What comes is a VHD
+//! with a footer at its end, so a stream that ends early is never taken for a disk.
+//!
+//! [`copy_origin`]: Owner::copy_origin
+//! [`copy_receive`]: Owner::copy_receive
 
 use crate::dispatch::params;
-use crate::failures::{bad_request, from_trouble};
-use crate::hands::{ready_chain, ready_new};
+use crate::failures::bad_request;
+use crate::hands::ready_chain;
 use crate::images::{empty_bytes, new_image};
-use crate::long::{LongJob, Script};
-use crate::owner::{Call, Given, Owner, Running};
-use crate::streams::{Arriving, trouble};
-use catena_control::{Answer, Request};
-use catena_rpc::VdiCopyParams;
+use crate::long::Script;
+use crate::owner::{Call, Given, Owner};
+use crate::streams::{Arriving, descriptor, trouble};
+use catena_control::{Answer, ImportFormat, Request, Trouble, TroubleKind};
+use catena_rpc::{CopyOrigin, KeeperReceive, VdiCopyParams, VdiParams};
 use catena_sr_api::Access;
-use catena_types::{Bytes, Failure, ImageRecord, Made, VdiUuid, Work};
+use catena_types::{Bytes, Failure, ImageRecord, VdiUuid, Work};
 use jiff::Timestamp;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 impl Owner {
@@ -24,30 +32,70 @@ impl Owner {
             return Err(bad_request("the copy is to be made in another SR"));
         }
         let chain = self.chain_to_read(&asked.vdi)?;
-        let source = self.catalog.state().vdi_of(chain[0].id);
-        let label = asked.name_label.or_else(|| source.map(|vdi| vdi.name_label.clone()));
-        let (vdi, image) = (VdiUuid::random(), new_image(None, chain[0].virtual_size));
-        let mut job = self.new_job(Work::Copy { vdi, image: chain[0].id }, asked.request_id);
-        job.phase = "copying".to_owned();
-        self.hold_space(job.id, &image.container, most_bytes(&chain))?;
-        self.begin(&mut job, vec![Made { image: image.id, container: image.container.clone() }])?;
-        let long = self.or_undo(&job, |owner| {
-            owner.store.create_container(&image.container, Bytes(0))?;
-            let container = ready_new(&*owner.store, &image.container)?;
-            let (handed, below) = ready_chain(&*owner.store, &chain, Access::ReadOnly)?;
+        let origin = self.origin(&chain);
+        let image = new_image(None, chain[0].virtual_size);
+        let work = Work::Copy { vdi: VdiUuid::random(), image: origin.image };
+        let lease = chain.iter().map(|image| image.id).collect();
+        let (id, image_format) = (image.id, image.format);
+        let new = Arriving { image, name_label: asked.name_label.unwrap_or(origin.name_label) };
+        self.begin_arrival(work, new, origin.bytes, asked.request_id, lease, |owner, container| {
+            let (handed, fds) = ready_chain(&*owner.store, &chain, Access::ReadOnly)?;
             let created = Timestamp::now().as_second();
-            let request = Request::Copy { chain: handed, id: image.id, image_format: image.format, created };
-            let fds = below.into_iter().chain([container]).collect();
+            let request = Request::Copy { chain: handed, id, image_format, created };
+            let fds = fds.into_iter().chain([container]).collect();
             let script: Script = Box::new(move |session| match session.call(&request, fds)? {
                 Answer::Imported { source } => Ok(json!(source.virtual_size)),
                 _ => Err(trouble()),
             });
-            LongJob::start(job.id, &owner.mailbox, script).map_err(|trouble| from_trouble(&trouble))
-        })?;
-        let lease = chain.iter().map(|image| image.id).collect();
-        self.track(&job, Running { long, lease, cancelled: false });
-        self.arriving.insert(job.id, Arriving { image, name_label: label.unwrap_or_default() });
-        self.job_document(job.id).map(Given::Answer)
+            Ok(script)
+        })
+    }
+
+    /// `Keeper.copy_origin`: what the front must know to have a VDI or image of this SR copied into another one.
+    pub(crate) fn copy_origin(&self, call: &Call) -> Result<Given, Failure> {
+        let asked: VdiParams = params(&call.request)?;
+        let chain = self.chain_to_read(&asked.vdi)?;
+        Ok(Given::Answer(serde_json::to_value(self.origin(&chain)).unwrap_or_default()))
+    }
+
+    /// `Keeper.copy_receive`: a copy from another SR comes in. A new job is answered as `{"begun": JOB}`, so that the front can tell
+    /// it from that of a repeated request, for which nothing is to be sent.
+    pub(crate) fn copy_receive(&mut self, call: &mut Call) -> Result<Given, Failure> {
+        let asked: KeeperReceive = params(&call.request)?;
+        let stream = descriptor(call, asked.fd)?;
+        let image = new_image(None, Bytes(0));
+        let work = Work::Copy { vdi: VdiUuid::random(), image: asked.origin.image };
+        let request = Request::Import {
+            format: ImportFormat::Vhd,
+            id: image.id,
+            image_format: image.format,
+            created: Timestamp::now().as_second(),
+        };
+        let new = Arriving { image, name_label: asked.origin.name_label };
+        let need = asked.origin.bytes;
+        let begun =
+            self.begin_arrival(work, new, need, asked.request_id, BTreeSet::new(), |_, container| {
+                let script: Script = Box::new(move |session| {
+                    match session.call(&request, vec![stream, container]).map_err(incomplete)? {
+                        Answer::Imported { source } => Ok(json!(source.virtual_size)),
+                        _ => Err(trouble()),
+                    }
+                });
+                Ok(script)
+            })?;
+        Ok(match begun {
+            Given::Answer(job) => Given::Answer(json!({"begun": job})),
+            other => other,
+        })
+    }
+
+    fn origin(&self, chain: &[Arc<ImageRecord>]) -> CopyOrigin {
+        let vdi = self.catalog.state().vdi_of(chain[0].id);
+        CopyOrigin {
+            image: chain[0].id,
+            bytes: most_bytes(chain),
+            name_label: vdi.map(|vdi| vdi.name_label.clone()).unwrap_or_default(),
+        }
     }
 }
 
@@ -56,4 +104,18 @@ fn most_bytes(chain: &[Arc<ImageRecord>]) -> Bytes {
     let all: u64 = chain.iter().map(|image| image.allocated.0).sum();
     let size = chain.first().map_or(Bytes(0), |leaf| leaf.virtual_size);
     Bytes(all.min(size.0) + empty_bytes(size).0)
+}
+
+/// The stream is our own: one that is no whole VHD has been cut off, and its sender knows why.
+fn incomplete(trouble: Trouble) -> Trouble {
+    match trouble.kind {
+        TroubleKind::Damaged | TroubleKind::Unsupported | TroubleKind::Unsafe => Trouble {
+            kind: TroubleKind::Io,
+            message: format!(
+                "reading the origin has failed, the job of its export says why ({})",
+                trouble.message
+            ),
+        },
+        _ => trouble,
+    }
 }

@@ -19,13 +19,21 @@ pub(crate) fn params<T: DeserializeOwned>(request: &Request) -> Result<T, Failur
 pub(crate) fn answers_with_a_job(method: &str) -> bool {
     matches!(
         method,
-        "VDI.import" | "VDI.export" | "SR.check" | "SR.scan" | "SR.trim" | "SR.introduce" | "VDI.copy"
+        "VDI.import"
+            | "VDI.export"
+            | "SR.check"
+            | "SR.scan"
+            | "SR.trim"
+            | "SR.introduce"
+            | "VDI.copy"
+            | "Keeper.copy_receive"
     )
 }
 
 /// Methods that must wait while images are being mended.
 fn touches_disks(method: &str) -> bool {
-    method.starts_with("VDI.") || matches!(method, "SR.scan" | "SR.check" | "SR.trim" | "SR.destroy")
+    method.starts_with("VDI.")
+        || matches!(method, "SR.scan" | "SR.check" | "SR.trim" | "SR.destroy" | "Keeper.copy_receive")
 }
 
 impl Owner {
@@ -81,6 +89,8 @@ impl Owner {
             "VDI.resize" => self.vdi_resize(call),
             "VDI.set" => self.vdi_set(call),
             "VDI.copy" => self.vdi_copy(call),
+            "Keeper.copy_origin" => self.copy_origin(call),
+            "Keeper.copy_receive" => self.copy_receive(call),
             "VDI.destroy" => self.vdi_destroy(call),
             "VDI.import" => self.vdi_import(call),
             "VDI.export" => self.vdi_export(call),

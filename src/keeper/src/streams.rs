@@ -46,30 +46,47 @@ impl Owner {
             Some(other) => return Err(unknown_format(other, "auto, raw or vhd")),
         };
         let stream = descriptor(call, asked.fd)?;
-        let vdi = VdiUuid::random();
+        let work = Work::Import { vdi: VdiUuid::random() };
         let image = new_image(None, Bytes(0));
-        let mut job = self.new_job(Work::Import { vdi }, asked.request_id);
-        job.phase = "copying".to_owned();
-        self.hold_space(job.id, &image.container, bytes_of(&stream))?;
-        self.begin(&mut job, vec![Made { image: image.id, container: image.container.clone() }])?;
         let request = Request::Import {
             format,
             id: image.id,
             image_format: image.format,
             created: Timestamp::now().as_second(),
         };
-        let long = self.or_undo(&job, |owner| {
-            owner.store.create_container(&image.container, Bytes(0))?;
-            let container = ready_new(&*owner.store, &image.container)?;
+        let (new, need) = (Arriving { image, name_label: asked.name_label }, bytes_of(&stream));
+        self.begin_arrival(work, new, need, asked.request_id, BTreeSet::new(), |_, container| {
             let script: Script =
                 Box::new(move |session| match session.call(&request, vec![stream, container])? {
                     Answer::Imported { source } => Ok(json!(source.virtual_size)),
                     _ => Err(trouble()),
                 });
+            Ok(script)
+        })
+    }
+
+    /// Begins the job by which a new disk comes in, whose image the script fills in a process of its own. Answers with the job.
+    pub(crate) fn begin_arrival(
+        &mut self,
+        work: Work,
+        new: Arriving,
+        need: Bytes,
+        request_id: Option<String>,
+        lease: BTreeSet<ImageId>,
+        script: impl FnOnce(&Self, OwnedFd) -> Result<Script, Failure>,
+    ) -> Result<Given, Failure> {
+        let mut job = self.new_job(work, request_id);
+        job.phase = "copying".to_owned();
+        let container = new.image.container.clone();
+        self.hold_space(job.id, &container, need)?;
+        self.begin(&mut job, vec![Made { image: new.image.id, container: container.clone() }])?;
+        let long = self.or_undo(&job, |owner| {
+            owner.store.create_container(&container, Bytes(0))?;
+            let script = script(owner, ready_new(&*owner.store, &container)?)?;
             LongJob::start(job.id, &owner.mailbox, script).map_err(|trouble| from_trouble(&trouble))
         })?;
-        self.track(&job, Running { long, lease: BTreeSet::new(), cancelled: false });
-        self.arriving.insert(job.id, Arriving { image, name_label: asked.name_label });
+        self.track(&job, Running { long, lease, cancelled: false });
+        self.arriving.insert(job.id, new);
         self.job_document(job.id).map(Given::Answer)
     }
 
@@ -235,7 +252,7 @@ fn bytes_of(stream: &OwnedFd) -> Bytes {
 }
 
 /// The descriptor that the parameters name; it is taken out of the call.
-fn descriptor(call: &mut Call, index: u32) -> Result<OwnedFd, Failure> {
+pub(crate) fn descriptor(call: &mut Call, index: u32) -> Result<OwnedFd, Failure> {
     let index = usize::try_from(index).unwrap_or(usize::MAX);
     if index >= call.fds.len() {
         return Err(bad_request(format!("the message has no descriptor {index}")));

@@ -22,10 +22,10 @@ pub use documents::{
 };
 pub use message::{Id, Message, Notification, Outcome, Request, Response};
 pub use params::{
-    CoalesceParams, EventListParams, JobParams, KeeperStart, ListParams, ReadWriteParams, ResolveParams,
-    Resolved, SrCheckParams, SrCreateParams, SrIntroduceParams, SrParams, SrPolicyParams, SrProbeParams,
-    VdiCloneParams, VdiCopyParams, VdiCreateParams, VdiExportParams, VdiImportParams, VdiParams,
-    VdiResizeParams, VdiRevertParams, VdiSetParams, VdiSnapshotParams, Vdis,
+    CoalesceParams, CopyOrigin, EventListParams, JobParams, KeeperReceive, KeeperStart, ListParams,
+    ReadWriteParams, ResolveParams, Resolved, SrCheckParams, SrCreateParams, SrIntroduceParams, SrParams,
+    SrPolicyParams, SrProbeParams, VdiCloneParams, VdiCopyParams, VdiCreateParams, VdiExportParams,
+    VdiImportParams, VdiParams, VdiResizeParams, VdiRevertParams, VdiSetParams, VdiSnapshotParams, Vdis,
 };
 pub use schema::{check_params, methods, schema};
 

@@ -1,7 +1,7 @@
 //! Parameters of the methods, under the names of the records' fields. An SR or VDI is named by uuid, by a unique prefix of
 //! its uuid (8 digits or more) or by a unique label; the agent turns names into uuids before a keeper sees them.
 
-use catena_types::{Bytes, SrUuid, VdiUuid};
+use catena_types::{Bytes, ImageId, SrUuid, VdiUuid};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -24,6 +24,28 @@ pub struct KeeperStart {
     /// SRs that this host knows at other locations.
     #[serde(default)]
     pub elsewhere: Vec<SrUuid>,
+}
+
+/// What is to be copied into another SR: the answer to `Keeper.copy_origin`, by which the front asks a keeper.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CopyOrigin {
+    /// The leaf of the chain.
+    pub image: ImageId,
+    /// What the copy takes at most.
+    pub bytes: Bytes,
+    /// The origin's name; none of a base copy.
+    pub name_label: String,
+}
+
+/// `Keeper.copy_receive`, from the front to the keeper of the SR that gets a copy; the descriptor `fd` is what it comes through.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeeperReceive {
+    /// The origin, with the name that the copy gets.
+    pub origin: CopyOrigin,
+    /// The client's key for retries.
+    pub request_id: Option<String>,
+    /// Which descriptor of the message the disk comes through.
+    pub fd: u32,
 }
 
 /// Of methods that take none.
