@@ -18,7 +18,7 @@ use std::process::Command;
 
 use Life::{Begin, Reopen, TakeOver, Unmake};
 use Operation::{
-    Check, Clone, Coalesce, Copy, Create, Destroy, Export, Import, List, Repair, Resize, Revert, Set,
+    Check, Clone, Coalesce, Copy, CopyIn, Create, Destroy, Export, Import, List, Repair, Resize, Revert, Set,
     Snapshot, Snapshots, Trim, Write,
 };
 
@@ -55,6 +55,8 @@ const KEEPER: &[(&str, Operation)] = &[
     ("copy.journaled", Copy),
     ("copy.made", Copy),
     ("copy.done", Copy),
+    ("copy.journaled", CopyIn),
+    ("copy.made", CopyIn),
     ("destroy.committed", Destroy),
     ("import.journaled", Import),
     ("import.made", Import),
@@ -109,6 +111,7 @@ const WORKER: &[(&str, Operation)] = &[
     ("worker.importing:3", Import),
     ("worker.importing", Copy),
     ("worker.importing:2", Copy),
+    ("worker.importing:2", CopyIn),
     ("worker.before_reply", Create),
     ("worker.before_reply", Write),
     ("worker.before_reply", Snapshot),
@@ -120,6 +123,7 @@ const WORKER: &[(&str, Operation)] = &[
     ("worker.before_reply:3", Revert),
     ("worker.before_reply", Resize),
     ("worker.before_reply", Copy),
+    ("worker.before_reply", CopyIn),
     ("worker.before_reply", Import),
     ("worker.before_reply", Export),
     ("worker.before_reply", Check),
@@ -167,6 +171,8 @@ const FRONT: &[(&str, Operation)] = &[
     ("front.before_reply", Set),
     ("front.before_reply", Copy),
     ("front.before_reply:2", Copy),
+    ("front.copy_begun", CopyIn),
+    ("front.before_reply", CopyIn),
     ("front.before_reply", Destroy),
     ("front.before_reply", Import),
     ("front.before_reply:2", Import),
@@ -289,8 +295,10 @@ fn all<T: std::marker::Copy + std::fmt::Debug>(
 /// Kills at `at` while the operation is carried out on a standard SR.
 fn scenario(at: &str, operation: Operation) -> Result<()> {
     let mut stage = Stage::build()?;
-    if operation == Revert {
-        stage.add_snapshot_to_revert_to()?;
+    match operation {
+        Revert => stage.add_snapshot_to_revert_to()?,
+        CopyIn => stage.add_disk_elsewhere()?,
+        _ => {}
     }
     crash_and_verify(&mut stage, at, operation)
 }

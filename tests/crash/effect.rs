@@ -42,6 +42,7 @@ impl Operation {
                 }
                 return Ok(Effect::Whole);
             }
+            Self::CopyIn => (1, stage.elsewhere.1.clone()),
             Self::Clone => (2, origin.clone()),
             Self::Import => (1, imported()),
             Self::Destroy => {
@@ -65,7 +66,9 @@ impl Operation {
     /// Checks what the operation has answered, or put into a file, against the model.
     pub(crate) fn verify_result(self, stage: &Stage, turn: Turn, answer: &serde_json::Value) -> Result<()> {
         let named: Vec<&str> = match self {
-            Self::Create | Self::Import | Self::Copy => answer["uuid"].as_str().into_iter().collect(),
+            Self::Create | Self::Import | Self::Copy | Self::CopyIn => {
+                answer["uuid"].as_str().into_iter().collect()
+            }
             Self::Snapshot | Self::Snapshots | Self::Clone => {
                 answer["vdis"].as_array().into_iter().flatten().filter_map(|uuid| uuid.as_str()).collect()
             }

@@ -21,6 +21,8 @@ pub(crate) enum Operation {
     Resize,
     Set,
     Copy,
+    /// From another SR.
+    CopyIn,
     Destroy,
     Import,
     Export,
@@ -98,6 +100,7 @@ impl Operation {
             Self::Resize => ("VDI.resize", json!({"vdi": b, "virtual_size": grown(turn)})),
             Self::Set => ("VDI.set", json!({"vdi": a, "name_label": format!("named {turn:?}")})),
             Self::Copy => ("VDI.copy", json!({"vdi": a, "name_label": "new"})),
+            Self::CopyIn => ("VDI.copy", json!({"vdi": stage.elsewhere.0, "sr": sr, "name_label": "new"})),
             Self::Clone => ("VDI.clone", json!({"vdi": a, "count": 2})),
             Self::Destroy => {
                 ("VDI.destroy", json!({"vdi": if turn == Turn::First { &stage.old } else { b }}))

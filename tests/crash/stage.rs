@@ -34,6 +34,8 @@ pub(crate) struct Stage {
     pub(crate) b: String,
     /// A disk with a snapshot of its own, and that snapshot; only where [`Stage::add_snapshot_to_revert_to`] was called.
     c: (String, String),
+    /// A disk of another SR and what it holds; only where [`Stage::add_disk_elsewhere`] was called.
+    pub(crate) elsewhere: (String, Vec<u8>),
     /// The label of `a`.
     pub(crate) label: String,
     foreign: Vec<(PathBuf, Vec<u8>)>,
@@ -68,8 +70,10 @@ impl Stage {
         let sr = agent.ok(&["sr", "create", "--type", "file", "--name", "stage", "--location", &place])?;
         agent.ok(&["coalesce", "pause", &sr])?;
         let (content, a, old, b) = (BTreeMap::new(), String::new(), String::new(), String::new());
-        let (c, label, foreign) = (<_>::default(), "a".to_owned(), Vec::new());
-        let mut stage = Self { agent, sr, directory, content, a, old, b, c, label, foreign, noise: 1 };
+        let (c, elsewhere, label) = (<_>::default(), <_>::default(), "a".to_owned());
+        let foreign = Vec::new();
+        let mut stage =
+            Self { agent, sr, directory, content, a, old, b, c, elsewhere, label, foreign, noise: 1 };
         stage.leave_foreign_files(&place)?;
         Ok(stage)
     }
@@ -147,6 +151,24 @@ impl Stage {
         let snapshot = self.snapshot(&c)?;
         self.write(&c, 2 << 20, 3 << 20)?;
         self.c = (c, snapshot);
+        Ok(())
+    }
+
+    /// Makes another SR, with a disk that has a base copy.
+    pub(crate) fn add_disk_elsewhere(&mut self) -> Result<()> {
+        let place = self.agent.path("elsewhere").to_string_lossy().into_owned();
+        let create = ["sr", "create", "--type", "file", "--name", "elsewhere", "--location", &place];
+        let sr = self.agent.ok(&create)?;
+        let size = SIZE.to_string();
+        let disk = self.agent.ok(&["vdi", "create", "--sr", &sr, "--size", &size, "--name", "origin"])?;
+        let mut content = vec![0; SIZE];
+        for (offset, length) in [(1000, 5 << 20), (3 << 20, 1 << 20)] {
+            let bytes = self.bytes(length);
+            self.agent.write(&disk, offset as u64, &bytes)?;
+            content[offset..offset + length].copy_from_slice(&bytes);
+            self.agent.ok(&["vdi", "snapshot", &disk])?;
+        }
+        self.elsewhere = (disk, content);
         Ok(())
     }
 

@@ -51,6 +51,7 @@ fn copy_between(home: &Sr, target: &Sr, params: &Params) -> Outcome {
         // The request was repeated: its first run sends.
         return Ok(job);
     };
+    crate::points::COPY_BEGUN.pass();
     let mut export = vdi;
     export["format"] = json!("vhd");
     export["fd"] = json!(0);

@@ -49,6 +49,8 @@ mod points {
     pub(crate) const BEFORE_REPLY: CrashPoint = CrashPoint("front.before_reply");
     /// A keeper has made or adopted an SR that `sr.d` does not name yet.
     pub(crate) const SR_MADE: CrashPoint = CrashPoint("front.sr_made");
+    /// The keeper of a copy waits for its content, the keeper of the origin knows of nothing.
+    pub(crate) const COPY_BEGUN: CrashPoint = CrashPoint("front.copy_begun");
     /// A keeper has destroyed an SR that `sr.d` still names.
     pub(crate) const SR_DESTROYED: CrashPoint = CrashPoint("front.sr_destroyed");
     /// A file of `sr.d` was written or removed.
@@ -57,6 +59,6 @@ mod points {
     pub(crate) const KEEPER_STARTED: CrashPoint = CrashPoint("front.keeper_started");
 
     /// All of them, for `--list-crash-points`.
-    pub(crate) const ALL: [CrashPoint; 6] =
-        [REQUEST_RECEIVED, BEFORE_REPLY, SR_MADE, SR_DESTROYED, SR_D_WRITTEN, KEEPER_STARTED];
+    pub(crate) const ALL: [CrashPoint; 7] =
+        [REQUEST_RECEIVED, BEFORE_REPLY, COPY_BEGUN, SR_MADE, SR_DESTROYED, SR_D_WRITTEN, KEEPER_STARTED];
 }
