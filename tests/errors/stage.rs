@@ -1,14 +1,13 @@
 //! The grounds that refusals are played on: agents with SRs in a certain state, and words that commands may name.
 
-use crate::harness::{Agent, golden_file, peer};
+use crate::harness::small::Small;
+use crate::harness::{Agent, golden_file};
 use anyhow::{Context, Result, ensure};
-use nix::mount::{MntFlags, umount2};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use tempfile::TempDir;
 
 /// Where a refusal is provoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,37 +31,8 @@ pub(crate) struct Stage {
     pub(crate) places: Vec<PathBuf>,
     words: BTreeMap<&'static str, String>,
     // After the agent, which works there.
-    _mount: Option<Mount>,
+    _mount: Option<Small>,
     _stuck: Option<Stuck>,
-}
-
-/// A small file system in a file; unmounted when dropped.
-struct Mount(TempDir);
-
-impl Mount {
-    fn new() -> Result<Self> {
-        let home = tempfile::tempdir()?;
-        let (image, point) = (home.path().join("image"), home.path().join("point"));
-        File::create(&image)?.set_len(24 << 20)?;
-        fs::create_dir(&point)?;
-        let (image, name) = (image.to_string_lossy().into_owned(), point.to_string_lossy().into_owned());
-        peer("e2fsprogs", "mkfs.ext4", &["-q", "-m", "0", &image])?;
-        peer("mount", "mount", &["-o", "loop", &image, &name])?;
-        Ok(Self(home))
-    }
-
-    fn point(&self) -> PathBuf {
-        self.0.path().join("point")
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        // Its loop device goes with it.
-        if let Err(error) = umount2(&self.point(), MntFlags::MNT_DETACH) {
-            eprintln!("{} stays mounted: {error}", self.point().display());
-        }
-    }
 }
 
 impl Stage {
@@ -160,7 +130,7 @@ impl Stage {
     }
 
     fn full(&mut self) -> Result<()> {
-        let mount = Mount::new()?;
+        let mount = Small::ext4(24 << 20)?;
         let point = mount.point();
         self.sr("small", &point)?;
         self.disk("small", "disk")?;

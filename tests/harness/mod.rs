@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test program uses its own part of the harness")]
 
 pub(crate) mod mounted;
+pub(crate) mod small;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};

@@ -6,6 +6,7 @@
 use crate::directory::{Directory, is_directory, is_regular};
 use crate::home::{HOME, Home};
 use crate::labels;
+use crate::marker::MARKER;
 use crate::reflink::{self, Tried};
 use catena_sr_api::{Access, Capabilities, ContainerInfo, Error, Labels, Sizing, Space, Store, StoreStat};
 use catena_types::Bytes;
@@ -35,7 +36,7 @@ pub(crate) struct FileStore {
 impl FileStore {
     /// The SR of this process.
     pub(crate) fn owned(location: Directory, home: Home) -> Self {
-        let tried = reflink::try_out(home.directory());
+        let tried = reflink::try_out(home.directory(), MARKER);
         Self { home_path: location.path().join(HOME), location, tried, home: Some(home) }
     }
 

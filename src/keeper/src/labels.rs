@@ -2,9 +2,10 @@
 //! counts; labels are there for other tools, and to make a new catalog when it is lost (`rebuild`).
 //!
 //! They follow every commit in one place: a leaf that gets a VDI is labelled just before the commit, since a label takes space
-//! that the commit records, and one that has lost its VDI loses its labels after it, or is marked as unused if it is no base copy. So at any instant a VDI is named by its leaf of
-//! before, by that of after, or by both, and who reads that prefers the child. A crash in between is answered when the SR is
-//! opened again. No operation fails because of a label.
+//! that the commit records, and one that has lost its VDI loses its labels after it, or is marked as unused if it is no base copy.
+//! So at any instant a VDI is named by its leaf of before, by that of after, or by both, and who reads that prefers the child; only a
+//! disk that is being deleted is named no more a moment before the commit. A crash in between is answered when the SR is opened
+//! again. No operation fails because of a label.
 
 use crate::owner::Owner;
 use catena_catalog::{Change, State};
@@ -84,7 +85,11 @@ impl Owner {
                 _ => continue,
             };
             let old = before.vdis.get(&uuid);
-            if let Some(old) = old
+            if let (Some(old), None) = (old, after)
+                && becomes_garbage(changes, old.image)
+            {
+                leaves.push((old.image, unused()));
+            } else if let Some(old) = old
                 && after.is_none_or(|after| after.image != old.image)
             {
                 labelled.left.insert(old.image);
@@ -172,11 +177,19 @@ fn implied(state: &State, image: ImageId) -> Labels {
         return of(vdi);
     }
     match state.images.get(&image).map(|row| row.state) {
-        Some(ImageState::Garbage | ImageState::Orphan) => {
-            Labels::from([(STATE.to_owned(), UNUSED.to_owned())])
-        }
+        Some(ImageState::Garbage | ImageState::Orphan) => unused(),
         _ => Labels::new(),
     }
+}
+
+/// The labels of an image that belongs to no disk.
+fn unused() -> Labels {
+    Labels::from([(STATE.to_owned(), UNUSED.to_owned())])
+}
+
+fn becomes_garbage(changes: &[Change], id: ImageId) -> bool {
+    let garbage = |row: &ImageRecord| row.id == id && row.state == ImageState::Garbage;
+    changes.iter().any(|change| matches!(change, Change::PutImage(row) if garbage(row)))
 }
 
 #[cfg(test)]

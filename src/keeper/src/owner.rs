@@ -117,6 +117,8 @@ pub(crate) struct Owner {
     pub(crate) holds: Holds,
     /// What containers take that the catalog does not know.
     pub(crate) beside: Bytes,
+    /// Images that were written since their rows were: the next commit measures them.
+    pub(crate) stale: BTreeSet<ImageId>,
     /// Whether the figures of the storage may have changed since they were asked for.
     pub(crate) stat_due: Cell<bool>,
     /// Something was written since the catalog was last tidied.
@@ -159,6 +161,7 @@ impl Owner {
             no_labels: false,
             holds: Holds::default(),
             beside: Bytes(0),
+            stale: BTreeSet::new(),
             stat_due: Cell::new(true),
             untidy: true,
         }
@@ -222,6 +225,7 @@ impl Owner {
     pub(crate) fn commit(&mut self, mut changes: Vec<Change>) -> Result<(), Failure> {
         self.stat_due.set(true);
         self.untidy = true;
+        self.measure_stale(&mut changes);
         let labelled = self.label(&mut changes);
         let events: Vec<EventRecord> = changes.iter().filter_map(event_of).collect();
         let mut touched = self.touched(&changes);
@@ -257,6 +261,7 @@ impl Owner {
         let tree = Rows(self.catalog.state());
         touched.into_iter().for_each(|image| self.candidates.touched(&tree, image));
         self.relabel(&labelled.left);
+        self.stale.extend(labelled.left);
         for (mut event, id) in events.into_iter().zip(ids) {
             event.id = id;
             self.notify(&event);

@@ -63,6 +63,20 @@ impl Owner {
         if changes.is_empty() { Ok(()) } else { self.commit(changes) }
     }
 
+    /// Adds to the changes what the images take that were written since the last commit.
+    pub(crate) fn measure_stale(&mut self, changes: &mut Vec<Change>) {
+        let mut stale = std::mem::take(&mut self.stale);
+        for change in &mut *changes {
+            if let Change::PutImage(row) = change
+                && stale.remove(&row.id)
+            {
+                *row = self.measured(row);
+            }
+        }
+        // Before the others, of which one may remove the image.
+        changes.splice(0..0, self.measurements(&Vec::from_iter(stale)));
+    }
+
     /// The changes that make the rows of these images say what their containers take now.
     pub(crate) fn measurements(&self, ids: &[ImageId]) -> Vec<Change> {
         let rows = ids.iter().filter_map(|id| self.catalog.state().images.get(id));

@@ -29,8 +29,14 @@ impl Owner {
     fn steps_of(&mut self, mut job: JobRecord) -> Result<(), Failure> {
         while let Some(step) = job.effects.steps.first().cloned() {
             match step {
-                Step::SetHidden { image, hidden } => self.set_hidden(image, hidden)?,
-                Step::Reparent { images, patches } => self.reparent(&mut job, &images, patches)?,
+                Step::SetHidden { image, hidden } => {
+                    self.set_hidden(image, hidden)?;
+                    self.stale.insert(image);
+                }
+                Step::Reparent { images, patches } => {
+                    self.reparent(&mut job, &images, patches)?;
+                    self.stale.extend(images);
+                }
                 Step::Remove { .. } => {
                     self.start_removal(&job);
                     return Ok(());
