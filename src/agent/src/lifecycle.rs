@@ -288,9 +288,9 @@ fn request_id(params: &Params) -> Option<String> {
     params.get("request_id").and_then(Value::as_str).map(str::to_owned)
 }
 
-/// Refuses an SR that a keeper has, or is about to have.
+/// Refuses an SR that a keeper has, or is about to have. One that is just being attached may be about to fail.
 fn refuse_in_use(sr: &Sr) -> Result<(), Failure> {
-    match sr.state().phase {
+    match sr.settled().phase {
         Phase::Detached | Phase::Failed => Ok(()),
         Phase::Starting | Phase::Waiting | Phase::Attached | Phase::Stopping => Err(taken(sr)),
     }

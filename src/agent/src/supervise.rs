@@ -86,6 +86,11 @@ impl Sr {
         self.lock().clone()
     }
 
+    /// How it is when a start has come to something, or has not within a moment.
+    pub(crate) fn settled(&self) -> State {
+        self.wait_while(MOMENT, |state| state.phase == Phase::Starting)
+    }
+
     /// The keeper, to send it requests. While the SR is being attached, the keeper queues them.
     pub(crate) fn link(&self) -> Result<Arc<Link>, Failure> {
         let state = self.wait_while(MOMENT, |state| state.phase == Phase::Starting && state.link.is_none());
