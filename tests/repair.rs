@@ -7,8 +7,10 @@ use anyhow::{Context, Result, ensure};
 use harness::{Agent, golden_file};
 use serde_json::Value;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 const MIB: u64 = 1 << 20;
 
@@ -230,4 +232,33 @@ fn an_sr_that_was_repaired_can_be_destroyed() -> Result<()> {
     agent.ok(&["sr", "destroy", "--yes", "disks"])?;
     ensure!(!directory.join(".catena").exists(), "something is left");
     Ok(())
+}
+
+#[test]
+fn a_person_is_asked_before_anything_is_mended() -> Result<()> {
+    let (agent, directory) = quiet()?;
+    let vdi = disk(&agent, "web", 5)?;
+    let path = container(&agent, &directory, &vdi)?;
+    file(&path)?.write_all_at(&[0; 512], 0)?;
+    let damaged = fs::read(&path)?;
+    let (code, screen) = on_terminal(&agent, "sr check disks --repair", "n\n")?;
+    ensure!(code == 7 && screen.contains("repair 1 of 1 findings? [y/N]"), "{screen}");
+    ensure!(screen.contains("nothing was changed") && fs::read(&path)? == damaged, "{screen}");
+    let (code, screen) = on_terminal(&agent, "sr check disks --repair", "y\n")?;
+    ensure!(code == 0 && screen.contains("REPAIRED") && fs::read(&path)? != damaged, "{screen}");
+    let (code, screen) = on_terminal(&agent, "sr check disks --repair", "")?;
+    ensure!(code == 0 && !screen.contains("[y/N]"), "there is nothing to be asked: {screen}");
+    Ok(())
+}
+
+/// What `catena ARGUMENTS` shows on a terminal (`script` makes it) to a person who types this, and its exit code.
+fn on_terminal(agent: &Agent, arguments: &str, typed: &str) -> Result<(i32, String)> {
+    let line = format!("{} --root {} {arguments}", env!("CARGO_BIN_EXE_catena"), agent.path("").display());
+    let mut command = Command::new("script");
+    command.args(["-qefc", &line, "/dev/null"]).env("TERM", "xterm");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().context("script cannot be run: install the Debian package bsdutils")?;
+    child.stdin.as_mut().context("stdin")?.write_all(typed.as_bytes())?;
+    let output = child.wait_with_output()?;
+    Ok((output.status.code().context("a signal")?, String::from_utf8_lossy(&output.stdout).into_owned()))
 }

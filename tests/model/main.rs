@@ -1,5 +1,5 @@
 //! Random operations on the real programs, against a model: create, snapshot, clone, copy, write, revert, resize, destroy, policy,
-//! pause, resume and merge, while front, keeper and workers are killed in the middle.
+//! repair, trim, pause, resume and merge, while front, keeper and workers are killed in the middle.
 //!
 //! After each step list and tree must be those of the model and the touched disk must read as it should; now and then all
 //! disks, and `sr check`. `CATENA_SEED` repeats the choices of a run; how the processes interleave is theirs.

@@ -36,7 +36,8 @@ impl World {
             82..84 => self.pause(strike)?,
             84..88 => self.resume()?,
             88 => self.policy(strike)?,
-            89..92 => self.run(strike)?,
+            89..91 => self.run(strike)?,
+            91 => self.mend(strike)?,
             92 => self.tower(&vdi)?,
             93 => self.detach()?,
             _ => self.strike_idle()?,
@@ -49,7 +50,7 @@ impl World {
         let count = |word: &str| self.history.iter().filter(|line| line.contains(word)).count();
         let words = [
             "step", "write", "snapshot", "clone", "copy", "create", "revert", "resize", "destroy", "policy",
-            "strikes", "unknown", "repeated", "too long", "again",
+            "repair", "trim", "strikes", "unknown", "repeated", "too long", "again",
         ];
         words.map(|word| format!("{} {word}", count(word))).join(", ")
     }
@@ -430,6 +431,29 @@ impl World {
             self.request("Coalesce.run", &json!({"sr": self.sr, "wait": true}), &[], strike)?;
         }
         self.coalesce_to_the_end()
+    }
+
+    /// Repairs or trims the SR, which changes no disk: both may be done at any time.
+    fn mend(&mut self, strike: Option<Strike>) -> Result<()> {
+        let repair = self.dice.percent(50);
+        self.note(if repair { "repair" } else { "trim" });
+        let (method, params) = match repair {
+            true => ("SR.check", json!({"sr": self.sr, "repair": true})),
+            false => ("SR.trim", json!({"sr": self.sr})),
+        };
+        let Changed::Done(job) = self.change(method, params, strike)? else { return Ok(()) };
+        let job = self.must("Job.wait", &json!({"job": job["id"]}), &[])?;
+        match job["state"].as_str() {
+            Some("done") => {
+                ensure!(!repair || job["result"]["clean"] == true, "not mended: {job}");
+                self.compare_all()
+            }
+            Some("failed") if strike.is_some() || self.forgives(&json!({"data": job["error"]})) => {
+                self.note("  failed with its worker");
+                Ok(())
+            }
+            _ => bail!("{method} has failed: {job}"),
+        }
     }
 
     /// Makes a chain grow towards its limit.
