@@ -372,13 +372,16 @@ impl World {
                 }
                 Outcome::Refused(refusal) => return Ok(Changed::Not(refusal)),
                 Outcome::Done(answer) => {
-                    if again {
-                        self.note("  repeated");
-                        let second = self.must(method, &params, &[])?;
-                        let same_job = answer["id"].is_string() && second["id"] == answer["id"];
-                        ensure!(second == answer || same_job, "repeated: {second}, at first {answer}");
+                    if !again {
+                        return Ok(Changed::Done(answer));
                     }
-                    return Ok(Changed::Done(answer));
+                    self.note("  repeated");
+                    let second = self.must(method, &params, &[])?;
+                    let same_job = answer["id"].is_string() && second["id"] == answer["id"];
+                    // A job that the end of its keeper has interrupted is undone, and its repetition a new one.
+                    let anew = answer["id"].is_string() && strike.is_some();
+                    ensure!(second == answer || same_job || anew, "repeated: {second}, at first {answer}");
+                    return Ok(Changed::Done(second));
                 }
             }
             outcome = self.request(method, &params, &[], None)?;
