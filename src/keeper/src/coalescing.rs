@@ -244,7 +244,7 @@ impl Owner {
         let meta =
             Meta { coalesce_paused: pause, paused_until: until, ..(*self.catalog.state().meta).clone() };
         let kind = if pause { "coalesce.paused" } else { "coalesce.resumed" };
-        let end = until.map(|until| format!(" until {until}")).unwrap_or_default();
+        let end = until.map(|until| format!(" until {until:.0}")).unwrap_or_default();
         let event = self.event(Severity::Info, kind, None, None, kind.replace('.', " ") + &end);
         self.commit(vec![Change::PutMeta(meta), event])?;
         if pause {

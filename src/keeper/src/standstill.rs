@@ -69,10 +69,10 @@ impl Standstill {
             Self::Disabled => "coalesce.enabled is false; `catena sr policy` changes it".to_owned(),
             Self::Paused { until: None } => "paused; `catena coalesce resume` goes on".to_owned(),
             Self::Paused { until: Some(until) } => {
-                format!("paused until {until}; `catena coalesce resume` goes on before")
+                format!("paused until {until:.0}; `catena coalesce resume` goes on before")
             }
             Self::Window { opens: Some(opens) } => {
-                format!("outside of coalesce.window, which opens at {opens}")
+                format!("outside of coalesce.window, which opens at {opens:.0}")
             }
             Self::Window { opens: None } => "outside of coalesce.window".to_owned(),
         }
