@@ -233,6 +233,39 @@ fn a_disk_grows_and_its_leaf_still_merges_right() -> Result<()> {
 }
 
 #[test]
+fn nothing_is_built_on_a_disk_whose_size_is_not_known() -> Result<()> {
+    let mut agent = with_sr()?;
+    let disk = create(&agent, "store", "disk", "4MiB")?;
+    agent.write(&disk, 0, &bytes(1, 4 * MIB))?;
+    agent.stop()?;
+    // Every worker dies when it has done what it was asked: the image grows, and nobody can ask it.
+    agent.launch(Some("worker.before_reply"))?;
+    agent.ok(&["sr", "show", "store"])?;
+    let resize = json!({"vdi": disk, "virtual_size": 8 * MIB, "request_id": "once"});
+    for (method, params) in
+        [("VDI.resize", &resize), ("VDI.snapshot", &json!({"vdi": disk})), ("VDI.resize", &resize)]
+    {
+        let refusal = agent.call(method, params)?.err().context("it cannot be known")?;
+        ensure!(
+            refusal["data"]["name"] == "try_again" && refusal["data"]["retry"] == true,
+            "{method}: {refusal}"
+        );
+    }
+    let job = jobs_of(&agent, "resize")?.pop().context("the job is open")?;
+    ensure!(job["state"] == "queued" && job["vdi"] == disk, "{job}");
+    let cancel = agent.call("Job.cancel", &json!({"job": job["id"]}))?;
+    ensure!(cancel.is_err_and(|error| error["data"]["name"] == "vdi_unavailable"), "it may have happened");
+    agent.kill()?;
+    agent.launch(None)?;
+    let answer = agent.call("VDI.resize", &resize)?;
+    ensure!(answer == Ok(json!({"virtual_size": 8 * MIB})), "{answer:?}");
+    ensure!(jobs_of(&agent, "resize")?.len() == 1 && show(&agent, &disk)?["virtual_size"] == 8 * MIB);
+    agent.ok(&["vdi", "snapshot", &disk])?;
+    ensure!(agent.read(&disk, 0, 4 << 20)? == bytes(1, 4 * MIB));
+    settle(&agent)
+}
+
+#[test]
 fn a_copy_shares_nothing_with_its_origin() -> Result<()> {
     let agent = with_sr()?;
     let disk = create(&agent, "store", "disk", "64MiB")?;
