@@ -9,9 +9,10 @@ use harness::Agent;
 use jiff::{ToSpan, Zoned};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{AccessFlags, Pid, access, geteuid};
 use serde_json::{Value, json};
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
@@ -21,7 +22,11 @@ const PAYLOAD: u64 = 96 * MIB;
 
 /// An agent whose SR `store` has a disk, with an inner merge of [`PAYLOAD`] that begins when the returned snapshot goes.
 fn with_merge(rate: &str) -> Result<(Agent, String, String)> {
-    let agent = Agent::start()?;
+    merge_of(Agent::start()?, rate)
+}
+
+/// The same with this agent.
+fn merge_of(agent: Agent, rate: &str) -> Result<(Agent, String, String)> {
     let place = agent.path("sr").to_string_lossy().into_owned();
     agent.ok(&["sr", "create", "--type", "file", "--name", "store", "--location", &place])?;
     agent.ok(&["sr", "policy", "store", &format!("coalesce.rate={rate}")])?;
@@ -84,7 +89,7 @@ fn a_policy_is_checked_kept_and_shown() -> Result<()> {
     let place = agent.path("sr").to_string_lossy().into_owned();
     agent.ok(&["sr", "create", "--type", "file", "--name", "store", "--location", &place])?;
     let defaults = json!({"coalesce.enabled": true, "coalesce.io_class": "idle", "coalesce.rate": 0,
-        "coalesce.floor": MIB, "coalesce.window": "always"});
+        "coalesce.floor": MIB, "coalesce.weight": 100, "coalesce.window": "always"});
     ensure!(agent.json(&["sr", "policy", "store"])?["policy"] == defaults);
     for wrong in
         ["coalesce.speed=1", "coalesce.rate=fast", "coalesce.io_class=realtime", "coalesce.window=22:00"]
@@ -105,13 +110,14 @@ fn a_policy_is_checked_kept_and_shown() -> Result<()> {
     agent.kill()?;
     agent.launch(None)?;
     let wanted = json!({"coalesce.enabled": false, "coalesce.io_class": "best-effort:4", "coalesce.rate": 1000,
-        "coalesce.floor": MIB, "coalesce.window": "22:00-06:00"});
+        "coalesce.floor": MIB, "coalesce.weight": 100, "coalesce.window": "22:00-06:00"});
     let shown = until(&agent, "attached SR", || {
         let shown = agent.json(&["sr", "show", "store"])?;
         Ok(Some(shown).filter(|shown| shown["state"] == "attached"))
     })?;
     ensure!(answer["policy"] == wanted && shown["policy"] == wanted, "{answer} {shown}");
     ensure!(shown.get("io_class_honoured").is_some(), "{shown}");
+    ensure!(shown["io_group"].is_null(), "an agent of a user has no control groups: {shown}");
     agent.stop()
 }
 
@@ -227,6 +233,38 @@ fn a_starved_merge_is_raised_until_its_floor_is_met() -> Result<()> {
     agent.ok(&["sr", "policy", "store", "coalesce.rate=0"])?;
     until_status(&agent, "end of the merge", |now| now["unmerged_images"] == 0 && now["current"].is_null())?;
     agent.stop()
+}
+
+#[test]
+fn a_merge_is_in_the_control_group_that_is_shown() -> Result<()> {
+    let mut agent = Agent::stopped()?;
+    if geteuid().is_root() {
+        agent.launch_as_service()?;
+    } else {
+        agent.launch(None)?;
+    }
+    let (mut agent, _, first) = merge_of(agent, "4MiB")?;
+    agent.ok(&["sr", "policy", "store", "coalesce.weight=33"])?;
+    agent.ok(&["vdi", "destroy", &first])?;
+    until_status(&agent, "merge", |now| moved(now) > 0)?;
+    let shown = agent.json(&["sr", "show", "store"])?;
+    let name = format!("catena-merge-{}", shown["uuid"].as_str().context("uuid")?);
+    let in_group = |pid: &Pid| {
+        fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .is_ok_and(|text| text.lines().any(|line| line.ends_with(&name)))
+    };
+    let movers = agent.processes("catena-datapath").iter().filter(|pid| in_group(pid)).count();
+    // Only the system knows whether there can be one; where there cannot, nobody is told that there is.
+    let there = !shown["io_group"].is_null();
+    let blkio = Path::new("/sys/fs/cgroup/blkio");
+    let must = geteuid().is_root() && access(blkio, AccessFlags::W_OK).is_ok();
+    ensure!(there || !must, "{shown}\n{}", agent.log());
+    ensure!(movers == usize::from(there) && (shown["io_weight"] == 33) == there, "{movers} of {shown}");
+    agent.ok(&["sr", "policy", "store", "coalesce.weight=44", "coalesce.rate=0"])?;
+    ensure!((agent.json(&["sr", "show", "store"])?["io_weight"] == 44) == there);
+    agent.stop()?;
+    ensure!(!blkio.join(&name).exists(), "the group is left");
+    Ok(())
 }
 
 #[test]

@@ -62,10 +62,31 @@ impl Agent {
 
     /// The same with variables in its environment.
     pub(crate) fn launch_with(&mut self, crash_at: Option<&str>, variables: &[(&str, &Path)]) -> Result<()> {
+        let home = self.path("").to_string_lossy().into_owned();
+        self.launch_by(&["--root", &home], crash_at, variables)
+    }
+
+    /// The same as a service of root, with all that a private agent leaves out, though in this home.
+    pub(crate) fn launch_as_service(&mut self) -> Result<()> {
+        let [run, srs, config] = ["run/catena", "sr.d", "catenad.toml"].map(|name| self.path(name));
+        fs::create_dir_all(&run)?;
+        fs::create_dir_all(&srs)?;
+        let text =
+            format!("socket = {:?}\nrun_dir = {run:?}\nsr_dir = {srs:?}\ngroup = \"root\"\n", self.socket());
+        fs::write(&config, text)?;
+        self.launch_by(&["--config", &config.to_string_lossy()], None, &[])
+    }
+
+    fn launch_by(
+        &mut self,
+        arguments: &[&str],
+        crash_at: Option<&str>,
+        variables: &[(&str, &Path)],
+    ) -> Result<()> {
         ensure!(self.child.is_none(), "the agent runs already");
         let log = File::options().create(true).append(true).open(self.path("log"))?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_catenad"));
-        command.arg("--root").arg(self.home.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.env_remove("CATENA_CRASH_AT").env_remove("CATENA_SOCKET");
         command.envs(variables.iter().copied());
         if let Some(point) = crash_at {

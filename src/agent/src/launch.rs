@@ -72,6 +72,8 @@ pub(crate) struct Starter {
     pub(crate) host_id: String,
     /// This boot of it.
     pub(crate) boot_id: String,
+    /// Whether merges may have control groups.
+    pub(crate) groups: bool,
     /// Gets their events.
     pub(crate) hub: Arc<Hub>,
 }
@@ -99,6 +101,7 @@ impl Starter {
             host_id: self.host_id.clone(),
             boot_id: self.boot_id.clone(),
             elsewhere,
+            groups: self.groups,
         };
         let params = serde_json::to_value(start).map_err(|error| failed(error.into()))?;
         match keeper.link.begin("Keeper.start", params, Vec::new()) {
@@ -155,6 +158,7 @@ mod tests {
         // Any program that reads its standard input to the end will do.
         let program = KeeperProgram { path: "/bin/cat".into(), log: KeeperLog::default() };
         let starter = Starter {
+            groups: false,
             launcher: Box::new(program),
             host_id: "host".into(),
             boot_id: "boot".into(),
@@ -171,6 +175,7 @@ mod tests {
     fn a_missing_program_is_a_failure_with_a_hint() {
         let program = KeeperProgram { path: "/nonexistent/catena-keeper".into(), log: KeeperLog::default() };
         let starter = Starter {
+            groups: false,
             launcher: Box::new(program),
             host_id: String::new(),
             boot_id: String::new(),

@@ -104,6 +104,8 @@ fn own_record(sr: &Sr, failure: Failure) -> Value {
         io_device: None,
         io_scheduler: None,
         io_class_honoured: None,
+        io_group: None,
+        io_weight: None,
         error,
     };
     serde_json::to_value(record).unwrap_or_default()

@@ -170,11 +170,16 @@ fn front(config: &Config, keeper_log: &KeeperLog) -> Result<Front> {
         launcher: Box::new(KeeperProgram { path: program, log: Arc::clone(keeper_log) }),
         host_id: config.host_id.clone(),
         boot_id: boot_id.trim().to_owned(),
+        groups: !config.private,
         hub: Arc::new(Hub::default()),
     };
     Ok(Front {
         private: config.private,
-        skipped: if config.private { vec!["the socket's group", "groups of peers"] } else { Vec::new() },
+        skipped: if config.private {
+            vec!["the socket's group", "groups of peers", "control groups"]
+        } else {
+            Vec::new()
+        },
         table,
         store,
         starter: Arc::new(starter),

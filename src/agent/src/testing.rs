@@ -134,6 +134,7 @@ impl Launcher for Scripts {
 /// Starts keepers that follow the scripts.
 pub(crate) fn starter(scripts: impl IntoIterator<Item = Script>) -> Arc<Starter> {
     Arc::new(Starter {
+        groups: false,
         launcher: Box::new(Scripts(Mutex::new(scripts.into_iter().collect()))),
         host_id: "host".into(),
         boot_id: "boot".into(),

@@ -42,7 +42,8 @@ fn parse(text: &str, now: &Zoned, direction: Direction) -> Result<Timestamp, Str
         if let Ok(span) = text.parse::<Span>() {
             let moved = match direction {
                 Direction::Back => now.checked_sub(span),
-                Direction::Ahead => now.checked_add(span),
+                // To the second: it will be shown to people.
+                Direction::Ahead => now.checked_add(span).and_then(|time| time.round(Unit::Second)),
             };
             return moved.map(|time| time.timestamp()).map_err(|_| unclear());
         }

@@ -3,11 +3,13 @@
 //! The thread runs a script of requests and touches no catalog. Its process ends with it; the owner knows that the
 //! process's locks are free when the end of the script is in the mailbox, because it is sent after the process was reaped.
 
+use crate::cgroup::Group;
 use crate::ioclass;
 use crate::owner::Mail;
 use crate::worker::{self, Worker};
 use catena_control::{Answered, Channel, Pace, Progress, Request, Trouble};
 use catena_types::JobId;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -83,11 +85,24 @@ impl LongJob {
         if !worker::tell(&self.handle, &Request::Pace(pace)) {
             return false;
         }
-        let alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
-        if *alive && let Err(error) = ioclass::set_class(self.pid, pace.class) {
-            tracing::warn!(pid = self.pid, class = %pace.class, %error, "a batch that runs keeps its I/O class");
-        }
+        self.while_alive("a batch that runs keeps its I/O class", |pid| ioclass::set_class(pid, pace.class));
         true
+    }
+
+    /// Puts its process into a control group, with this weight.
+    pub(crate) fn join(&self, group: &Group, weight: u64) {
+        self.while_alive("a merge runs outside of its control group", |pid| {
+            group.weigh(weight)?;
+            group.take(pid)
+        });
+    }
+
+    /// Does something to its process, which nobody needs so much that a failure would matter.
+    fn while_alive(&self, otherwise: &str, act: impl FnOnce(u32) -> io::Result<()>) {
+        let alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+        if *alive && let Err(error) = act(self.pid) {
+            tracing::warn!(pid = self.pid, %error, "{otherwise}");
+        }
     }
 
     /// Its process.

@@ -60,6 +60,9 @@ impl Owner {
         match self.start_mover(&job, priority.pace(&policy)) {
             Ok(long) => {
                 self.priority = Some(priority);
+                if let Some(group) = &self.sr.group {
+                    long.join(group, policy.weight);
+                }
                 self.track(&job, Running { long, lease: BTreeSet::new(), cancelled: false });
             }
             Err(failure) => self.merge_failed(job, failure),

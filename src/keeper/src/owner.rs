@@ -351,6 +351,9 @@ impl Owner {
         }
         // Dropping a running job stops its process and waits for it: after this nobody writes to the SR.
         self.running.clear();
+        if let Some(group) = &self.sr.group {
+            group.remove();
+        }
         let closed = self.catalog.close().map_err(|error| from_catalog(&error));
         let unmade = closed.and_then(|()| if self.destroyed { unmake(&*self.store) } else { Ok(()) });
         if let Err(failure) = &unmade {

@@ -104,6 +104,9 @@ impl Owner {
             priority.adopt(&policy);
         }
         self.tell_pace();
+        if let Some(Err(error)) = self.sr.group.as_ref().map(|group| group.weigh(policy.weight)) {
+            tracing::warn!(sr = %self.sr.uuid, %error, "the weight of merges could not be changed");
+        }
     }
 
     /// Tells the mover its pace, if that has changed. One that cannot hear it now is told again: it has mail for us first.

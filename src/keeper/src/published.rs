@@ -1,6 +1,7 @@
 //! The snapshot that lists and records are answered from: published by the owner after every commit, read by the reader
 //! thread without waiting for anybody.
 
+use crate::cgroup::Group;
 use crate::views::View;
 use catena_catalog::State;
 use catena_coalesce::Moment;
@@ -25,6 +26,8 @@ pub(crate) struct SrFacts {
     pub(crate) reflink: bool,
     /// The device number of the file system that it is on.
     pub(crate) device: u64,
+    /// The control group of its merges, if there is one.
+    pub(crate) group: Option<Arc<Group>>,
 }
 
 impl SrFacts {

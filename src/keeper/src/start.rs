@@ -1,5 +1,6 @@
 //! How an SR is opened: attached, created or taken over. One of these comes once, before any other request.
 
+use crate::cgroup::Group;
 use crate::dispatch::params;
 use crate::failures::{bad_request, from_catalog};
 use crate::introduce::{lost, nothing_is_left, unmake};
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -146,7 +148,8 @@ impl Starter {
         let (start, _) = self.start()?;
         let reflink = store.capabilities().clone_range;
         let device = std::fs::metadata(&start.location).map_or(0, |metadata| metadata.dev());
-        Ok(SrFacts { uuid: sr, kind: start.kind.clone(), location: start.location.clone(), reflink, device })
+        let (kind, location) = (start.kind.clone(), start.location.clone());
+        Ok(SrFacts { uuid: sr, kind, location, reflink, device, group: None })
     }
 
     pub(crate) fn owner(
@@ -155,7 +158,10 @@ impl Starter {
         store: Box<dyn Store>,
         catalog: Catalog,
     ) -> Result<Owner, Failure> {
-        Ok(Owner::new(self.facts(sr, &*store)?, store, catalog, self.mailbox.clone(), self.front.clone()))
+        let groups = self.start.as_ref().is_some_and(|start| start.groups);
+        let group = groups.then(|| Group::make(sr)).flatten().map(Arc::new);
+        let facts = SrFacts { group, ..self.facts(sr, &*store)? };
+        Ok(Owner::new(facts, store, catalog, self.mailbox.clone(), self.front.clone()))
     }
 }
 

@@ -50,6 +50,8 @@ impl View {
             io_device: words(&io.devices),
             io_scheduler: words(&io.schedulers),
             io_class_honoured: io.honours_classes(),
+            io_group: self.0.sr.group.as_ref().map(|group| group.kind().name().to_owned()),
+            io_weight: self.0.sr.group.as_ref().and_then(|group| group.weight()),
             error: None,
         }
     }

@@ -62,6 +62,12 @@ pub struct Sr {
     /// Whether that scheduler heeds I/O classes; where it does not, `coalesce.rate` is what spares guests.
     #[serde(default)]
     pub io_class_honoured: Option<bool>,
+    /// Which hierarchy of control groups has one for its merges, `v2` or `v1`; null if the system gives none.
+    #[serde(default)]
+    pub io_group: Option<String>,
+    /// Its weight as the kernel has it.
+    #[serde(default)]
+    pub io_weight: Option<u64>,
     /// Why it is failed.
     #[serde(default)]
     pub error: Option<Failure>,

@@ -24,6 +24,9 @@ pub struct KeeperStart {
     /// SRs that this host knows at other locations.
     #[serde(default)]
     pub elsewhere: Vec<SrUuid>,
+    /// Whether merges may have a control group.
+    #[serde(default)]
+    pub groups: bool,
 }
 
 /// What is to be copied into another SR: the answer to `Keeper.copy_origin`, by which the front asks a keeper.

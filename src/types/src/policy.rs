@@ -148,6 +148,7 @@ fn time_of_day(text: &str) -> Option<Time> {
 
 /// How the worker behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
 pub struct Policy {
     /// Whether it works at all.
     #[serde(rename = "coalesce.enabled")]
@@ -161,6 +162,9 @@ pub struct Policy {
     /// Bytes a second below which class idle is given up until they are reached; 0 is never.
     #[serde(rename = "coalesce.floor")]
     pub floor: Bytes,
+    /// The weight of merges in their control group, 10 to 1000; 100 is everybody's at first.
+    #[serde(rename = "coalesce.weight")]
+    pub weight: u64,
     /// When merges may run.
     #[serde(rename = "coalesce.window")]
     pub window: Window,
@@ -173,6 +177,7 @@ impl Default for Policy {
             io_class: IoClass::Idle,
             rate: Bytes(0),
             floor: Bytes(1 << 20),
+            weight: 100,
             window: Window::Always,
         }
     }
@@ -180,11 +185,12 @@ impl Default for Policy {
 
 impl Policy {
     /// The names, in the order in which they are shown, and what may be set.
-    pub const KEYS: [(&str, &str); 5] = [
+    pub const KEYS: [(&str, &str); 6] = [
         ("coalesce.enabled", "true or false"),
         ("coalesce.io_class", "idle, best-effort, or best-effort:0 to :7"),
         ("coalesce.rate", "bytes a second, such as 20MiB; 0 is no limit"),
         ("coalesce.floor", "bytes a second, such as 1MiB; 0 is never"),
+        ("coalesce.weight", "10 to 1000, of the merges' control group; 100 is everybody's"),
         ("coalesce.window", "always, or local times of day such as 22:00-06:00"),
     ];
 
@@ -209,6 +215,7 @@ impl Policy {
             "coalesce.io_class" => self.io_class = text.parse()?,
             "coalesce.rate" => self.rate = rate(text)?,
             "coalesce.floor" => self.floor = rate(text)?,
+            "coalesce.weight" => self.weight = weight(text)?,
             "coalesce.window" => self.window = text.parse()?,
             _ => {
                 let names: Vec<&str> = Self::KEYS.iter().map(|(name, _)| *name).collect();
@@ -225,6 +232,7 @@ impl Policy {
             "coalesce.io_class" => self.io_class.to_string(),
             "coalesce.rate" => self.rate.0.to_string(),
             "coalesce.floor" => self.floor.0.to_string(),
+            "coalesce.weight" => self.weight.to_string(),
             "coalesce.window" => self.window.to_string(),
             _ => return None,
         })
@@ -240,6 +248,11 @@ fn rate(text: &str) -> Result<Bytes, String> {
     // SQLite and JSON readers have signed numbers.
     let parsed: Bytes = text.parse().map_err(|error: crate::sizes::SizeError| error.to_string())?;
     i64::try_from(parsed.0).map(|_| parsed).map_err(|_| format!("'{text}' is too large"))
+}
+
+fn weight(text: &str) -> Result<u64, String> {
+    let number = text.parse().ok().filter(|weight| (10..=1000).contains(weight));
+    number.ok_or_else(|| format!("'{text}' is not a weight: give 10 to 1000"))
 }
 
 macro_rules! as_text {
@@ -272,6 +285,7 @@ mod tests {
             ("coalesce.io_class", "best-effort:0", "best-effort:0"),
             ("coalesce.rate", "20MiB", "20971520"),
             ("coalesce.floor", "0", "0"),
+            ("coalesce.weight", "10", "10"),
             ("coalesce.window", "22:00-6:30", "22:00-06:30"),
         ] {
             let mut policy = Policy::default();
@@ -297,6 +311,8 @@ mod tests {
             ("coalesce.rate", "-1"),
             ("coalesce.rate", "18446744073709551615"),
             ("coalesce.rate", "fast"),
+            ("coalesce.weight", "9"),
+            ("coalesce.weight", "1001"),
             ("coalesce.window", "22:00"),
             ("coalesce.window", "22:00-22:00"),
             ("coalesce.window", "25:00-06:00"),
