@@ -143,6 +143,46 @@ fn a_damaged_chain_is_mended_and_can_be_undone() -> Result<()> {
 }
 
 #[test]
+fn the_catalog_decides_about_parent_and_flag() -> Result<()> {
+    let (agent, directory) = quiet()?;
+    let disks = [disk(&agent, "one", 1)?, disk(&agent, "two", 2)?];
+    for vdi in &disks {
+        agent.ok(&["vdi", "snapshot", vdi])?;
+        agent.write(vdi, MIB, &vec![8; 100_000])?;
+    }
+    let contents = [agent.read(&disks[0], 0, 8 * MIB)?, agent.read(&disks[1], 0, 8 * MIB)?];
+    let leaves = [container(&agent, &directory, &disks[0])?, container(&agent, &directory, &disks[1])?];
+    // The first leaf gets all that the second says of its parent: the header, and the locators between tables and blocks.
+    let other = fs::read(&leaves[1])?;
+    file(&leaves[0])?.write_all_at(&other[512..1536], 512)?;
+    file(&leaves[0])?.write_all_at(&other[3072..7680], 3072)?;
+    hide(&leaves[1])?;
+
+    let (code, found) = check(&agent, &[])?;
+    ensure!(code == 7 && finds(&found["findings"], "error", "parent_id"), "{found}");
+    ensure!(finds(&found["findings"], "warning", "its header names another parent"), "{found}");
+    ensure!(finds(&found["findings"], "info", "its hidden flag is true"), "{found}");
+    let (code, report) = check(&agent, &["--repair", "--yes"])?;
+    ensure!(code == 0 && report["findings"] == serde_json::json!([]), "{report}");
+    for (vdi, content) in disks.iter().zip(contents) {
+        ensure!(agent.read(vdi, 0, 8 * MIB)? == content, "{vdi} holds something else");
+    }
+    Ok(())
+}
+
+/// Sets the hidden flag in both footers, and adapts their checksums: the complement of a sum that grows by one.
+fn hide(image: &Path) -> Result<()> {
+    let end = fs::metadata(image)?.len();
+    for at in [0, end - 512] {
+        let mut sum = [0; 4];
+        file(image)?.read_exact_at(&mut sum, at + 64)?;
+        file(image)?.write_all_at(&(u32::from_be_bytes(sum) - 1).to_be_bytes(), at + 64)?;
+        file(image)?.write_all_at(&[1], at + 85)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn what_cannot_be_mended_blocks_its_chain_only() -> Result<()> {
     let (agent, directory) = quiet()?;
     let (good, bad) = (disk(&agent, "good", 1)?, disk(&agent, "bad", 2)?);

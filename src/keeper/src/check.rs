@@ -254,13 +254,15 @@ impl Checker {
                 return findings.push(finding(Severity::Error, &row.container, &trouble.message, ""));
             }
         };
+        let pending = self.state.unfinished().any(|job| job.committed && !job.state.is_over());
         let mut say = |severity, text: String, repair: &str| {
+            // What a job has still to do it will do; an image of another program is never written.
+            let repair = if pending || row.foreign { "" } else { repair };
             findings.push(finding(severity, &row.container, &text, &by_repair(repair)));
         };
         if report.id != row.id {
             say(Severity::Error, format!("holds image {}, the catalog says {}", report.id, row.id), "");
         }
-        let pending = self.state.unfinished().any(|job| job.committed && !job.state.is_over());
         let untidy = if pending || row.foreign { Severity::Info } else { Severity::Warning };
         if report.parent != row.parent {
             let repair = if report.parent.is_some() && row.parent.is_some() { REPARENTED } else { "" };
