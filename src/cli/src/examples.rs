@@ -36,7 +36,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ),
     ("vdi clone", &["catena vdi clone golden --name desk --count 40"]),
     ("vdi revert", &["catena vdi revert web01 before-upgrade"]),
-    ("vdi copy", &["catena vdi copy web01 --name web01-standby"]),
+    ("vdi copy", &["catena vdi copy web01 --name web01-standby", "catena vdi copy web01 --sr archive"]),
     ("vdi resize", &["catena vdi resize web01 20GiB"]),
     ("vdi set", &["catena vdi set web01 name_label=web02 other_config.owner=ann"]),
     (
