@@ -4,7 +4,7 @@
 mod harness;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Agent, golden_file};
+use harness::{Agent, golden_file, peer};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::Write;
@@ -70,6 +70,10 @@ fn a_crashed_image_of_the_vendor_is_mended() -> Result<()> {
         agent.ok(&["sr", "introduce", "--type", "file", "--location", &place, "--name", name])?;
     }
     let before = fs::read(agent.path("qcrash/qcrash.vhd"))?;
+    // A reader that wants the footer at the end, and one that reads its copy.
+    let (crashed, repaired) = (agent.path("qcrash/qcrash.vhd"), agent.path("qrepaired/qrepaired.vhd"));
+    let (crashed, repaired) = (crashed.to_string_lossy(), repaired.to_string_lossy());
+    ensure!(peer("libvhdi-utils", "vhdiinfo", &[&crashed]).is_err(), "it is not damaged");
     let checked: Value = serde_json::from_str(&agent.ok(&["--json", "sr", "check", "qcrash"])?)?;
     ensure!(finds(&checked["findings"], "warning", "footer_end"), "{checked}");
     let plan = agent.catena(&["sr", "check", "qcrash", "--repair"])?;
@@ -86,6 +90,8 @@ fn a_crashed_image_of_the_vendor_is_mended() -> Result<()> {
             agent.json(&["vdi", "list", "--sr", name])?["vdis"][0]["uuid"].as_str().context("uuid")?,
         )?);
     }
+    peer("libvhdi-utils", "vhdiinfo", &[&crashed])?;
+    peer("qemu-utils", "qemu-img", &["compare", "-f", "vpc", "-F", "vpc", &crashed, &repaired])?;
     ensure!(content[0] == content[1], "the mended image holds something else than the vendor's repair of it");
     let job = agent.json(&["job", "list"])?;
     ensure!(job["jobs"].as_array().into_iter().flatten().any(|job| job["kind"] == "repair"), "{job}");
