@@ -16,7 +16,7 @@ use crash::stage::Stage;
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use Life::{Begin, Reopen, TakeOver, Unmake};
+use Life::{Begin, Rebuild, Reopen, TakeOver, Unmake};
 use Operation::{
     Check, Clone, Coalesce, Copy, CopyIn, Create, Destroy, Export, Import, List, Repair, Resize, Revert, Set,
     Snapshot, Snapshots, Trim, Write,
@@ -206,6 +206,13 @@ const LIFE: &[(&str, Life)] = &[
     ("catalog.replace.named", Reopen),
     ("catalog.replace.wal-removed", Reopen),
     ("catalog.replace.renamed", Reopen),
+    ("catalog.salvage.aside", Rebuild),
+    ("catalog.salvage.aside:2", Rebuild),
+    ("catalog.replace.named", Rebuild),
+    ("catalog.replace.renamed", Rebuild),
+    ("front.sr_made", Rebuild),
+    ("front.sr_d_written", Rebuild),
+    ("front.before_reply", Rebuild),
     ("front.sr_destroyed", Unmake),
     ("front.sr_d_written", Unmake),
     ("front.before_reply", Unmake),

@@ -16,6 +16,7 @@ pub(crate) enum Life {
     Begin,
     TakeOver,
     Reopen,
+    Rebuild,
     Unmake,
 }
 
@@ -25,6 +26,7 @@ pub(crate) fn scenario(at: &str, life: Life) -> Result<()> {
         Life::Begin => create(at),
         Life::TakeOver => introduce(at),
         Life::Reopen => reopen(at),
+        Life::Rebuild => rebuild(at),
         Life::Unmake => destroy(at),
     }
 }
@@ -92,6 +94,31 @@ fn reopen(at: &str) -> Result<()> {
     kill_all(&mut stage)?;
     stage.agent.launch(None)?;
     stage.verify().context("what was committed afterwards")?;
+    stage.agent.stop()
+}
+
+/// A damaged catalog is made anew (D21), and keeper or front die over it.
+fn rebuild(at: &str) -> Result<()> {
+    let mut stage = small_stage()?;
+    stage.agent.stop()?;
+    let home = stage.directory.join(".catena");
+    fs::write(home.join("catalog.db"), "garbage")?;
+    let params = json!({"type": "file", "location": stage.directory, "request_id": "anew"});
+    crash(&mut stage, at, "SR.introduce", &params)?;
+    let job = patiently(&stage, "SR.introduce", &params)?.map_err(|error| anyhow!("{error}"))?;
+    ensure!(job["state"] == "done" && job["sr"] == stage.sr.as_str(), "{job}");
+    let again = patiently(&stage, "SR.introduce", &params)?.map_err(|error| anyhow!("{error}"))?;
+    ensure!(again["id"] == job["id"], "the same request is answered {job}, then {again}");
+    ensure!(srs(&stage)? == [stage.sr.clone()], "one SR: {:?}", srs(&stage)?);
+    ensure!(fs::read_to_string(home.join("catalog.db.damaged-1"))? == "garbage");
+    stage.verify().context("after the crash")?;
+    let disk = stage.a.clone();
+    let snapshot = stage.snapshot(&disk)?;
+    stage.write(&disk, 0, 1 << 20)?;
+    stage.destroy(&snapshot)?;
+    stage.coalesce()?;
+    stage.verify().context("after all merges")?;
+    stage.verify_tidy()?;
     stage.agent.stop()
 }
 

@@ -42,7 +42,7 @@ impl Front {
         let entry = new_entry(&params.kind, &params.location, params.name_label.as_deref().unwrap_or(""));
         if params.dry_run {
             if let Some(sr) = self.table.at(&entry.location) {
-                refuse_in_use(&sr)?;
+                answered_or_refused(&sr, None)?;
             }
             let (keeper, started) = self.starter.start(&entry, self.table.elsewhere(&entry.location))?;
             let outcome = keeper.first_call(started, "SR.introduce", wire(&params)?);
@@ -90,8 +90,10 @@ impl Front {
             false => (self.table.claim(&entry.location)?, None),
         };
         let _alone = known.as_deref().map(alone).transpose()?;
-        if let Some(sr) = &known {
-            refuse_in_use(sr)?;
+        if let Some(sr) = &known
+            && let Some(answer) = answered_or_refused(sr, request_id.as_deref())?
+        {
+            return Ok(answer);
         }
         let (keeper, started) = self.starter.start(&entry, self.table.elsewhere(&entry.location))?;
         let outcome = keeper.first_call(started, method, params);
@@ -288,11 +290,19 @@ fn request_id(params: &Params) -> Option<String> {
     params.get("request_id").and_then(Value::as_str).map(str::to_owned)
 }
 
-/// Refuses an SR that a keeper has, or is about to have. One that is just being attached may be about to fail.
-fn refuse_in_use(sr: &Sr) -> Result<(), Failure> {
+/// Refuses an SR that a keeper has, or is about to have, but for the request that has brought it back before a crash: its new
+/// catalog has the answer. An SR that is just being attached may be about to fail, and is waited for.
+fn answered_or_refused(sr: &Sr, request_id: Option<&str>) -> Result<Option<Value>, Failure> {
     match sr.settled().phase {
-        Phase::Detached | Phase::Failed => Ok(()),
-        Phase::Starting | Phase::Waiting | Phase::Attached | Phase::Stopping => Err(taken(sr)),
+        Phase::Detached | Phase::Failed => Ok(None),
+        Phase::Starting | Phase::Waiting | Phase::Attached | Phase::Stopping => {
+            let repeated = |id| {
+                let params = json!({"request_id": id});
+                sr.link().ok()?.call("SR.introduce", params, Vec::new(), Some(PATIENCE)).ok()
+            };
+            let answer = request_id.and_then(repeated).filter(|answer| introduced(answer).is_ok());
+            answer.map(Some).ok_or_else(|| taken(sr))
+        }
     }
 }
 

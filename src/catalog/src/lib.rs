@@ -33,7 +33,7 @@ mod unknown;
 pub use catalog::Catalog;
 pub use check::Violation;
 pub use error::{Error, Result};
-pub use salvage::Remains;
+pub use salvage::{Remains, SALVAGE_POINTS};
 pub use state::{Change, Meta, State, Table};
 pub use table::Sorted;
 pub use unknown::CRASH_POINTS;

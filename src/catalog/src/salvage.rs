@@ -22,12 +22,18 @@ use crate::schema;
 use crate::state::{Change, Meta, State};
 use crate::store::{self, DATABASE};
 use crate::unknown;
-use catena_types::{Effects, ErrorName, Failure, JobId, JobRecord, JobState};
+use catena_types::{CrashPoint, Effects, ErrorName, Failure, JobId, JobRecord, JobState};
 use rusqlite::Connection;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+
+/// After each of the renames of steps 3 and 4.
+const ASIDE: CrashPoint = CrashPoint("catalog.salvage.aside");
+
+/// The places where a debug build can be told to die while what is damaged is set aside.
+pub const SALVAGE_POINTS: &[CrashPoint] = &[ASIDE];
 
 /// What is left of a catalog.
 #[derive(Debug)]
@@ -192,6 +198,7 @@ fn set_aside(dir: &Path, backup_too: bool) -> Result<()> {
     for name in names.into_iter().flatten() {
         if exists(dir.join(name))? {
             store::rename(dir, name, &damaged(name, number))?;
+            ASIDE.pass();
         }
     }
     Ok(())

@@ -45,10 +45,12 @@ impl Owner {
     }
 
     /// `SR.scan`: compares containers with the catalog and refreshes the figures. Rows of containers that are gone are marked
-    /// missing, and those that are back are marked in order again; nothing is forgotten.
+    /// missing, and those that are back are marked in order again; nothing is forgotten. Labels that were lost, as by a copy of the
+    /// files, are written again.
     pub(crate) fn sr_scan(&mut self, call: &Call) -> Result<Given, Failure> {
         let asked: SrParams = params(&call.request)?;
         self.store.check_marker()?;
+        self.relabel_all();
         let present: BTreeMap<String, Bytes> =
             self.store.list()?.into_iter().map(|info| (info.name, info.allocated)).collect();
         let mut changes = Vec::new();
