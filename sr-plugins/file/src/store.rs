@@ -72,6 +72,17 @@ impl FileStore {
         }
         Ok(Bytes(sum))
     }
+
+    /// Makes an empty file, not durable yet.
+    fn make(&self, name: &str) -> Result<OwnedFd, Error> {
+        self.owner()?;
+        check_name(name)?;
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+        self.location.open_file(name, flags).map_err(|errno| match errno {
+            Errno::EEXIST => Error::Exists(format!("{name:?} exists in {}", self.location.path().display())),
+            other => self.location.failed("making", name)(other),
+        })
+    }
 }
 
 impl Store for FileStore {
@@ -100,18 +111,17 @@ impl Store for FileStore {
     }
 
     fn create_container(&self, name: &str, _size: Bytes) -> Result<(), Error> {
-        self.owner()?;
-        check_name(name)?;
-        let file = self.location.open_file(name, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL).map_err(
-            |errno| match errno {
-                Errno::EEXIST => {
-                    Error::Exists(format!("{name:?} exists in {}", self.location.path().display()))
-                }
-                other => self.location.failed("making", name)(other),
-            },
-        )?;
+        let file = self.make(name)?;
         // D1: the file, then its name.
         fsync(&file).map_err(self.location.failed("syncing", name))?;
+        self.location.sync()
+    }
+
+    fn create_containers(&self, names: &[&str], _size: Bytes) -> Result<(), Error> {
+        for name in names {
+            self.make(name)?;
+        }
+        // One barrier for all names. Until somebody has written and synced them they are empty, and nothing points at them.
         self.location.sync()
     }
 

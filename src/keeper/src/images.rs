@@ -84,8 +84,9 @@ impl Owner {
         let created = Timestamp::now().as_second();
         let mut fds = Vec::with_capacity(images.len());
         let mut specs = Vec::with_capacity(images.len());
+        let names: Vec<&str> = images.iter().map(|image| image.container.as_str()).collect();
+        self.store.create_containers(&names, Bytes(0))?;
         for image in &*images {
-            self.store.create_container(&image.container, Bytes(0))?;
             fds.push(ready_new(&*self.store, &image.container)?);
             specs.push(CreateImage {
                 id: image.id,

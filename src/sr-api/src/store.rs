@@ -165,6 +165,11 @@ pub trait Store: Send + Sync {
     /// Its name is durable when this returns.
     fn create_container(&self, name: &str, size: Bytes) -> Result<(), Error>;
 
+    /// Makes several empty containers, whose names are durable together when this returns. After a failure some may be there.
+    fn create_containers(&self, names: &[&str], size: Bytes) -> Result<(), Error> {
+        names.iter().try_for_each(|name| self.create_container(name, size))
+    }
+
     /// Removes a container; durable when this returns. One that is not there is no error: `false`.
     fn remove(&self, name: &str) -> Result<bool, Error>;
 

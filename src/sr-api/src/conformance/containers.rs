@@ -56,6 +56,14 @@ fn a_container_comes_and_goes(bench: &dyn Bench) {
     assert!(!store.remove("a.vhd").expect("remove again"), "it was not there any more");
     assert_eq!(names(&*store), ["b.vhd"]);
     store.create_container("a.vhd", SIZE).expect("the name is free again");
+
+    store.create_containers(&["c.vhd", "d.vhd"], SIZE).expect("create several");
+    assert_eq!(names(&*store), ["a.vhd", "b.vhd", "c.vhd", "d.vhd"]);
+    assert_refused!(
+        store.create_containers(&["e.vhd", "d.vhd"], SIZE),
+        Error::Exists(_),
+        "one name is taken"
+    );
 }
 
 fn containers_outlive_the_open_sr(bench: &dyn Bench) {
