@@ -153,3 +153,113 @@ impl StreamPlace {
         usize::try_from(left).unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+mod tests {
+    use super::*;
+    use crate::bytes::put_u32;
+    use crate::footer::vhd_timestamp;
+    use crate::portable::{Portable, fixed_footer};
+    use proptest::prelude::*;
+
+    const SIZE: Bytes = Bytes(12 << 20);
+    /// Where the table begins in what we export.
+    const TABLE: usize = 1536;
+
+    fn head() -> Vec<u8> {
+        let vhd = Portable::new(ImageId::random(), SIZE, vhd_timestamp(0)).unwrap();
+        vhd.head(&[BlockIndex(4), BlockIndex(0)]).unwrap()
+    }
+
+    fn seal(bytes: &mut [u8], at: usize) {
+        put_u32(bytes, at, 0);
+        let sum = !bytes.iter().fold(0u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
+        put_u32(bytes, at, sum);
+    }
+
+    /// As a reader asks for it: more and more, until there is enough. Each time it must be more.
+    fn read(stream: &[u8]) -> Result<StreamHead> {
+        let mut there = 0;
+        loop {
+            match read_stream_head(&stream[..there])? {
+                StreamHead::Needs(more) => {
+                    assert!(more > there, "{more} is no more than {there}");
+                    if more > stream.len() {
+                        return Ok(StreamHead::Needs(more));
+                    }
+                    there = more;
+                }
+                known @ StreamHead::Known(_) => return Ok(known),
+            }
+        }
+    }
+
+    fn check_of(stream: &[u8]) -> &'static str {
+        match read(stream).unwrap_err() {
+            Error::Damaged { check, .. } => check,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn blocks_are_known_in_the_order_in_which_they_come() {
+        let StreamHead::Known(map) = read(&head()).unwrap() else { panic!("a whole head") };
+        assert_eq!((map.virtual_size, map.parent), (SIZE, None));
+        let blocks: Vec<_> = map.places.iter().map(|place| place.block.0).collect();
+        assert_eq!(blocks, [4, 0]);
+        assert!(map.places[0].bitmap_at.0 + 512 + BLOCK_BYTES <= map.places[1].bitmap_at.0);
+    }
+
+    #[test]
+    fn blocks_do_not_lie_over_each_other_or_over_the_tables() {
+        let first = u32_at(&head(), TABLE + 16);
+        for (entry, check) in
+            [(first, "block_overlap"), (first + 4096, "block_overlap"), (2, "block_over_headers")]
+        {
+            let mut head = head();
+            put_u32(&mut head, TABLE + 4, entry);
+            assert_eq!(check_of(&head), check, "{entry}");
+        }
+    }
+
+    #[test]
+    fn tables_that_come_too_late_are_not_waited_for() {
+        for (at, seal_at, range) in [(16, 64, 0..512), (528, 36, 512..1536)] {
+            let mut head = head();
+            head[at..at + 8].copy_from_slice(&(HEAD_LIMIT + 512).to_be_bytes());
+            seal(&mut head[range], seal_at);
+            let refused = read(&head).unwrap_err();
+            assert!(matches!(refused, Error::Unsupported(_)), "{refused}");
+        }
+        let fixed = fixed_footer(ImageId::random(), SIZE, 0).unwrap();
+        assert_eq!(check_of(&fixed), "footer_copy");
+    }
+
+    #[test]
+    fn the_end_tells_where_the_disk_ended() {
+        let footer = fixed_footer(ImageId::random(), SIZE, 0).unwrap();
+        let end = read_stream_end(&footer, Bytes(SIZE.0 + 512)).unwrap().unwrap();
+        assert_eq!((end.at.0, end.kind, end.virtual_size), (SIZE.0, DiskKind::Fixed, SIZE));
+        // Virtual PC's are a byte shorter, and stand one byte later in the last 512.
+        let mut old = [0; 512];
+        old[1..].copy_from_slice(&footer[..511]);
+        let end = read_stream_end(&old, Bytes(SIZE.0 + 511)).unwrap().unwrap();
+        assert_eq!(end.at.0, SIZE.0);
+        assert_eq!(read_stream_end(&old, Bytes(SIZE.0 + 512)).unwrap(), None);
+        assert_eq!(read_stream_end(&footer[..100], Bytes(100)).unwrap(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_head_makes_a_reader_wait_for_ever(changes in proptest::collection::vec((0..1600usize, any::<u8>()), 1..6)) {
+            let mut head = head();
+            for (at, byte) in changes {
+                head[at] = byte;
+            }
+            seal(&mut head[..512], 64);
+            seal(&mut head[512..1536], 36);
+            drop(read(&head));
+        }
+    }
+}
