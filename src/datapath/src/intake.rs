@@ -82,13 +82,10 @@ impl Intake {
 
     /// Makes the disk reach to `end`, which a disk can.
     fn reach(&mut self, end: u64) -> Result<(), Error> {
-        let mut size = self.image.virtual_size();
-        if end <= size.0 {
+        if end <= self.image.virtual_size().0 {
             return Ok(());
         }
-        while size.0 < end {
-            size = Bytes(size.0.saturating_mul(2)).min(VHD_MAX_SIZE);
-        }
+        let size = Bytes(end.next_power_of_two()).min(VHD_MAX_SIZE);
         Ok(self.image.grow(size)?)
     }
 
