@@ -49,6 +49,8 @@ fn serve(plugins: &'static [&'static dyn Plugin]) -> anyhow::Result<()> {
     let (mut reader, front) = split(UnixStream::from(stdin));
     let (mailbox, mail) = channel();
     let Some(owner) = begin(plugins, &mut reader, &front, &mailbox)? else { return Ok(()) };
+    // Recovery has changed things since the board was made, and the reader is quicker than the owner.
+    owner.publish();
     let board = Arc::clone(&owner.board);
     std::thread::spawn(move || read(reader, &front, &board, &mailbox));
     owner.run(&mail);
