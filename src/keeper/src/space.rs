@@ -96,6 +96,10 @@ impl Owner {
                 changes.push(Change::PutImage(ImageRecord { allocated: now, ..(**row).clone() }));
             }
         }
+        // What a running job makes gets its row with the commit.
+        for made in self.catalog.state().unfinished().flat_map(|job| &job.effects.makes) {
+            found.remove(&made.container);
+        }
         self.beside = Bytes(found.values().map(|bytes| bytes.0).sum());
         self.stat_due.set(true);
         while !changes.is_empty() {
