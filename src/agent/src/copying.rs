@@ -23,7 +23,7 @@ impl Front {
         let all = self.table.all();
         let (home, uuid) = match resolve::vdi(&all, text(&params, "vdi")?) {
             Err(missing) if missing.name == ErrorName::VdiMissing && is_given(&params, "request_id") => {
-                return repeated(&all, method, &params).ok_or(missing);
+                return repeated(&all, method, &params).map(|answer| answer.value()).ok_or(missing);
             }
             found => found?,
         };
@@ -31,7 +31,7 @@ impl Front {
         let target = if is_given(&params, "sr") { Some(self.named_sr(&mut params)?) } else { None };
         match target {
             Some(target) if target.uuid() != home.uuid() => copy_between(&home, &target, &params),
-            _ => relay(&home, method, params, Vec::new()),
+            _ => relay(&home, method, params, Vec::new()).map(|job| job.value()),
         }
     }
 }
@@ -67,7 +67,7 @@ fn copy_between(home: &Sr, target: &Sr, params: &Params) -> Outcome {
 
 fn call(sr: &Sr, method: &str, params: Value, fd: Option<OwnedFd>) -> Outcome {
     let result = sr.link()?.call(method, params, fd.into_iter().collect(), None);
-    result.map_err(|error| sr.failure(error))
+    result.map(|answer| answer.value()).map_err(|error| sr.failure(error))
 }
 
 fn understood<T: DeserializeOwned>(answer: Value) -> Result<T, Failure> {

@@ -4,7 +4,7 @@
 
 use crate::keeper::CallError;
 use crate::supervise::Sr;
-use catena_types::Failure;
+use catena_rpc::Text;
 use serde_json::Value;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -16,7 +16,7 @@ pub(crate) struct Reply {
     /// Whose keeper.
     pub(crate) sr: Arc<Sr>,
     /// Its result, or why there is none.
-    pub(crate) outcome: Result<Value, Failure>,
+    pub(crate) outcome: catena_rpc::Reply,
     /// It has a keeper, and the keeper has not answered.
     pub(crate) silent: bool,
 }
@@ -28,12 +28,12 @@ pub(crate) fn ask(
     method: &str,
     params: impl Fn(&Sr) -> Value,
     patience: Duration,
-    enough: impl Fn(&Value) -> bool,
+    enough: impl Fn(&Text) -> bool,
 ) -> Vec<Reply> {
     let deadline = Instant::now() + patience;
     let (sender, answers) = channel();
     let mut pending = Vec::new();
-    let mut outcomes: Vec<Option<Result<Value, Failure>>> = Vec::new();
+    let mut outcomes: Vec<Option<catena_rpc::Reply>> = Vec::new();
     for (number, sr) in srs.iter().enumerate() {
         let begun = sr.link().and_then(|link| {
             link.begin_as(number, method, params(sr), Vec::new(), sender.clone())
@@ -82,7 +82,7 @@ mod tests {
         let dead = attached("dead", Script::new().die("q"));
         let srs = [silent, good, dead];
         let replies = ask(&srs, "q", |_| json!({}), Duration::from_millis(200), |_| false);
-        assert_eq!(replies[1].outcome, Ok(json!({"n": 1})));
+        assert_eq!(replies[1].outcome, Ok(json!({"n": 1}).into()));
         assert!(replies[0].silent && replies[2].silent && !replies[1].silent);
         let message = &replies[0].outcome.as_ref().unwrap_err().message;
         assert!(message.contains("does not answer"), "{message}");
@@ -94,7 +94,7 @@ mod tests {
         let silent = attached("silent", Script::new().ignore("q"));
         // With this patience the test would hang if the silent one were waited for.
         let srs = [silent, good];
-        let replies = ask(&srs, "q", |_| json!({}), Duration::from_secs(3600), |value| value["n"] == 1);
+        let replies = ask(&srs, "q", |_| json!({}), Duration::from_secs(3600), |text| text.value()["n"] == 1);
         assert!(replies[0].silent && replies[1].outcome.is_ok());
     }
 }

@@ -10,7 +10,7 @@ use crate::routes::{self, Method, Own, Route};
 use crate::srd::Store;
 use crate::supervise::Sr;
 use crate::table::Table;
-use catena_rpc::{Outcome, SCHEMA_VERSION};
+use catena_rpc::{Outcome, Reply, SCHEMA_VERSION, Text};
 use catena_types::{ErrorName, Failure};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -61,20 +61,14 @@ pub(crate) fn admit(access: Access, name: &str) -> Result<&'static Method, Failu
 
 impl Front {
     /// Carries out a request.
-    pub(crate) fn answer(
-        &self,
-        access: Access,
-        method: &Method,
-        params: Value,
-        fds: Vec<OwnedFd>,
-    ) -> Outcome {
+    pub(crate) fn answer(&self, access: Access, method: &Method, params: Value, fds: Vec<OwnedFd>) -> Reply {
         let params = if params.is_null() { json!({}) } else { params };
         catena_rpc::check_params(method.name, &params)?;
         let Value::Object(mut params) = params else {
             return Err(bad_request("the parameters are not an object"));
         };
         match method.route {
-            Route::Front(own) => self.own(access, own, params),
+            Route::Front(own) => self.own(access, own, params).map(Text::from),
             Route::Sr => {
                 let sr = self.named_sr(&mut params)?;
                 relay(&sr, method, params, fds)
@@ -122,7 +116,7 @@ impl Front {
         Ok(sr)
     }
 
-    fn relay_by_vdi(&self, method: &Method, mut params: Params, fds: Vec<OwnedFd>) -> Outcome {
+    fn relay_by_vdi(&self, method: &Method, mut params: Params, fds: Vec<OwnedFd>) -> Reply {
         let among =
             if is_given(&params, "sr") { vec![self.named_sr(&mut params)?] } else { self.table.all() };
         match home(&among, &mut params) {
@@ -231,14 +225,14 @@ fn same(one: &Sr, other: &Sr) -> Result<(), Failure> {
 }
 
 /// Sends a request to the keeper of an SR and waits for its answer.
-pub(crate) fn relay(sr: &Sr, method: &Method, params: Params, fds: Vec<OwnedFd>) -> Outcome {
+pub(crate) fn relay(sr: &Sr, method: &Method, params: Params, fds: Vec<OwnedFd>) -> Reply {
     let result = sr.link()?.call(method.name, Value::Object(params), fds, method.patience);
     result.map_err(|error| sr.failure(error))
 }
 
 /// A repeated request may name a VDI that its first run has destroyed. The keeper that carried it out still knows its answer;
 /// to all others the VDI is as unknown as to us.
-pub(crate) fn repeated(among: &[Arc<Sr>], method: &Method, params: &Params) -> Option<Value> {
+pub(crate) fn repeated(among: &[Arc<Sr>], method: &Method, params: &Params) -> Option<Text> {
     let params = Value::Object(params.clone());
     let replies = crate::fanout::ask(among, method.name, |_| params.clone(), routes::PATIENCE, |_| true);
     replies.into_iter().find_map(|reply| reply.outcome.ok())
@@ -275,7 +269,8 @@ mod tests {
     use catena_types::VdiUuid;
 
     fn ask(front: &Front, method: &str, params: Value) -> Outcome {
-        front.answer(Access::Root, admit(Access::Root, method)?, params, Vec::new())
+        let answer = front.answer(Access::Root, admit(Access::Root, method)?, params, Vec::new())?;
+        Ok(answer.value())
     }
 
     fn knowing(vdi: VdiUuid) -> Script {

@@ -4,7 +4,7 @@
 //! that reads no more costs its callers an error or their own time-out, never the front. When the link ends, every request
 //! that is under way learns at once that its outcome is unknown.
 
-use catena_rpc::{Id, Message, Reader, Request, Writer};
+use catena_rpc::{Id, Message, Reader, Request, Text, Writer};
 use catena_types::{ErrorName, Failure};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -76,7 +76,7 @@ struct Calls {
 }
 
 /// What became of a request, with the number its sender gave it.
-pub(crate) type Answer = (usize, Result<Value, CallError>);
+pub(crate) type Answer = (usize, Result<Text, CallError>);
 
 /// A request under way; when dropped, its answer is no longer waited for.
 #[derive(Debug)]
@@ -160,7 +160,7 @@ impl Link {
         params: Value,
         fds: Vec<OwnedFd>,
         patience: Option<Duration>,
-    ) -> Result<Value, CallError> {
+    ) -> Result<Text, CallError> {
         let deadline = patience.map(|patience| Instant::now() + patience);
         self.begin(method, params, fds)?.wait(deadline)
     }
@@ -199,7 +199,7 @@ impl Drop for Link {
 
 impl Ticket {
     /// Waits for the answer, until `deadline` where there is one. A late answer is dropped.
-    pub(crate) fn wait(self, deadline: Option<Instant>) -> Result<Value, CallError> {
+    pub(crate) fn wait(self, deadline: Option<Instant>) -> Result<Text, CallError> {
         let (_, result) = match deadline {
             None => self.answer.recv().map_err(|_| CallError::Died)?,
             Some(deadline) => {
@@ -281,10 +281,18 @@ mod tests {
         }
         for request in requests.into_iter().rev() {
             let outcome = Ok(json!(request.method));
-            writer.send(&Message::Response(catena_rpc::Response { id: request.id, outcome }), &[]).unwrap();
+            writer
+                .send(
+                    &Message::Response(catena_rpc::Response {
+                        id: request.id,
+                        outcome: outcome.map(Into::into),
+                    }),
+                    &[],
+                )
+                .unwrap();
         }
-        assert_eq!(first.wait(None), Ok(json!("a")));
-        assert_eq!(second.wait(None), Ok(json!("b")));
+        assert_eq!(first.wait(None), Ok(json!("a").into()));
+        assert_eq!(second.wait(None), Ok(json!("b").into()));
         assert!(link.shared.calls().waiting.is_empty());
     }
 

@@ -124,7 +124,7 @@ impl Keeper {
     ) -> Result<Value, CallError> {
         let first = self.link.begin(method, params, Vec::new())?;
         started.wait(None)?;
-        first.wait(None)
+        first.wait(None).map(|answer| answer.value())
     }
 
     /// Closes the link and waits a little for the process. One that does not end is reported and left.

@@ -298,7 +298,8 @@ fn answered_or_refused(sr: &Sr, request_id: Option<&str>) -> Result<Option<Value
         Phase::Starting | Phase::Waiting | Phase::Attached | Phase::Stopping => {
             let repeated = |id| {
                 let params = json!({"request_id": id});
-                sr.link().ok()?.call("SR.introduce", params, Vec::new(), Some(PATIENCE)).ok()
+                let answer = sr.link().ok()?.call("SR.introduce", params, Vec::new(), Some(PATIENCE));
+                answer.ok().map(|answer| answer.value())
             };
             let answer = request_id.and_then(repeated).filter(|answer| introduced(answer).is_ok());
             answer.map(Some).ok_or_else(|| taken(sr))
@@ -337,7 +338,7 @@ fn nonsense(method: &str, why: &str) -> Failure {
 /// The label that an introduced SR has, or the name of its directory.
 fn label_of(keeper: &Keeper, entry: &SrEntry) -> String {
     let record = keeper.link.call("SR.get_record", json!({"sr": entry.uuid}), Vec::new(), Some(PATIENCE));
-    let label = record.ok().and_then(|record| record["name_label"].as_str().map(str::to_owned));
+    let label = record.ok().and_then(|record| record.value()["name_label"].as_str().map(str::to_owned));
     label.filter(|label| !label.is_empty()).unwrap_or_else(|| {
         Path::new(&entry.location)
             .file_name()

@@ -8,9 +8,10 @@ use crate::front::{Front, Params};
 use crate::phase::Phase;
 use crate::routes::{Method, PATIENCE};
 use crate::supervise::Sr;
-use catena_rpc::{Outcome, SCHEMA_VERSION, SrState};
+use catena_rpc::{Outcome, SCHEMA_VERSION, SrState, Text};
 use catena_types::{Bytes, Failure};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How many events a list has, if the client does not say.
@@ -30,7 +31,7 @@ impl Front {
     }
 
     /// A list of which each keeper has a part, in the array of this name.
-    pub(crate) fn list_of_all(&self, method: &Method, array: &str, params: &Params) -> Value {
+    pub(crate) fn list_of_all(&self, method: &Method, array: &str, params: &Params) -> Text {
         let mut wanted = self.table.all();
         wanted.retain(|sr| sr.state().phase != Phase::Detached);
         let patience = method.patience.unwrap_or(PATIENCE);
@@ -42,37 +43,34 @@ impl Front {
 }
 
 /// Joins the arrays; events become sorted by time, and only the latest `limit` stay.
-fn merged(array: &str, replies: Vec<Reply>, limit: usize) -> Value {
+fn merged(array: &str, replies: Vec<Reply>, limit: usize) -> Text {
     let (mut items, mut unavailable) = (Vec::new(), Vec::new());
     for reply in replies {
         match reply.outcome {
-            Ok(mut part) => {
-                if let Some(Value::Array(part)) = part.get_mut(array) {
-                    items.append(part);
-                }
-            }
+            Ok(part) => items.extend(part.fields().get(array).map(Text::items).unwrap_or_default()),
             Err(error) => unavailable.push(json!({"sr": reply.sr.uuid(), "error": error})),
         }
     }
     if array == "events" {
         // Without the zone's letter texts sort as times do, with or without a fraction. All are UTC.
         items.sort_by_cached_key(|event| {
-            event["time"].as_str().unwrap_or("").trim_end_matches('Z').to_owned()
+            event.value()["time"].as_str().unwrap_or("").trim_end_matches('Z').to_owned()
         });
         items.drain(..items.len().saturating_sub(limit));
     }
-    let mut document = json!({"schema_version": SCHEMA_VERSION, array: items});
+    let mut document =
+        BTreeMap::from([("schema_version", Text::of(&SCHEMA_VERSION)), (array, Text::of(&items))]);
     if !unavailable.is_empty() {
-        document["unavailable"] = Value::Array(unavailable);
+        document.insert("unavailable", Text::of(&unavailable));
     }
-    document
+    Text::of(&document)
 }
 
 /// The records of SRs: the keeper's where it answers, else what the front knows.
 fn records(srs: &[Arc<Sr>]) -> Vec<Value> {
     let replies = fanout::ask(srs, "SR.get_record", |sr| json!({"sr": sr.uuid()}), PATIENCE, |_| false);
     let records = replies.into_iter().map(|reply| match reply.outcome {
-        Ok(record) => record,
+        Ok(record) => record.value(),
         Err(failure) => own_record(&reply.sr, failure),
     });
     records.collect()
@@ -118,7 +116,7 @@ mod tests {
     use catena_types::ErrorName;
 
     fn reply(outcome: Outcome) -> Reply {
-        Reply { sr: detached("x"), outcome, silent: false }
+        Reply { sr: detached("x"), outcome: outcome.map(Text::from), silent: false }
     }
 
     #[test]
@@ -131,12 +129,12 @@ mod tests {
             reply(Ok(json!({}))),
         ];
         let bad = replies[1].sr.uuid();
-        let document = merged("vdis", replies, 1);
+        let document = merged("vdis", replies, 1).value();
         assert_eq!(document["vdis"], json!([1, 2, 3]));
         assert_eq!(document["schema_version"], SCHEMA_VERSION);
         assert_eq!(document["unavailable"][0]["sr"], json!(bad));
         assert_eq!(document["unavailable"][0]["error"]["name"], "sr_unavailable");
-        assert!(merged("vdis", vec![], 1).get("unavailable").is_none());
+        assert!(!merged("vdis", vec![], 1).fields().contains_key("unavailable"));
     }
 
     #[test]
@@ -152,7 +150,7 @@ mod tests {
             "2026-01-01T00:00:01.45Z",
             "2026-01-01T00:00:01.5Z",
         ]);
-        assert_eq!(document["events"], Value::Array(sorted));
+        assert_eq!(document.value()["events"], Value::Array(sorted));
     }
 
     #[test]

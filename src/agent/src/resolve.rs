@@ -8,9 +8,9 @@ use crate::fanout;
 use crate::phase::Phase;
 use crate::routes::PATIENCE;
 use crate::supervise::Sr;
-use catena_rpc::Resolved;
+use catena_rpc::{Resolved, Text};
 use catena_types::{ErrorName, Failure, SrUuid, VdiUuid};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ fn vdi_within(srs: &[Arc<Sr>], name: &str, patience: Duration) -> Result<(Arc<Sr
         .map(Arc::clone)
         .collect();
     let exact = name.parse::<VdiUuid>().is_ok();
-    let enough = |value: &Value| exact && !matches(value).is_empty();
+    let enough = |value: &Text| exact && !matches(value).is_empty();
     let replies = fanout::ask(&reachable, "Keeper.resolve", |_| json!({"name": name}), patience, enough);
     let mut found = Vec::new();
     let mut silent = None;
@@ -103,8 +103,8 @@ fn vdi_within(srs: &[Arc<Sr>], name: &str, patience: Duration) -> Result<(Arc<Sr
     found.pop().map(|(sr, one)| (sr, one.uuid)).ok_or_else(|| missing(srs, name))
 }
 
-fn matches(value: &Value) -> Vec<Resolved> {
-    serde_json::from_value(value["matches"].clone()).unwrap_or_default()
+fn matches(value: &Text) -> Vec<Resolved> {
+    serde_json::from_value(value.value()["matches"].take()).unwrap_or_default()
 }
 
 fn missing(srs: &[Arc<Sr>], name: &str) -> Failure {

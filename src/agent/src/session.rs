@@ -8,7 +8,7 @@ use crate::access::{Access, Peer};
 use crate::events::Subscription;
 use crate::front::{self, Front};
 use crate::routes::{Own, Route};
-use catena_rpc::{IN_FLIGHT_LIMIT, Id, Message, Outcome, Reader, Request, Response, WireError, Writer};
+use catena_rpc::{IN_FLIGHT_LIMIT, Id, Message, Reader, Reply, Request, Response, WireError, Writer};
 use catena_types::{ErrorName, Failure};
 use serde_json::json;
 use std::io;
@@ -184,7 +184,7 @@ impl Session {
 }
 
 /// Sends an answer. A client that does not take it in time has lost its connection: half a line cannot be mended.
-fn reply(writer: &Writer, id: Id, outcome: Outcome) {
+fn reply(writer: &Writer, id: Id, outcome: Reply) {
     let response = Message::Response(Response { id, outcome });
     if let Err(error) = writer.send(&response, &[]) {
         tracing::debug!(%error, "an answer was not taken");
@@ -254,7 +254,7 @@ mod tests {
                 send(&writer, id, "SR.stat");
                 assert_eq!(
                     receive(&mut reader).unwrap(),
-                    Response { id: Id::Number(id), outcome: Ok(json!({})) }
+                    Response { id: Id::Number(id), outcome: Ok(json!({}).into()) }
                 );
             }
             send(&writer, 20, "SR.check");
@@ -283,7 +283,7 @@ mod tests {
             send(&writer, 1, "SR.fly");
             assert_eq!(receive(&mut reader).unwrap().outcome.unwrap_err().name, ErrorName::Unsupported);
             send(&writer, 2, "Agent.version");
-            assert!(receive(&mut reader).unwrap().outcome.unwrap()["version"].is_string());
+            assert!(receive(&mut reader).unwrap().outcome.unwrap().value()["version"].is_string());
         });
     }
 

@@ -4,7 +4,7 @@
 
 use crate::errors::CliError;
 use crate::interrupt::{Interrupt, Patience};
-use catena_rpc::{Id, Message, Notification, Outcome, Reader, Request, WireError, Writer};
+use catena_rpc::{Id, Message, Notification, Reader, Reply, Request, Text, WireError, Writer};
 use catena_types::{ErrorName, Failure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -25,7 +25,7 @@ pub(crate) struct Client {
     writer: Writer,
     last_id: u64,
     /// Answers that came while another was waited for.
-    early: HashMap<u64, Outcome>,
+    early: HashMap<u64, Reply>,
     /// What the agent told unasked, oldest first.
     news: VecDeque<Notification>,
     interrupt: Interrupt,
@@ -52,6 +52,11 @@ impl Client {
 
     /// Asks and waits for the answer; a signal ends the wait.
     pub(crate) fn call(&mut self, method: &str, params: &impl Serialize) -> Result<Value, CliError> {
+        self.call_for_text(method, params).map(|text| text.value())
+    }
+
+    /// The same for a long answer, which is not looked into.
+    pub(crate) fn call_for_text(&mut self, method: &str, params: &impl Serialize) -> Result<Text, CliError> {
         let ticket = self.start(method, params, &[])?;
         self.finish(ticket, Patience::FirstSignal)
     }
@@ -65,7 +70,7 @@ impl Client {
         fds: &[BorrowedFd<'_>],
     ) -> Result<Value, CliError> {
         let ticket = self.start(method, params, fds)?;
-        self.finish(ticket, Patience::SecondSignal)
+        self.finish(ticket, Patience::SecondSignal).map(|text| text.value())
     }
 
     /// Sends a request.
@@ -87,7 +92,7 @@ impl Client {
         let end = Instant::now() + limit;
         loop {
             if let Some(outcome) = self.early.remove(&ticket.0) {
-                return outcome.map(Some).map_err(CliError::from);
+                return outcome.map(|text| Some(text.value())).map_err(CliError::from);
             }
             self.interrupt.check(Patience::FirstSignal)?;
             if Instant::now() >= end {
@@ -97,7 +102,7 @@ impl Client {
         }
     }
 
-    fn finish(&mut self, ticket: Ticket, patience: Patience) -> Result<Value, CliError> {
+    fn finish(&mut self, ticket: Ticket, patience: Patience) -> Result<Text, CliError> {
         loop {
             if let Some(outcome) = self.early.remove(&ticket.0) {
                 return outcome.map_err(CliError::from);

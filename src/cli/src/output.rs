@@ -10,6 +10,7 @@ pub(crate) mod table;
 pub(crate) mod tree;
 
 use crate::errors::CliError;
+use catena_rpc::Text;
 use progress::Progress;
 use serde_json::Value;
 use std::io::{self, IsTerminal, Write};
@@ -49,6 +50,16 @@ impl Output {
         } else {
             self.data.push_str(&text()?);
         }
+        Ok(())
+    }
+
+    /// The same for a long document, which is looked into only where people read.
+    pub(crate) fn show_text(
+        &mut self,
+        document: &Text,
+        text: impl FnOnce(&Value) -> Result<String, CliError>,
+    ) -> Result<(), CliError> {
+        self.data.push_str(&if self.json { json::text(document)? } else { text(&document.value())? });
         Ok(())
     }
 

@@ -61,7 +61,7 @@ impl Owner {
             Ok(Given::Answer(value)) => {
                 // Who has the answer sees the change in every list.
                 self.publish();
-                self.answer(call.request.id, Ok(value));
+                self.answer(call.request.id, Ok(value.into()));
             }
             Ok(Given::Later) => {}
             Ok(Given::Again(vdi)) => self.wanting.push((vdi, call)),

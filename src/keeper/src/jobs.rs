@@ -8,7 +8,7 @@ use crate::published::Live;
 use crate::steps::back_off;
 use catena_catalog::Change;
 use catena_control::{Progress, Trouble, TroubleKind};
-use catena_rpc::{Id, JobParams};
+use catena_rpc::{Id, JobParams, Text};
 use catena_types::{Bytes, Effects, ErrorName, Failure, JobId, JobRecord, JobState, Made, Severity, Work};
 use jiff::{Timestamp, Zoned};
 use serde_json::Value;
@@ -238,13 +238,13 @@ impl Owner {
             let over = self.catalog.state().jobs.get(&waiter.job).is_none_or(|job| job.state.is_over());
             if over || waiter.deadline.is_some_and(|at| at <= now) {
                 let document = self.board.read().job(waiter.job).ok_or_else(|| no_such_job(waiter.job));
-                self.answer(waiter.id, document);
+                self.answer(waiter.id, document.map(Into::into));
             } else {
                 self.job_waiters.push(waiter);
             }
         }
         if !self.run_waiters.is_empty() && self.nothing_to_run() {
-            let status = serde_json::to_value(self.board.read().coalesce_status()).unwrap_or_default();
+            let status = Text::of(&self.board.read().coalesce_status());
             let waiters: Vec<Id> = self.run_waiters.drain(..).collect();
             for id in waiters {
                 self.answer(id, Ok(status.clone()));

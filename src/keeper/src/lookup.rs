@@ -3,32 +3,35 @@
 
 use crate::dispatch::params;
 use crate::views::View;
-use catena_rpc::{ListParams, Outcome, Request, ResolveParams, Resolved, VdiParams};
+use catena_rpc::{ListParams, Reply, Request, ResolveParams, Resolved, Text, VdiParams};
 use catena_types::{ErrorName, Failure, ImageId, VdiUuid};
 use serde::Serialize;
-use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// The answer to a request that changes nothing; `None` if the request is for the owner.
-pub(crate) fn answer(view: &View, request: &Request) -> Option<Outcome> {
+pub(crate) fn answer(view: &View, request: &Request) -> Option<Reply> {
     Some(match request.method.as_str() {
-        "SR.get_record" => document(view.sr()),
-        "VDI.list" => Ok(json!({"vdis": view.vdis()})),
+        "SR.get_record" => Ok(Text::of(&view.sr())),
+        "VDI.list" => Ok(array("vdis", &view.vdis())),
         "VDI.get_record" => params(request).and_then(|p: VdiParams| {
             let uuid = vdi_uuid(&p.vdi)?;
-            view.vdi(uuid).map_or_else(|| Err(no_such_vdi(&p.vdi)), document)
+            view.vdi(uuid).map(|vdi| Text::of(&vdi)).ok_or_else(|| no_such_vdi(&p.vdi))
         }),
         "VDI.get_tree" => params(request).and_then(|p: ListParams| tree(view, &p)),
-        "Coalesce.status" => Ok(json!({"srs": [view.coalesce_status()]})),
-        "Job.list" => Ok(json!({"jobs": view.jobs()})),
-        "Keeper.resolve" => {
-            params(request).map(|p: ResolveParams| json!({"matches": resolve(view, &p.name)}))
-        }
+        "Coalesce.status" => Ok(array("srs", &[view.coalesce_status()])),
+        "Job.list" => Ok(array("jobs", &view.jobs())),
+        "Keeper.resolve" => params(request).map(|p: ResolveParams| array("matches", &resolve(view, &p.name))),
         _ => return None,
     })
 }
 
-fn tree(view: &View, params: &ListParams) -> Outcome {
+/// A document with one array.
+fn array(name: &str, items: &[impl Serialize]) -> Text {
+    Text::of(&BTreeMap::from([(name, items)]))
+}
+
+fn tree(view: &View, params: &ListParams) -> Reply {
     let of = match &params.vdi {
         None => None,
         Some(name) => {
@@ -40,7 +43,7 @@ fn tree(view: &View, params: &ListParams) -> Outcome {
             Some(image.ok_or_else(|| no_such_vdi(name))?)
         }
     };
-    Ok(json!({"roots": view.roots(of)}))
+    Ok(array("roots", &view.roots(of)))
 }
 
 /// What a name may mean: a VDI or an image by its uuid; a VDI or image by 8 digits or more of it; a VDI by its label, or by
@@ -88,9 +91,4 @@ pub(crate) fn vdi_uuid(text: &str) -> Result<VdiUuid, Failure> {
 pub(crate) fn no_such_vdi(name: &str) -> Failure {
     Failure::new(ErrorName::VdiMissing, format!("there is no VDI '{name}'"))
         .hint("`catena vdi list` names them")
-}
-
-fn document(value: impl Serialize) -> Result<Value, Failure> {
-    serde_json::to_value(value)
-        .map_err(|error| Failure::new(ErrorName::IoError, format!("an answer cannot be written: {error}")))
 }

@@ -12,7 +12,7 @@ use crate::tree::Rows;
 use crate::worker::SmallWorker;
 use catena_catalog::{Catalog, Change, Error as CatalogError};
 use catena_coalesce::{Candidates, Tree};
-use catena_rpc::{Id, Message, Notification, Outcome, Request, Response, Writer};
+use catena_rpc::{Id, Message, Notification, Reply, Request, Response, Writer};
 use catena_sr_api::Store;
 use catena_types::{Bytes, EventRecord, Failure, ImageId, JobId, JobRecord, JobState, Severity, VdiUuid};
 use jiff::{Timestamp, Zoned};
@@ -330,7 +330,7 @@ impl Owner {
     }
 
     /// Answers a request.
-    pub(crate) fn answer(&self, id: Id, outcome: Outcome) {
+    pub(crate) fn answer(&self, id: Id, outcome: Reply) {
         if let Err(error) = self.front.send(&Message::Response(Response { id, outcome }), &[]) {
             tracing::debug!(%error, "an answer could not be sent to the front");
         }
@@ -360,7 +360,7 @@ impl Owner {
             tracing::error!(sr = %self.sr.uuid, %failure, "the SR could not be closed cleanly");
         }
         if let Some((id, value)) = self.farewell {
-            let response = Message::Response(Response { id, outcome: unmade.map(|()| value) });
+            let response = Message::Response(Response { id, outcome: unmade.map(|()| value.into()) });
             if let Err(error) = self.front.send(&response, &[]) {
                 tracing::debug!(%error, "the last answer could not be sent");
             }

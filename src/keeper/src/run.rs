@@ -5,7 +5,7 @@ use crate::published::Board;
 use crate::start::{Begun, Starter};
 use crate::{crash, lookup};
 use anyhow::Context;
-use catena_rpc::{Incoming, Message, Reader, Response, Writer, split};
+use catena_rpc::{Incoming, Message, Reader, Response, Text, Writer, split};
 use catena_sr_api::Plugin;
 use clap::Parser;
 use std::os::fd::AsFd;
@@ -74,7 +74,7 @@ fn begin(
             Err(failure) => (Err(failure), None),
         };
         front
-            .send(&Message::Response(Response { id: request.id, outcome }), &[])
+            .send(&Message::Response(Response { id: request.id, outcome: outcome.map(Text::from) }), &[])
             .context("the front has gone")?;
         if let Some(owner) = owner {
             return Ok(Some(*owner));

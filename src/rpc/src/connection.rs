@@ -227,7 +227,10 @@ mod tests {
         let (mut reader, writer) = split_for_answers(a);
         let (_, answers) = split(b);
         let outcome = Ok(json!("z".repeat(3 * LINE_LIMIT)));
-        let answer = Message::Response(crate::message::Response { id: Id::Number(1), outcome });
+        let answer = Message::Response(crate::message::Response {
+            id: Id::Number(1),
+            outcome: outcome.map(Into::into),
+        });
         let expected = answer.clone();
         let sender = std::thread::spawn(move || answers.send(&answer, &[]).unwrap());
         assert_eq!(reader.next_message().unwrap().unwrap().message.unwrap(), expected);

@@ -9,6 +9,7 @@ mod documents;
 mod message;
 mod params;
 mod schema;
+mod text;
 
 pub use answers::{
     AgentStats, CoalesceList, Destroyed, Done, ErrorDocument, ErrorWords, EventList, Introduced,
@@ -20,7 +21,7 @@ pub use documents::{
     CheckReport, CoalesceState, CoalesceStatus, Event, Finding, Job, MergePlan, Node, Reason, Repaired, Sr,
     SrState, TrimReport, TrimSkipped, Vdi,
 };
-pub use message::{Id, Message, Notification, Outcome, Request, Response};
+pub use message::{Id, Message, Notification, Outcome, Reply, Request, Response};
 pub use params::{
     CoalesceParams, CopyOrigin, EventListParams, JobParams, KeeperReceive, KeeperStart, ListParams,
     ReadWriteParams, ResolveParams, Resolved, SrCheckParams, SrCreateParams, SrIntroduceParams, SrParams,
@@ -28,6 +29,7 @@ pub use params::{
     VdiImportParams, VdiParams, VdiResizeParams, VdiRevertParams, VdiSetParams, VdiSnapshotParams, Vdis,
 };
 pub use schema::{check_params, methods, schema};
+pub use text::Text;
 
 /// The version of every document that carries `schema_version`.
 pub const SCHEMA_VERSION: u32 = 1;

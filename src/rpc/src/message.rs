@@ -1,5 +1,6 @@
 //! The envelope: requests, responses and notifications of JSON-RPC 2.0.
 
+use crate::text::Text;
 use catena_types::{ErrorName, Failure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -16,8 +17,11 @@ pub enum Id {
     Null,
 }
 
-/// What a request came to.
+/// What a request came to, where that is found out.
 pub type Outcome = Result<Value, Failure>;
+
+/// What a request came to, on its way to who asked.
+pub type Reply = Result<Text, Failure>;
 
 /// A call that wants an answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,7 +40,7 @@ pub struct Response {
     /// The request's id.
     pub id: Id,
     /// Result or failure.
-    pub outcome: Outcome,
+    pub outcome: Reply,
 }
 
 /// A message that wants no answer.
@@ -66,7 +70,7 @@ struct RawMessage {
     method: Option<String>,
     #[serde(default)]
     params: Value,
-    result: Option<Value>,
+    result: Option<Text>,
     error: Option<RawError>,
 }
 
@@ -88,7 +92,7 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     params: Option<&'a Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<&'a Value>,
+    result: Option<&'a Text>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Value>,
 }
@@ -109,9 +113,10 @@ impl Message {
             (None, Some(method), None, None) => {
                 Ok(Self::Notification(Notification { method, params: raw.params }))
             }
-            (Some(id), None, result, None) => {
-                Ok(Self::Response(Response { id, outcome: Ok(result.unwrap_or(Value::Null)) }))
-            }
+            (Some(id), None, result, None) => Ok(Self::Response(Response {
+                id,
+                outcome: Ok(result.unwrap_or_else(|| Text::from(Value::Null))),
+            })),
             (id, None, None, Some(error)) => Ok(Self::Response(Response {
                 id: id.unwrap_or(Id::Null),
                 outcome: Err(error.into_failure()),
@@ -168,7 +173,7 @@ mod tests {
                 method: "SR.list".into(),
                 params: json!({"sr": "a"}),
             }),
-            Message::Response(Response { id: Id::Text("a".into()), outcome: Ok(json!({"srs": []})) }),
+            Message::Response(Response { id: Id::Text("a".into()), outcome: Ok(json!({"srs": []}).into()) }),
             Message::Response(Response { id: Id::Number(1), outcome: Err(failure.clone()) }),
             Message::Response(Response { id: Id::Null, outcome: Err(failure) }),
             Message::Notification(Notification { method: "event".into(), params: json!({}) }),

@@ -7,7 +7,7 @@ use crate::jobs;
 use crate::output::table::Rows;
 use crate::output::{Output, dot, record, tree};
 use catena_rpc::{
-    ListParams, Node, SrParams, Vdi, VdiCloneParams, VdiCopyParams, VdiCreateParams, VdiParams,
+    ListParams, Node, SrParams, Text, Vdi, VdiCloneParams, VdiCopyParams, VdiCreateParams, VdiParams,
     VdiResizeParams, VdiRevertParams, VdiSetParams, VdiSnapshotParams,
 };
 use catena_types::{Bytes, ErrorName, Failure, VdiUuid};
@@ -265,11 +265,11 @@ fn show_uuids(document: &Value, out: &mut Output) -> Result<(), CliError> {
 }
 
 fn list(sr: Option<String>, agent: &mut Client, out: &mut Output) -> Result<(), CliError> {
-    let document = agent.call("VDI.list", &ListParams { sr, vdi: None })?;
-    out.show(&document, || {
+    let document = agent.call_for_text("VDI.list", &ListParams { sr, vdi: None })?;
+    out.show_text(&document, |document| {
         let mut rows =
             Rows::new(&["NAME", "UUID", ">SIZE", ">OWN", ">SHARED", ">DEPTH", "SNAPSHOT", "ATTACHED"]);
-        for vdi in read_field::<Vec<Vdi>>(&document, "vdis")? {
+        for vdi in read_field::<Vec<Vdi>>(document, "vdis")? {
             rows.push([
                 vdi.name_label,
                 vdi.uuid.to_string(),
@@ -290,23 +290,23 @@ fn tree(tree: Tree, agent: &mut Client, out: &mut Output) -> Result<(), CliError
         return Err(CliError::bad_request("--dot and --json are two formats: choose one"));
     }
     let document = get_tree(tree.name, agent)?;
-    out.show(&document, || {
-        let roots: Vec<Node> = read_field(&document, "roots")?;
+    out.show_text(&document, |document| {
+        let roots: Vec<Node> = read_field(document, "roots")?;
         Ok(if tree.dot { dot::render(&roots) } else { tree::render(&roots) })
     })
 }
 
 /// The trees of what a name means, which may be an SR or a disk: of the SR if there is one.
-fn get_tree(name: Option<String>, agent: &mut Client) -> Result<Value, CliError> {
-    let Some(name) = name else { return agent.call("VDI.get_tree", &ListParams::default()) };
+fn get_tree(name: Option<String>, agent: &mut Client) -> Result<Text, CliError> {
+    let Some(name) = name else { return agent.call_for_text("VDI.get_tree", &ListParams::default()) };
     let record = SrParams { sr: name.clone(), take_over: false, request_id: None };
     match agent.call("SR.get_record", &record) {
-        Ok(_) => return agent.call("VDI.get_tree", &ListParams { sr: Some(name), vdi: None }),
+        Ok(_) => return agent.call_for_text("VDI.get_tree", &ListParams { sr: Some(name), vdi: None }),
         // Waiting helps where an SR exists and does not answer; this one does not exist.
         Err(CliError::Failure(failure)) if failure.name == ErrorName::SrUnavailable && !failure.retry => {}
         Err(other) => return Err(other),
     }
-    match agent.call("VDI.get_tree", &ListParams { sr: None, vdi: Some(name.clone()) }) {
+    match agent.call_for_text("VDI.get_tree", &ListParams { sr: None, vdi: Some(name.clone()) }) {
         Err(CliError::Failure(failure)) if failure.name == ErrorName::VdiMissing => {
             let message = format!("'{name}' is neither an SR nor a VDI");
             Err(Failure { message, ..failure }.into())
