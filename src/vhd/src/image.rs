@@ -183,6 +183,22 @@ impl Image {
         Ok(())
     }
 
+    /// A file that has lost the footer at its end may have lost data with it: what a block owns and the file does not have is
+    /// not zeros. With the footer in place the last block of another program's file may be short.
+    pub(crate) fn check_cut(&self, block: BlockIndex, slot: Slot, bits: &SectorSet) -> Result<()> {
+        // A writer has refused such a file when it opened it.
+        let intact = self.writer.is_some() || self.footers != FooterState::EndMissing;
+        if intact || slot.end() <= self.data_end {
+            return Ok(());
+        }
+        let last = bits.runs().map(|run| run.end as u64 * SECTOR_BYTES).max().unwrap_or(0);
+        if slot.data_at().0 + last.min(self.block_len(block)) > self.data_end.0 {
+            let detail = "data of a block lie past the end of the container, which has lost its footer";
+            return Err(Error::damaged("block_cut", slot.bitmap_at(), detail));
+        }
+        Ok(())
+    }
+
     /// Bytes of a block that belong to the disk, rounded up to sectors.
     pub(crate) fn block_len(&self, block: BlockIndex) -> u64 {
         let left = self.footer.size.0.saturating_sub(block.start().0);

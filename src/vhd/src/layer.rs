@@ -21,7 +21,8 @@ impl Layer for Image {
         }
         let Some(slot) = self.bat.get(block) else { return Ok(Ownership::Nothing) };
         let read = self.check_slot(slot).and_then(|()| self.stored_bits(block, slot));
-        let stored = read.map_err(|error| error.of_block(block))?;
+        let whole = read.and_then(|bits| self.check_cut(block, slot, &bits).map(|()| bits));
+        let stored = whole.map_err(|error| error.of_block(block))?;
         Ok(Ownership::from_set(match self.writer.as_ref().and_then(|writer| writer.pending.get(&block)) {
             Some(pending) => stored.union(pending),
             None => stored,

@@ -206,6 +206,29 @@ fn footers_are_looked_for_in_three_places() {
 }
 
 #[test]
+fn what_a_cut_file_has_lost_is_not_read_as_zeros() {
+    let (disk, mut image) = fresh(&spec(16));
+    put(&mut image, 0, 0..4096, 1).unwrap();
+    put(&mut image, 3, 5..9, 2).unwrap();
+    image.close().unwrap();
+    let all = disk.all();
+    let end = all.len() - 512;
+    // The last block owns the sectors up to its ninth; what follows it in the file may go with the footer.
+    let owned = end - (4096 - 9) * 512;
+    for (length, lost) in [(end, false), (owned, false), (owned - 1, true), (owned - 4 * 512, true)] {
+        let cut = Arc::new(Memory::from_bytes(&all[..length], catena_blockio::Sizing::Automatic));
+        let reader = Image::open(cut.clone(), Mode::ReadOnly).unwrap();
+        assert_eq!(reader.info().footers, FooterState::EndMissing);
+        assert!(reader.ownership(BlockIndex(0)).is_ok(), "{length}");
+        assert_eq!(reader.ownership(BlockIndex(3)).is_err(), lost, "{length}");
+        let whole = length == end;
+        let before = cut.all();
+        assert_eq!(Image::open(cut.clone(), Mode::ReadWrite).is_ok(), whole, "{length}");
+        assert!(cut.all() == before);
+    }
+}
+
+#[test]
 fn vendor_bug_batmap_and_footer_overlap_at_8194_mib() {
     let (disk, mut image) = fresh(&spec(8194));
     assert_eq!(disk.all().len(), 1536 + 33 * 512 + 512 + 1024 + 512, "the whole batmap is there");
