@@ -4,11 +4,11 @@
 mod crash;
 mod harness;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use crash::stage::Stage;
-use harness::{nightly, seed, wait_for_end};
+use harness::{nightly, seed, wait_for_end, wait_until};
 use nix::sys::signal::{Signal, kill};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Bytes that each merge moves.
@@ -51,6 +51,50 @@ fn a_merge_survives_its_mover_its_keeper_and_its_front() -> Result<()> {
     stage.verify()?;
     stage.verify_tidy()?;
     stage.agent.stop()
+}
+
+/// What is merged into an image while the merge *of* that image rests may lie before the place that the latter has come to.
+#[test]
+fn a_merge_whose_source_has_taken_in_more_begins_anew() -> Result<()> {
+    const BLOCK: usize = 2 << 20;
+    let mut stage = Stage::empty()?;
+    let disk = stage.disk("large", 32 * BLOCK)?;
+    stage.agent.ok(&["coalesce", "pause", &stage.sr])?;
+    stage.write(&disk, 0, 32 * BLOCK)?;
+    let first = stage.snapshot(&disk)?;
+    stage.write(&disk, 0, 32 * BLOCK)?;
+    let second = stage.snapshot(&disk)?;
+    stage.write(&disk, 0, BLOCK)?;
+    stage.snapshot(&disk)?;
+    stage.write(&disk, 4096, 4096)?;
+    stage.destroy(&first)?;
+    stage.agent.ok(&["sr", "policy", &stage.sr, "coalesce.rate=8MiB"])?;
+    stage.agent.ok(&["coalesce", "resume", &stage.sr])?;
+    // Its first block is behind it, durably, and it is far from its end.
+    wait_until("a merge under way", || {
+        Ok(first_merge(&stage)?.is_some_and(|job| job["bytes_done"].as_u64() >= Some(4 * BLOCK as u64)))
+    })?;
+    stage.destroy(&second)?;
+    strike(&mut stage, Victim::Mover)?;
+    // The small one above it goes first while it rests.
+    wait_until("another merge", || {
+        let events = stage.agent.json(&["event", "list"])?;
+        Ok(events["events"].as_array().into_iter().flatten().any(|event| event["kind"] == "merge.done"))
+    })?;
+    let rests = first_merge(&stage)?.context("the first merge")?;
+    ensure!(rests["state"] == "queued" || rests["state"] == "running", "{rests}");
+    stage.agent.ok(&["sr", "policy", &stage.sr, "coalesce.rate=0"])?;
+    stage.coalesce()?;
+    stage.verify()?;
+    stage.verify_tidy()?;
+    stage.agent.stop()
+}
+
+/// The job of the first merge that was begun.
+fn first_merge(stage: &Stage) -> Result<Option<Value>> {
+    let jobs = stage.agent.json(&["job", "list"])?;
+    let merges = jobs["jobs"].as_array().into_iter().flatten().filter(|job| job["kind"] == "merge");
+    Ok(merges.min_by_key(|job| job["created"].to_string()).cloned())
 }
 
 /// Gives the worker something to do: an inner merge under a snapshot that stays until the next round, or a leaf merge.

@@ -260,7 +260,8 @@ impl Stage {
         ensure!(merged || status["reason"]["code"] == "foreign_image", "not merged: {status}");
         let jobs = self.agent.json(&["job", "list"])?;
         for job in jobs["jobs"].as_array().into_iter().flatten() {
-            ensure!(job["state"] == "done" || job["state"] == "failed", "a job is not over: {job}");
+            let over = ["done", "failed", "cancelled"].iter().any(|state| job["state"] == *state);
+            ensure!(over, "a job is not over: {job}");
         }
         Ok(())
     }

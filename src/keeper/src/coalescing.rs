@@ -61,6 +61,7 @@ impl Owner {
             return;
         }
         self.retry_leftovers();
+        self.end_superseded();
         self.decide_resizes();
         if let Some(job) = self.steps_due() {
             return self.resume_steps(job);

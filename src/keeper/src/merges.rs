@@ -22,7 +22,7 @@ use crate::priority::Priority;
 use crate::steps::back_off;
 use crate::tree::Rows;
 use catena_catalog::Change;
-use catena_coalesce::{Task, need};
+use catena_coalesce::{Task, Tree, need, task_of};
 use catena_control::{Pace, Progress, Request, Trouble, TroubleKind};
 use catena_sr_api::Access;
 use catena_types::{
@@ -50,7 +50,9 @@ impl Owner {
         let text =
             format!("{} begins to be merged into {}", self.container_of(task.image()), mixed.container);
         let event = self.event(Severity::Info, "merge.started", None, Some(&job), text);
-        if let Err(failure) = self.commit(vec![Change::PutJob(job.clone()), Change::PutImage(mixed), event]) {
+        let mut changes = vec![Change::PutJob(job.clone()), Change::PutImage(mixed), event];
+        changes.extend(self.rewound(into.id));
+        if let Err(failure) = self.commit(changes) {
             return tracing::error!(sr = %self.sr.uuid, %failure, "a merge could not begin");
         }
         crash::pass(job.work.kind(), Phase::Journaled);
@@ -66,6 +68,46 @@ impl Owner {
                 self.track(&job, Running { long, lease: BTreeSet::new(), cancelled: false });
             }
             Err(failure) => self.merge_failed(job, failure),
+        }
+    }
+
+    /// Interrupted merges of `image`, which is about to take in something: that may lie before their cursors, so they begin anew.
+    /// In the transaction that lets the first byte in: no crash leaves a cursor behind what came later.
+    fn rewound(&self, image: ImageId) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for job in self.catalog.state().unfinished() {
+            if let Work::Merge { from, into, cursor: 1.. } = &job.work
+                && *from == image
+                && !job.committed
+            {
+                let work = Work::Merge { from: *from, into: *into, cursor: 0 };
+                changes.push(Change::PutJob(JobRecord { work, ..(**job).clone() }));
+            }
+        }
+        changes
+    }
+
+    /// Ends merges that wait and will never go on, since their image is gone or something else is to become of it: who waits for
+    /// their jobs is told so.
+    pub(crate) fn end_superseded(&mut self) {
+        let state = self.catalog.state();
+        let tree = Rows(state);
+        let superseded = |job: &&std::sync::Arc<JobRecord>| {
+            let waits = job.state == JobState::Queued && !job.committed;
+            task_of_work(&job.work).filter(|_| waits).is_some_and(|task| match tree.image(task.image()) {
+                None => true,
+                Some(image) => task_of(&tree, image).is_some_and(|now| now != task),
+            })
+        };
+        let end = |job: &std::sync::Arc<JobRecord>| {
+            let (state, phase, updated) = (JobState::Cancelled, "superseded".to_owned(), Timestamp::now());
+            Change::PutJob(JobRecord { state, phase, updated, retry_at: None, ..(**job).clone() })
+        };
+        let changes: Vec<Change> = state.unfinished().filter(superseded).map(end).collect();
+        if !changes.is_empty()
+            && let Err(failure) = self.commit(changes)
+        {
+            tracing::error!(%failure, "merges that have lost their reason could not be ended");
         }
     }
 
