@@ -9,32 +9,41 @@ use catena_chain::{Layer, LayerMut};
 use catena_types::{BLOCK_BYTES, BlockIndex, Bytes, FileOffset, ImageId, SECTOR_BYTES, SectorSet};
 use catena_vhd::{CheckOptions, CreateSpec, Image, Mode, ParentSpec, Problem};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
 pub const MIB: u64 = 1 << 20;
 pub const PARENT: ImageId = ImageId::from_bytes([9; 16]);
 
-/// The golden images, unpacked once for each test program.
-pub fn golden() -> &'static Path {
-    static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| {
+/// A file of the golden archive, which is unpacked once for each test program, into files without names: nothing is left behind.
+pub fn golden(name: &str) -> Vec<u8> {
+    static FILES: OnceLock<BTreeMap<PathBuf, File>> = OnceLock::new();
+    let files = FILES.get_or_init(|| {
         let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/xenserver-vhd.tar.zst");
-        let packed = std::fs::File::open(&archive).unwrap_or_else(|e| panic!("{}: {e}", archive.display()));
-        let dir = DIR.get_or_init(|| tempfile::tempdir().unwrap());
-        tar::Archive::new(zstd::Decoder::new(packed).unwrap()).unpack(dir.path()).unwrap();
-        dir.path().to_owned()
-    })
+        let packed = File::open(&archive).unwrap_or_else(|e| panic!("{}: {e}", archive.display()));
+        let mut archive = tar::Archive::new(zstd::Decoder::new(packed).unwrap());
+        let unpacked = archive.entries().unwrap().map(|entry| {
+            let (mut entry, mut file) = (entry.unwrap(), tempfile::tempfile().unwrap());
+            io::copy(&mut entry, &mut file).unwrap();
+            let path = entry.path().unwrap();
+            (path.strip_prefix(".").unwrap_or(&path).to_owned(), file)
+        });
+        unpacked.collect()
+    });
+    let file = files.get(Path::new(name)).unwrap_or_else(|| panic!("there is no golden {name}"));
+    let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
 }
 
 /// A golden image in memory.
 pub fn golden_image(name: &str) -> Arc<Memory> {
-    let bytes = std::fs::read(golden().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     let sizing = if name.ends_with("lv.img") { Sizing::Explicit } else { Sizing::Automatic };
-    Arc::new(Memory::from_bytes(&bytes, sizing))
+    Arc::new(Memory::from_bytes(&golden(name), sizing))
 }
 
 type Pages = BTreeMap<u64, Box<[u8; 4096]>>;
