@@ -22,7 +22,7 @@ use crate::schema;
 use crate::state::{Change, Meta, State};
 use crate::store::{self, DATABASE};
 use crate::unknown;
-use catena_types::{CrashPoint, Effects, ErrorName, Failure, JobId, JobRecord, JobState};
+use catena_types::{CrashPoint, Effects, ErrorName, Failure, JobId, JobRecord, JobState, Work};
 use rusqlite::Connection;
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -171,9 +171,21 @@ impl Remains {
 fn void(copy: &State) -> Vec<Change> {
     let mut changes: Vec<Change> = copy.vdis.keys().map(|uuid| Change::RemoveVdi(*uuid)).collect();
     changes.extend(copy.images.keys().map(|id| Change::RemoveImage(*id)));
-    for job in copy.jobs.values().filter(|job| !job.state.is_over()) {
+    for job in copy.unfinished() {
+        // How far a merge had come is void even where it was cancelled or had failed: what it merges may have taken in more since.
+        let mut work = job.work.clone();
+        if let Work::Merge { cursor, .. } = &mut work {
+            *cursor = 0;
+        }
+        if job.state.is_over() {
+            if work != job.work {
+                changes.push(Change::PutJob(JobRecord { work, ..(**job).clone() }));
+            }
+            continue;
+        }
         let why = Failure::new(ErrorName::Metadata, "the catalog was lost while the job was under way");
         changes.push(Change::PutJob(JobRecord {
+            work,
             state: JobState::Failed,
             effects: Effects::default(),
             error: Some(why),
@@ -263,6 +275,27 @@ mod tests {
         assert!(dir.path().join("catalog.db-wal.damaged-1").exists());
         catalog.close().unwrap();
         assert_eq!(Catalog::look(dir.path()).unwrap().images.len(), 1);
+    }
+
+    #[test]
+    fn no_merge_goes_on_where_a_copy_says_that_it_was() {
+        let dir = TempDir::new().unwrap();
+        let mut catalog = Catalog::create(dir.path(), meta()).unwrap();
+        let merge = |cursor| Work::Merge { from: image(2, Some(1)).id, into: image(1, None).id, cursor };
+        for (id, state) in
+            (1..).zip([JobState::Running, JobState::Queued, JobState::Failed, JobState::Cancelled])
+        {
+            catalog.commit(vec![Change::PutJob(JobRecord { state, work: merge(7), ..job(id) })]).unwrap();
+        }
+        catalog.idle_at(at(60)).unwrap();
+        drop(catalog);
+        fs::write(dir.path().join(DATABASE), "garbage").unwrap();
+        let remains = Remains::find(dir.path()).unwrap();
+        assert_eq!(remains.copy.as_ref().unwrap().jobs.len(), 4);
+        let catalog = remains.replace(dir.path(), &meta(), Vec::new()).unwrap();
+        let jobs: Vec<_> = catalog.state().jobs.values().map(|job| (job.work.clone(), job.state)).collect();
+        let [failed, cancelled] = [JobState::Failed, JobState::Cancelled].map(|state| (merge(0), state));
+        assert_eq!(jobs, [failed.clone(), failed.clone(), failed, cancelled]);
     }
 
     #[test]
