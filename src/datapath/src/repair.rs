@@ -12,12 +12,13 @@ use catena_vhd::{CheckOptions, Image, Mode, Repair, RepairOptions, vhd_timestamp
 use std::fs::File;
 use std::io::Write;
 
-/// The most findings that one check reports; more say nothing new.
+/// The most findings that one check reports, divided among its images: more of one say nothing new, and must not hide another.
 const FINDINGS_LIMIT: usize = 200;
 
 /// Checks images, and says of each problem what a repair would do.
 pub(crate) fn check(images: &[(Handed, Expected)], fds: &mut Descriptors) -> Answered {
     let mut problems = Vec::new();
+    let each = (FINDINGS_LIMIT / images.len().max(1)).max(1);
     for (index, (handed, expected)) in images.iter().enumerate() {
         let Format::Vhd = handed.format;
         let container = fds.container(Caching::Buffered)?;
@@ -26,7 +27,7 @@ pub(crate) fn check(images: &[(Handed, Expected)], fds: &mut Descriptors) -> Ans
             now: Some(vhd_timestamp(crate::streams::now())),
             deep: false,
         };
-        let found = match catena_vhd::check(&*container, &options) {
+        let mut found = match catena_vhd::check(&*container, &options) {
             Ok(found) => found,
             Err(error) => {
                 let text = describe(&error);
@@ -35,7 +36,9 @@ pub(crate) fn check(images: &[(Handed, Expected)], fds: &mut Descriptors) -> Ans
             }
         };
         let plan = if found.is_empty() { None } else { plan(&*container, handed, expected, false).ok() };
-        for problem in found {
+        // Errors first: they decide whether the image is damaged.
+        found.sort_by_key(|problem| problem.severity != Severity::Error);
+        for problem in found.into_iter().take(each) {
             let place = problem.at.map(|at| format!(" at byte {}", at.0)).unwrap_or_default();
             let fix = plan.iter().flat_map(|plan| &plan.fixes).find(|fix| fix.check == problem.check);
             problems.push(Problem {
@@ -46,7 +49,6 @@ pub(crate) fn check(images: &[(Handed, Expected)], fds: &mut Descriptors) -> Ans
             });
         }
     }
-    problems.truncate(FINDINGS_LIMIT);
     Ok(Answer::Problems { problems })
 }
 
