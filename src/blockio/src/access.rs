@@ -129,6 +129,18 @@ impl Access {
         self.file.sync_data().inspect_err(|error| *failed = Some(error.raw_os_error().unwrap_or(libc::EIO)))
     }
 
+    /// Leaves direct mode and comes back to it. The caches agree: before the kernel goes past the page cache, it writes out
+    /// what is there of the range; and a write-back that failed then is still told to the next flush.
+    pub(crate) fn collect_writes(&self, on: bool) -> io::Result<()> {
+        if !self.is_direct() {
+            return Ok(());
+        }
+        let sent = if on { Ok(()) } else { self.flush() };
+        let _alone = self.alone();
+        direct::switch(&self.file, !on)?;
+        sent
+    }
+
     /// Makes the range read as zero, by giving it back where the storage can. What lies past `end` stays as it is.
     pub(crate) fn punch(&self, at: u64, len: u64, end: u64) -> io::Result<()> {
         let (Ok(offset), Ok(length)) = (i64::try_from(at), i64::try_from(len)) else {
@@ -204,9 +216,10 @@ impl Access {
     /// Writes through the page cache of a file in direct mode; the caller is alone. Reads that come meanwhile are served
     /// from the cache too.
     fn write_buffered(&self, buf: &[u8], at: u64) -> io::Result<()> {
+        let was_on = direct::is_on(&self.file)?;
         direct::switch(&self.file, false)?;
         let outcome = self.file.write_all_at(buf, at);
-        direct::switch(&self.file, true)?;
+        direct::switch(&self.file, was_on)?;
         outcome
     }
 }
@@ -288,6 +301,34 @@ mod tests {
         access.file = tempfile::tempfile().unwrap();
         assert_eq!(access.flush().unwrap_err().raw_os_error(), first.raw_os_error());
         assert!(Access::new(tempfile::tempfile().unwrap(), false).unwrap().flush().is_ok());
+    }
+
+    #[test]
+    fn what_was_collected_is_there_for_who_goes_past_the_cache() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let open =
+            || File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+        let (access, beside) = (Access::new(open(), true).unwrap(), Access::new(open(), true).unwrap());
+        let page = |value: u8| {
+            let mut page = AlignedBuf::zeroed(4096);
+            page.fill(value);
+            page
+        };
+        for round in 0..3u8 {
+            access.write(&page(round), 0).unwrap();
+            access.collect_writes(true).unwrap();
+            assert!(!direct::is_on(&access.file).unwrap());
+            access.write(&page(round + 10), 3 * 4096).unwrap();
+            access.write(&[round + 20; 700], 8 * 4096 + 100).unwrap();
+            access.collect_writes(false).unwrap();
+            assert_eq!(direct::is_on(&access.file).unwrap(), access.is_direct());
+            for (value, at) in [(round, 0), (round + 10, 3 * 4096), (round + 20, 8 * 4096 + 100)] {
+                let mut found = [0; 700];
+                beside.read(&mut found, at).unwrap();
+                assert_eq!(found, [value; 700]);
+            }
+        }
     }
 
     #[test]

@@ -33,6 +33,14 @@ pub trait Container: Send + Sync {
     /// and to write anew whatever was not flushed.
     fn flush(&self) -> io::Result<()>;
 
+    /// Between `true` and `false`, writes are collected in the system's memory: for many small pieces of new space, which a file
+    /// system finds room for one after the other when each goes to the storage by itself, and at once when they come
+    /// together. At `false` all of them have been sent, which fails as [`flush`](Self::flush) does. Nobody else writes meanwhile. Does
+    /// nothing where it would help nothing.
+    fn collect_writes(&self, _on: bool) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Its length.
     fn size(&self) -> io::Result<Bytes>;
 

@@ -40,6 +40,11 @@ impl Alignment {
     }
 }
 
+/// Whether `O_DIRECT` is set.
+pub(crate) fn is_on(file: &File) -> io::Result<bool> {
+    Ok(OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?).contains(OFlag::O_DIRECT))
+}
+
 /// Sets or clears `O_DIRECT`; `false` if the file system knows no direct I/O.
 pub(crate) fn switch(file: &File, on: bool) -> io::Result<bool> {
     let mut flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);

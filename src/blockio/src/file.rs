@@ -52,6 +52,10 @@ impl Container for FileContainer {
         self.access.flush()
     }
 
+    fn collect_writes(&self, on: bool) -> io::Result<()> {
+        self.access.collect_writes(on)
+    }
+
     fn size(&self) -> io::Result<Bytes> {
         self.access.size().map(Bytes)
     }

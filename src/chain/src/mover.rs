@@ -6,7 +6,8 @@
 //!
 //! Fast ways: a block that is owned whole is cloned where the storage can share; neighbouring runs are read in one request,
 //! since some bytes too many cost less than another request; in a block of which the target owns nothing, small gaps are
-//! filled with zeros so that writes are joined too. In all other blocks only owned sectors are written.
+//! filled with zeros so that writes are joined too. In all other blocks only owned sectors are written. What is scattered over
+//! new blocks is collected in memory first, so that the file system finds room for all of it at once.
 
 use crate::error::Error;
 use crate::layer::{Extent, Layer, LayerMut, Ownership};
@@ -25,6 +26,8 @@ const WRITE_GAP: usize = 32;
 /// Bytes under way at once: one block is read while another is written. More only fills the queue of the disk, and with it
 /// the time that a guest's request waits there; what is scattered has as many requests as there are threads.
 const BYTES_IN_FLIGHT: usize = 2 * BLOCK;
+/// Up to so many bytes of a block, what is copied of it counts as scattered.
+const SCATTERED: usize = BLOCK / 4;
 
 /// Buffers, and what was learnt about the two containers.
 pub(crate) struct Mover {
@@ -68,12 +71,14 @@ impl Mover {
         let (from_container, to_container) = (source.container(), target.container());
         let can_clone = &self.can_clone;
         let threads = threads_for(&tasks);
-        pool::map(&mut self.buffers[..threads], &tasks, |buffer, task| {
-            if task.sectors.is_empty() || task.clone(from_container, to_container, can_clone)? {
-                return Ok(());
-            }
-            task.read(from_container, buffer)?;
-            task.write(to_container, buffer)
+        collected(to_container, are_scattered_and_new(&tasks), || {
+            pool::map(&mut self.buffers[..threads], &tasks, |buffer, task| {
+                if task.sectors.is_empty() || task.clone(from_container, to_container, can_clone)? {
+                    return Ok(());
+                }
+                task.read(from_container, buffer)?;
+                task.write(to_container, buffer)
+            })
         })?;
         for task in tasks.iter().filter(|task| !task.sectors.is_empty()) {
             target.wrote(task.block, &task.sectors)?;
@@ -84,9 +89,35 @@ impl Mover {
 
 /// As many threads as keep [`BYTES_IN_FLIGHT`] under way, two at least.
 fn threads_for(tasks: &[Task]) -> usize {
+    (BYTES_IN_FLIGHT / bytes_of_each(tasks).max(1)).clamp(2, IN_FLIGHT)
+}
+
+/// Whether most of them are small pieces in blocks that the target does not have yet.
+fn are_scattered_and_new(tasks: &[Task]) -> bool {
+    let new = tasks.iter().filter(|task| task.fresh).count();
+    new > tasks.len() / 2 && bytes_of_each(tasks) <= SCATTERED
+}
+
+/// Bytes to copy of a block, on average.
+fn bytes_of_each(tasks: &[Task]) -> usize {
     let sectors: usize = tasks.iter().map(|task| task.sectors.count()).sum();
-    let each = (sectors * SECTOR / tasks.len().max(1)).max(1);
-    (BYTES_IN_FLIGHT / each).clamp(2, IN_FLIGHT)
+    sectors * SECTOR / tasks.len().max(1)
+}
+
+/// Does `work`, with what it writes collected where that is asked for.
+fn collected<R>(
+    to: &dyn Container,
+    wanted: bool,
+    work: impl FnOnce() -> Result<R, Error>,
+) -> Result<R, Error> {
+    if !wanted {
+        return work();
+    }
+    to.collect_writes(true).map_err(Error::io("preparing the target of a merge"))?;
+    let outcome = work();
+    let sent = to.collect_writes(false).map_err(Error::io("writing to the target of a merge"));
+    let result = outcome?;
+    sent.map(|()| result)
 }
 
 /// Reads what both sides say about the blocks.
