@@ -15,7 +15,7 @@
 use crate::buffer::AlignedBuf;
 use crate::direct::{self, Alignment};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::libc;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -132,13 +132,19 @@ impl Access {
     /// Leaves direct mode and comes back to it. The caches agree: before the kernel goes past the page cache, it writes out
     /// what is there of the range; and a write-back that failed then is still told to the next flush.
     pub(crate) fn collect_writes(&self, on: bool) -> io::Result<()> {
-        if !self.is_direct() {
-            return Ok(());
+        if self.is_direct() {
+            let _alone = self.alone();
+            direct::switch(&self.file, !on)?;
         }
-        let sent = if on { Ok(()) } else { self.flush() };
-        let _alone = self.alone();
-        direct::switch(&self.file, !on)?;
-        sent
+        Ok(())
+    }
+
+    /// Begins to read into the page cache what a write of these bytes leaves of the pages that it touches.
+    pub(crate) fn fetch_edges(&self, at: u64, len: u64) {
+        if let (Ok(at), Ok(len)) = (i64::try_from(at), i64::try_from(len)) {
+            // Without it the write waits for the page itself.
+            let _ = posix_fadvise(&self.file, at, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        }
     }
 
     /// Makes the range read as zero, by giving it back where the storage can. What lies past `end` stays as it is.

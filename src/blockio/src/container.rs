@@ -33,13 +33,15 @@ pub trait Container: Send + Sync {
     /// and to write anew whatever was not flushed.
     fn flush(&self) -> io::Result<()>;
 
-    /// Between `true` and `false`, writes are collected in the system's memory: for many small pieces of new space, which a file
-    /// system finds room for one after the other when each goes to the storage by itself, and at once when they come
-    /// together. At `false` all of them have been sent, which fails as [`flush`](Self::flush) does. Nobody else writes meanwhile. Does
-    /// nothing where it would help nothing.
+    /// Between `true` and `false`, writes are collected in the system's memory, see [`collecting`]. Nothing else changes what they
+    /// are: volatile until a flush. Does nothing where it would help nothing.
     fn collect_writes(&self, _on: bool) -> io::Result<()> {
         Ok(())
     }
+
+    /// Says that a part of these bytes is about to be written while writes are collected, so that what lies around it can be
+    /// fetched with others at once. Only a hint.
+    fn expect_write(&self, _at: FileOffset, _len: Bytes) {}
 
     /// Its length.
     fn size(&self) -> io::Result<Bytes>;
@@ -71,4 +73,14 @@ pub trait Container: Send + Sync {
 
     /// The descriptor, for the calls that need two containers; `None` for simulated ones.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// Does `work` while what it writes to `container` is collected: for many small pieces. When each goes to the storage by
+/// itself, it waits for the storage, and in new space the file system finds room for one after the other; together they are
+/// sent by the next flush. Nobody else writes meanwhile.
+pub fn collecting<R>(container: &dyn Container, work: impl FnOnce() -> R) -> io::Result<R> {
+    container.collect_writes(true)?;
+    let outcome = work();
+    container.collect_writes(false)?;
+    Ok(outcome)
 }

@@ -56,6 +56,10 @@ impl Container for FileContainer {
         self.access.collect_writes(on)
     }
 
+    fn expect_write(&self, at: FileOffset, len: Bytes) {
+        self.access.fetch_edges(at.0, len.0);
+    }
+
     fn size(&self) -> io::Result<Bytes> {
         self.access.size().map(Bytes)
     }

@@ -18,7 +18,7 @@ pub mod sim;
 mod tests;
 
 pub use buffer::AlignedBuf;
-pub use container::{Container, Sizing};
+pub use container::{Container, Sizing, collecting};
 pub use device::BlockContainer;
 pub use file::FileContainer;
 pub use lock::{lock_exclusive, lock_exclusive_wait};

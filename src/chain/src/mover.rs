@@ -14,7 +14,7 @@ use crate::layer::{Extent, Layer, LayerMut, Ownership};
 use crate::pool::{self, IN_FLIGHT};
 use crate::survey::{Work, to_copy};
 use crate::units::{BLOCK, PAGE, PAGE_SECTORS, SECTOR, sector_bytes, sectors_inside};
-use catena_blockio::{AlignedBuf, Container};
+use catena_blockio::{AlignedBuf, Container, collecting};
 use catena_types::{BLOCK_BYTES, BLOCK_SECTORS, BlockIndex, Bytes, FileOffset, GuestOffset, SectorSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -104,7 +104,7 @@ fn bytes_of_each(tasks: &[Task]) -> usize {
     sectors * SECTOR / tasks.len().max(1)
 }
 
-/// Does `work`, with what it writes collected where that is asked for.
+/// Does `work`, with what it writes collected and sent if that is asked for: the time of a batch holds all of its I/O.
 fn collected<R>(
     to: &dyn Container,
     wanted: bool,
@@ -113,11 +113,10 @@ fn collected<R>(
     if !wanted {
         return work();
     }
-    to.collect_writes(true).map_err(Error::io("preparing the target of a merge"))?;
-    let outcome = work();
-    let sent = to.collect_writes(false).map_err(Error::io("writing to the target of a merge"));
-    let result = outcome?;
-    sent.map(|()| result)
+    let context = || Error::io("writing to the target of a merge");
+    let result = collecting(to, work).map_err(context())??;
+    to.flush().map_err(context())?;
+    Ok(result)
 }
 
 /// Reads what both sides say about the blocks.

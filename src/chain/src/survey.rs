@@ -27,7 +27,7 @@ pub(crate) struct Pace {
 impl Pace {
     /// The pace of real disks.
     pub(crate) const NORMAL: Self = Self {
-        batch_bytes: 256 << 20,
+        batch_bytes: 1 << 30,
         batch_blocks: 512,
         batch_time: Duration::from_millis(500),
         checkpoint_bytes: 1 << 30,
@@ -72,7 +72,7 @@ impl Survey {
     }
 
     fn new(work: Vec<Work>, pace: Pace) -> Self {
-        let limit = (pace.batch_bytes / 8).max(BLOCK_BYTES);
+        let limit = (pace.batch_bytes / 32).max(BLOCK_BYTES);
         Self { work, done: 0, pace, limit, free: false, begun: Instant::now() }
     }
 

@@ -1,5 +1,8 @@
 //! Giving sectors up (D2): the batmap is clear, then the bits, then the block-table entries, then the space, each
 //! durable before the next. A batch of any size takes the same few barriers.
+//!
+//! A block of which nothing is left loses its entry alone. Its bits stay in a slot that nothing names: the next block there
+//! brings a bitmap of its own, durable before its entry (D1), and gets the slot only when the old entry is durably gone.
 
 use crate::error::{Error, Result};
 use crate::footer::DiskKind;
@@ -72,21 +75,18 @@ impl Image {
     }
 
     fn take_away(&mut self, changes: &[Change]) -> Result<()> {
-        for change in changes.iter().filter(|change| change.before != change.after) {
-            self.store_bits(change.block, change.slot, &change.after)?;
-        }
-        // D2: a block whose entry is gone must not come back with its old bits when its slot is used again.
-        self.barrier()?;
-        let emptied: Vec<&Change> = changes.iter().filter(|change| change.after.is_empty()).collect();
+        let (emptied, shrunk): (Vec<_>, Vec<_>) = changes.iter().partition(|change| change.after.is_empty());
+        let bits: Vec<_> =
+            shrunk.iter().map(|change| (change.block, change.slot, change.after.clone())).collect();
+        self.store_all_bits(&bits)?;
         for change in &emptied {
             self.bat.set(change.block, None);
+            self.batmap.mark(change.block, false);
             self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner).forget(change.block);
         }
-        if !emptied.is_empty() {
-            self.bat.write_dirty(&*self.container)?;
-            // D2: nothing durable names the slots from here on, so they may be punched and used again.
-            self.barrier()?;
-        }
+        self.bat.write_dirty(&*self.container)?;
+        // D2: nothing durable names the slots of the emptied from here on, so they may be punched and used again.
+        self.barrier()?;
         let returns_space = self.writer()?.returns_space;
         for change in &emptied {
             if returns_space {

@@ -19,10 +19,13 @@ use crate::footer::Footer;
 use crate::header::Header;
 use crate::layout::{Layout, SECTOR, Slot};
 use crate::space::Space;
-use catena_blockio::Container;
+use catena_blockio::{Container, collecting};
 use catena_types::{BLOCK_BYTES, BlockIndex, Bytes, FileOffset, SECTOR_BYTES, SectorSet};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// From so many bitmaps on they are written together.
+const MANY_BITMAPS: usize = 8;
 
 /// What an image is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,6 +156,20 @@ impl Image {
         self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner).put(block, bits.clone());
         self.batmap.mark(block, bits.is_full());
         Ok(())
+    }
+
+    /// The same for several blocks, together where there are many.
+    pub(crate) fn store_all_bits(&mut self, all: &[(BlockIndex, Slot, SectorSet)]) -> Result<()> {
+        let container = self.container.clone();
+        let mut store =
+            || all.iter().try_for_each(|(block, slot, bits)| self.store_bits(*block, *slot, bits));
+        if all.len() < MANY_BITMAPS {
+            return store();
+        }
+        for (_, slot, _) in all {
+            container.expect_write(slot.bitmap_at(), Bytes(SECTOR_BYTES));
+        }
+        collecting(&*container, store).map_err(Error::io("writing bitmaps"))?
     }
 
     /// The place of a block, whether on disk or not yet.

@@ -86,51 +86,41 @@ impl Image {
 
     /// A barrier, then the pointers to everything noted so far. May be repeated after an error other than `Failed`.
     pub(crate) fn commit_pointers(&mut self) -> Result<()> {
-        let writer = self.writer()?;
-        let new: Vec<BlockIndex> = writer
-            .fresh
-            .iter()
-            .filter(|(_, fresh)| !fresh.bits.is_empty())
-            .map(|(&block, _)| block)
-            .collect();
-        let changed: Vec<BlockIndex> = writer.pending.keys().copied().collect();
-        if new.is_empty() && changed.is_empty() && !self.bat.is_dirty() {
+        let new = self.fresh_bits();
+        if new.is_empty() && self.writer()?.pending.is_empty() && !self.bat.is_dirty() {
             return Ok(());
         }
         // Nothing points at these bitmaps yet.
-        for &block in &new {
-            if let Some((slot, bits)) = self.fresh(block) {
-                self.store_bits(block, slot, &bits)?;
-            }
-        }
+        self.store_all_bits(&new)?;
         self.begin_change()?;
         // D1: data and new bitmaps before anything points at them. D4: the batmap is clear before the first bit changes.
         self.barrier()?;
         self.writer()?.session = Session::Changing;
-        for block in new {
-            if let Some(fresh) = self.writer()?.fresh.remove(&block) {
-                self.bat.set(block, Some(fresh.slot));
-            }
+        for (block, slot, _) in new {
+            self.writer()?.fresh.remove(&block);
+            self.bat.set(block, Some(slot));
         }
-        for block in changed {
-            self.write_pending_bits(block)?;
-        }
+        self.store_all_bits(&self.pending_bits()?)?;
+        self.writer()?.pending.clear();
         self.bat.write_dirty(&*self.container)
     }
 
-    fn fresh(&mut self, block: BlockIndex) -> Option<(Slot, SectorSet)> {
-        self.writer.as_ref()?.fresh.get(&block).map(|fresh| (fresh.slot, fresh.bits.clone()))
+    /// The bitmaps of the new blocks to which something was written.
+    fn fresh_bits(&self) -> Vec<(BlockIndex, Slot, SectorSet)> {
+        let fresh = self.writer.iter().flat_map(|writer| &writer.fresh);
+        fresh
+            .filter(|(_, fresh)| !fresh.bits.is_empty())
+            .map(|(&block, fresh)| (block, fresh.slot, fresh.bits.clone()))
+            .collect()
     }
 
-    /// D3: the bitmap that is written is the image's content and the bits whose barrier is complete.
-    fn write_pending_bits(&mut self, block: BlockIndex) -> Result<()> {
-        let pending = self.writer()?.pending.get(&block).cloned();
-        if let (Some(bits), Some(slot)) = (pending, self.bat.get(block)) {
-            let all = self.stored_bits(block, slot)?.union(&bits);
-            self.store_bits(block, slot, &all)?;
-            self.writer()?.pending.remove(&block);
-        }
-        Ok(())
+    /// D3: the bitmaps to be written of old blocks, each the image's content and the bits whose barrier is complete.
+    fn pending_bits(&self) -> Result<Vec<(BlockIndex, Slot, SectorSet)>> {
+        let pending = self.writer.iter().flat_map(|writer| &writer.pending);
+        pending
+            .filter_map(|(&block, bits)| Some((block, self.bat.get(block)?, bits)))
+            .map(|(block, slot, bits)| Ok((block, slot, self.stored_bits(block, slot)?.union(bits))))
+            .collect()
     }
 
     /// What must be durable before the first change of a session: a clear batmap (D4), and a footer at the end. The caller
