@@ -6,9 +6,11 @@
 
 mod channel;
 mod messages;
+mod serving;
 
 pub use channel::{Channel, ChannelError, Packet};
 pub use messages::{
     Answer, Answered, CreateImage, Expected, ExportFormat, Fix, Handed, ImageReport, ImportFormat,
     ImportSource, Pace, Parent, Problem, Progress, Reply, Request, Trouble, TroubleKind,
 };
+pub use serving::{Ask, Hello, Limits, News, Said, Served, Stats, Told};

@@ -1,0 +1,103 @@
+//! A layer that is written while it is read, as its owner sees it: bookkeeping that never waits, and plans that others run.
+//!
+//! ```text
+//!   nothing ──place──▶ placed ──wrote──▶ noted ──begin_commit──▶ on its way ──end_commit──▶ stored
+//!                                          ▲                        │ more sectors of the block: noted again,
+//!                                          └────────────────────────┘ for the next commit (D1)
+//! ```
+//!
+//! Invariants: what [`known`](LiveLayer::known) says includes all that was noted, whether it is stored or not; a plan holds
+//! only bits whose data were written before the plan was made, and its barrier stands between the two (D1, D3); one commit
+//! is under way at a time. The owner is the event loop of a disk that is being served.
+
+use crate::error::Error;
+use crate::layer::Layer;
+use crate::plan::Plan;
+use catena_types::{BlockIndex, FileOffset, SectorSet};
+
+/// What is known about a block without asking the storage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Known {
+    /// The layer owns none of its sectors.
+    Nothing,
+    /// All of them.
+    Everything,
+    /// These.
+    Sectors(Box<SectorSet>),
+    /// It depends on the 512 bytes there, which are to be read and given to [`Recall::learn`].
+    At(FileOffset),
+}
+
+/// A layer that can tell what it knows. Neither call waits for anything.
+pub trait Recall: Layer {
+    /// What is known of the block.
+    fn known(&self, block: BlockIndex) -> Result<Known, Error>;
+
+    /// Takes up what stands where [`Known::At`] said. Ignored if the block has been changed since: what is known in memory is
+    /// newer.
+    fn learn(&self, block: BlockIndex, raw: &[u8; 512]) -> Result<(), Error>;
+}
+
+/// Sectors that are owned in memory and not on the storage: what a successor must be told of (D7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Noted {
+    /// The block.
+    pub block: BlockIndex,
+    /// Where its place is: for a new block the one that it was given, else the one that it has.
+    pub place: FileOffset,
+    /// No entry for the block is stored yet.
+    pub new: bool,
+    /// The sectors.
+    pub sectors: SectorSet,
+}
+
+/// A place for a block's data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// Position of the block's first sector.
+    pub at: FileOffset,
+    /// To be done before anything is written there.
+    pub first: Plan,
+}
+
+/// A commit that was begun.
+#[derive(Debug)]
+#[must_use = "a commit that is begun has to be ended"]
+pub struct Commit {
+    /// What it takes, its last barrier included: all that it covers is durable when it has run.
+    pub plan: Plan,
+    /// What the format wants back.
+    pub number: u64,
+}
+
+/// A layer that is written while it is read. One writer (D11).
+pub trait LiveLayer: Recall {
+    /// A place for the block: the one it has, or a new one. Changes memory only.
+    fn place(&mut self, block: BlockIndex) -> Result<Placed, Error>;
+
+    /// Says that the data of these sectors of a placed block have been written; from here on they are owned.
+    fn wrote(&mut self, block: BlockIndex, sectors: &SectorSet) -> Result<(), Error>;
+
+    /// What is owned in memory only, whether a commit is under way for it or not.
+    fn noted(&self) -> Vec<Noted>;
+
+    /// Takes over from a writer that died: what it had noted. Before anything else is done with the layer.
+    fn restore(&mut self, noted: &[Noted]) -> Result<(), Error>;
+
+    /// Begins to store all that is noted. `None` while another is under way; with nothing noted, a plan of one barrier.
+    fn begin_commit(&mut self) -> Result<Option<Commit>, Error>;
+
+    /// Ends it. After a failure nothing is known of what is stored: the layer takes no further change and every later call that
+    /// would make one fails.
+    fn end_commit(&mut self, commit: Commit, succeeded: bool) -> Result<(), Error>;
+
+    /// Begins to give sectors up, of which nothing is noted and no commit under way, and which nobody reads or writes until the
+    /// end (D2). The rest as for a commit.
+    fn begin_give_up(&mut self, sectors: &[(BlockIndex, SectorSet)]) -> Result<Commit, Error>;
+
+    /// Ends it: the sectors are not owned any more.
+    fn end_give_up(&mut self, commit: Commit, succeeded: bool) -> Result<(), Error>;
+
+    /// Makes the layer as complete as a closed one, with nothing noted and nobody using it: the last plan of a writer.
+    fn close(&mut self) -> Result<Plan, Error>;
+}

@@ -1,0 +1,91 @@
+//! What must be done to a container, as data: so that whoever decides need not wait, and whoever waits need not decide.
+//!
+//! A format that is written while it is read says what is to be written as a [`Plan`]; the owner of the state has it run
+//! elsewhere and goes on. Used by [`LiveLayer`](crate::LiveLayer).
+
+use catena_blockio::{Container, collecting};
+use catena_types::{Bytes, FileOffset};
+use std::io;
+
+/// From so many writes in a row on they are sent together.
+const MANY: usize = 8;
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Write these bytes there.
+    Write {
+        /// Where.
+        at: FileOffset,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// Everything before is durable before anything after is begun.
+    Barrier,
+    /// Give the range back; it reads as zero afterwards.
+    Punch {
+        /// Where.
+        at: FileOffset,
+        /// How much.
+        len: Bytes,
+    },
+    /// Cut or extend the container.
+    SetSize(Bytes),
+}
+
+/// Steps in order. Between two barriers a crash may leave any subset of them done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    steps: Vec<Step>,
+}
+
+impl Plan {
+    /// Adds a step.
+    pub fn push(&mut self, step: Step) {
+        self.steps.push(step);
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// The steps.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Does it all. Blocks. After an error what was done is unknown.
+    pub fn run(&self, container: &dyn Container) -> io::Result<()> {
+        let is_write = |step: &Step| matches!(step, Step::Write { .. });
+        for group in self.steps.chunk_by(|one, next| is_write(one) && is_write(next)) {
+            let all = || group.iter().try_for_each(|step| step.run(container));
+            if group.len() < MANY {
+                all()?;
+                continue;
+            }
+            for step in group {
+                step.announce(container);
+            }
+            collecting(container, all)??;
+        }
+        Ok(())
+    }
+}
+
+impl Step {
+    fn run(&self, container: &dyn Container) -> io::Result<()> {
+        match self {
+            Self::Write { at, bytes } => container.write_at(bytes, *at),
+            Self::Barrier => container.flush(),
+            Self::Punch { at, len } => container.punch(*at, *len),
+            Self::SetSize(size) => container.set_size(*size),
+        }
+    }
+
+    fn announce(&self, container: &dyn Container) {
+        if let Self::Write { at, bytes } = self {
+            container.expect_write(*at, Bytes(bytes.len() as u64));
+        }
+    }
+}
