@@ -23,9 +23,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const READ_GAP: usize = 128;
 /// Sectors that are written as zeros, to save a request (16 KiB).
 const WRITE_GAP: usize = 32;
-/// Bytes under way at once: one block is read while another is written. More only fills the queue of the disk, and with it
-/// the time that a guest's request waits there; what is scattered has as many requests as there are threads.
-const BYTES_IN_FLIGHT: usize = 2 * BLOCK;
+/// Bytes under way at once: two blocks are read while two are written, which keeps a disk busy. More only fills its queue, and
+/// with it the time that a guest's request waits there; what is scattered has as many requests as there are threads.
+const BYTES_IN_FLIGHT: usize = 4 * BLOCK;
 /// Up to so many bytes of a block, what is copied of it counts as scattered.
 const SCATTERED: usize = BLOCK / 4;
 
