@@ -17,6 +17,7 @@ use crate::direct::{self, Alignment};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::libc;
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -31,6 +32,7 @@ pub(crate) struct Access {
     file: File,
     /// `Some` in direct mode.
     alignment: Option<Alignment>,
+    in_memory: bool,
     /// Held shared by whoever changes whole units, alone by whoever rewrites a unit of which it owns a part.
     units: RwLock<()>,
     /// The error of the first flush that failed.
@@ -46,7 +48,8 @@ impl Access {
             direct::switch(&file, false)?;
             None
         };
-        Ok(Self { file, alignment, units: RwLock::new(()), flush_error: Mutex::new(None) })
+        let in_memory = in_memory(&file);
+        Ok(Self { file, alignment, in_memory, units: RwLock::new(()), flush_error: Mutex::new(None) })
     }
 
     /// The same with a coarser unit than the file asks for, as another device would have it.
@@ -67,6 +70,11 @@ impl Access {
 
     pub(crate) fn is_direct(&self) -> bool {
         self.alignment.is_some()
+    }
+
+    /// Whether its file system holds it in memory.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.in_memory
     }
 
     /// What memory, offset and length must be a multiple of to avoid the detour, in bytes.
@@ -228,6 +236,11 @@ impl Access {
         direct::switch(&self.file, was_on)?;
         outcome
     }
+}
+
+/// Whether the file is on tmpfs.
+fn in_memory(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|status| status.filesystem_type() == TMPFS_MAGIC)
 }
 
 fn fallocate_whole(file: &File, mode: FallocateFlags, at: i64, len: i64) -> nix::Result<()> {

@@ -25,6 +25,16 @@ impl AlignedBuf {
         let start = bytes.as_ptr().addr().wrapping_neg() % Self::ALIGNMENT;
         Self { bytes, start, len }
     }
+
+    /// The length that it was made with.
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.len() - (Self::ALIGNMENT - 1)
+    }
+
+    /// Shows the first `len` bytes, at most its capacity, with what is in them.
+    pub(crate) fn set_len(&mut self, len: usize) {
+        self.len = len.min(self.capacity());
+    }
 }
 
 impl Deref for AlignedBuf {

@@ -71,7 +71,12 @@ pub trait Container: Send + Sync {
     /// Alignment in bytes (memory, offset and length) with which I/O avoids a detour: 1 for buffered files.
     fn alignment(&self) -> usize;
 
-    /// The descriptor, for the calls that need two containers; `None` for simulated ones.
+    /// Whether reading and writing is a copy in memory and waits for no storage: a file of a file system in memory.
+    fn is_in_memory(&self) -> bool {
+        false
+    }
+
+    /// The descriptor, for the calls that need two containers and for an [`Engine`](crate::Engine); `None` for simulated ones.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 }
 

@@ -107,6 +107,10 @@ impl Container for FileContainer {
         self.access.alignment()
     }
 
+    fn is_in_memory(&self) -> bool {
+        self.access.is_in_memory()
+    }
+
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         Some(self.access.fd())
     }

@@ -10,10 +10,11 @@ mod buffer;
 mod container;
 mod device;
 mod direct;
-mod engine;
+pub mod engine;
 mod file;
 mod lock;
 mod open;
+mod pool;
 pub mod sim;
 #[cfg(test)]
 mod tests;
@@ -25,3 +26,4 @@ pub use engine::{Completion, Engine, Op};
 pub use file::FileContainer;
 pub use lock::{lock_exclusive, lock_exclusive_wait};
 pub use open::open_container;
+pub use pool::Pool;

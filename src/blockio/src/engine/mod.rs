@@ -2,14 +2,68 @@
 //!
 //! The owner is one event loop, which polls [`Engine::ready`] beside its sockets. What an engine holds at a time is bounded by
 //! its owner, who counts the bytes that it submits.
+//!
+//! ```text
+//!            ┌── only a copy in memory ────────────────────▶ done at once
+//!  submit ───┼── aligned, and there is a descriptor ───────▶ io_uring, where that is the engine
+//!            └── all others; calls; what came back short ──▶ threads that wait
+//! ```
 
+mod crew;
+#[cfg(test)]
+mod tests;
+mod threads;
+mod transfer;
+
+use self::crew::Job;
+use self::threads::ThreadEngine;
+use self::transfer::{Direction, Transfer};
 use crate::buffer::AlignedBuf;
 use crate::container::Container;
 use catena_types::FileOffset;
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::str::FromStr;
 use std::sync::Arc;
+
+/// Which engine is wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// The best that this kernel has.
+    #[default]
+    Auto,
+    /// A ring that the kernel works on.
+    IoUring,
+    /// Threads that wait.
+    Threads,
+}
+
+impl FromStr for Kind {
+    type Err = UnknownKind;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "io_uring" => Ok(Self::IoUring),
+            "threads" => Ok(Self::Threads),
+            _ => Err(UnknownKind),
+        }
+    }
+}
+
+/// There is no such engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an engine is auto, io_uring or threads")]
+pub struct UnknownKind;
+
+/// Makes an engine. The thread that calls this is the one that may use it.
+pub fn open(kind: Kind) -> io::Result<Box<dyn Engine>> {
+    match kind {
+        Kind::Auto | Kind::Threads => Ok(Box::new(ThreadEngine::new()?)),
+        Kind::IoUring => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
 
 /// Something to do.
 pub enum Op {
@@ -39,7 +93,19 @@ pub enum Op {
     Call(Box<dyn FnOnce() -> io::Result<()> + Send>),
 }
 
+impl Op {
+    fn into_job(self, token: u64) -> Job {
+        let (direction, container, at, buf, range) = match self {
+            Self::Read { container, at, buf, range } => (Direction::Read, container, at, buf, range),
+            Self::Write { container, at, buf, range } => (Direction::Write, container, at, buf, range),
+            Self::Call(call) => return Job::Call { token, call },
+        };
+        Job::Transfer(Transfer { token, direction, container, at, buf, range, done: 0 })
+    }
+}
+
 /// What became of it.
+#[derive(Debug)]
 pub struct Completion {
     /// The number that it was submitted with.
     pub token: u64,
@@ -49,7 +115,8 @@ pub struct Completion {
     pub buf: Option<AlignedBuf>,
 }
 
-/// Does I/O elsewhere. All calls are made by one thread and none of them waits.
+/// Does I/O elsewhere. All calls are made by one thread and none of them waits. When an engine is dropped, what the storage is
+/// working on is waited for; the rest never begins.
 pub trait Engine {
     /// Takes an operation; it may begin at once or at [`kick`](Self::kick).
     fn submit(&mut self, token: u64, op: Op);

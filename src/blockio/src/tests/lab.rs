@@ -29,14 +29,14 @@ fn report(outcome: io::Result<String>) {
 }
 
 /// A block device on a temporary file.
-pub(super) struct LoopDevice {
+pub(crate) struct LoopDevice {
     path: String,
     _backing: NamedTempFile,
 }
 
 impl LoopDevice {
     /// Of `size` bytes, with logical sectors of `sector` bytes.
-    pub(super) fn new(size: u64, sector: u32) -> io::Result<Self> {
+    pub(crate) fn new(size: u64, sector: u32) -> io::Result<Self> {
         let backing = NamedTempFile::new()?;
         backing.as_file().set_len(size)?;
         let file = backing.path().to_string_lossy();
@@ -45,7 +45,7 @@ impl LoopDevice {
         Ok(Self { path, _backing: backing })
     }
 
-    pub(super) fn open(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn open(&self) -> io::Result<OwnedFd> {
         Ok(std::fs::File::options().read(true).write(true).open(&self.path)?.into())
     }
 }
@@ -84,6 +84,28 @@ impl Xfs {
 }
 
 impl Drop for Xfs {
+    fn drop(&mut self) {
+        report(run("umount", "mount", &[&self.path().to_string_lossy()]));
+    }
+}
+
+/// A small file system in memory.
+pub(crate) struct Tmpfs(TempDir);
+
+impl Tmpfs {
+    pub(crate) fn new(size: u64) -> io::Result<Self> {
+        let directory = TempDir::new()?;
+        let size = format!("size={size}");
+        run("mount", "mount", &["-t", "tmpfs", "-o", &size, "tmpfs", &directory.path().to_string_lossy()])?;
+        Ok(Self(directory))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Tmpfs {
     fn drop(&mut self) {
         report(run("umount", "mount", &[&self.path().to_string_lossy()]));
     }

@@ -1,7 +1,7 @@
 //! Tests across the implementations: one model for all of them, real devices and file systems, and what a power cut leaves.
 
 mod device;
-mod lab;
-mod model;
+pub(crate) mod lab;
+pub(crate) mod model;
 mod power_cut;
 mod reflink;

@@ -1,0 +1,162 @@
+//! Threads that wait so that the event loop need not.
+//!
+//! ```text
+//!  assign ──▶ queue ──▶ a thread waits for it ──▶ done, and the signal is set ──▶ collect
+//! ```
+//!
+//! Invariants: the signal is set exactly while `done` holds something, as both change under one lock; a job that a thread has
+//! taken is answered, even if it panics. Threads are made when there is work for them. When the crew is dropped, jobs under
+//! way are waited for and the others never begin. Owned by the engines.
+
+use super::Completion;
+use super::transfer::Transfer;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// As many are waited for at a time.
+const THREADS: usize = 8;
+
+/// What a thread can do.
+pub(super) enum Job {
+    Transfer(Transfer),
+    Call { token: u64, call: Box<dyn FnOnce() -> io::Result<()> + Send> },
+}
+
+/// The threads and what goes to and fro.
+pub(super) struct Crew {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    work: Condvar,
+    done: Mutex<Vec<Completion>>,
+    signal: EventFd,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    idle: usize,
+    closing: bool,
+}
+
+impl Crew {
+    pub(super) fn new() -> io::Result<Self> {
+        let signal = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let (queue, work, done) = (Mutex::default(), Condvar::new(), Mutex::default());
+        Ok(Self { shared: Arc::new(Shared { queue, work, done, signal }), threads: Vec::new() })
+    }
+
+    /// Takes the jobs of a batch. An error means that there is no thread at all to do them.
+    pub(super) fn assign(&mut self, batch: &mut Vec<Job>) -> io::Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let (to_wake, to_make) = {
+            let mut queue = locked(&self.shared.queue);
+            queue.jobs.extend(batch.drain(..));
+            let unserved = queue.jobs.len().saturating_sub(queue.idle);
+            (queue.jobs.len().min(queue.idle), unserved.min(THREADS - self.threads.len()))
+        };
+        (0..to_wake).for_each(|_| self.shared.work.notify_one());
+        for _ in 0..to_make {
+            let shared = Arc::clone(&self.shared);
+            match std::thread::Builder::new().name("io".to_owned()).spawn(move || shared.work_on()) {
+                Ok(thread) => self.threads.push(thread),
+                Err(error) if self.threads.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what was done elsewhere.
+    pub(super) fn add_done(&self, done: &mut Vec<Completion>) {
+        self.shared.finish(|list| list.append(done));
+    }
+
+    /// Moves what is done.
+    pub(super) fn collect(&self, into: &mut Vec<Completion>) {
+        let mut done = locked(&self.shared.done);
+        if !done.is_empty() {
+            // It is set, so this neither waits nor fails.
+            let _ = self.shared.signal.read();
+            into.append(&mut done);
+        }
+    }
+
+    /// Readable exactly while something is done and not collected.
+    pub(super) fn signal(&self) -> BorrowedFd<'_> {
+        self.shared.signal.as_fd()
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        locked(&self.shared.queue).closing = true;
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn work_on(&self) {
+        while let Some(job) = self.next() {
+            let completion = job.run();
+            self.finish(|done| done.push(completion));
+        }
+    }
+
+    /// Waits for a job; `None` at the end.
+    fn next(&self) -> Option<Job> {
+        let mut queue = locked(&self.queue);
+        loop {
+            if queue.closing {
+                return None;
+            }
+            if let Some(job) = queue.jobs.pop_front() {
+                return Some(job);
+            }
+            queue.idle += 1;
+            queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= 1;
+        }
+    }
+
+    fn finish(&self, add: impl FnOnce(&mut Vec<Completion>)) {
+        let mut done = locked(&self.done);
+        let was_empty = done.is_empty();
+        add(&mut done);
+        if was_empty && !done.is_empty() {
+            // Its count goes from zero to one: that neither waits nor fails.
+            let _ = self.signal.write(1);
+        }
+    }
+}
+
+impl Job {
+    fn run(self) -> Completion {
+        match self {
+            Self::Transfer(transfer) => transfer.wait(),
+            Self::Call { token, call } => {
+                // A thread that died of it would never answer, and the disk would stand still.
+                let result = catch_unwind(AssertUnwindSafe(call))
+                    .unwrap_or_else(|_| Err(io::Error::other("a call panicked")));
+                Completion { token, result, buf: None }
+            }
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
