@@ -74,6 +74,10 @@ pub(crate) struct Starter {
     pub(crate) boot_id: String,
     /// Whether merges may have control groups.
     pub(crate) groups: bool,
+    /// Where served disks have their sockets.
+    pub(crate) run_dir: PathBuf,
+    /// The group that may connect to them.
+    pub(crate) socket_group: Option<u32>,
     /// Gets their events.
     pub(crate) hub: Arc<Hub>,
 }
@@ -102,6 +106,8 @@ impl Starter {
             boot_id: self.boot_id.clone(),
             elsewhere,
             groups: self.groups,
+            run_dir: self.run_dir.clone(),
+            socket_group: self.socket_group,
         };
         let params = serde_json::to_value(start).map_err(|error| failed(error.into()))?;
         match keeper.link.begin("Keeper.start", params, Vec::new()) {
@@ -159,6 +165,8 @@ mod tests {
         let program = KeeperProgram { path: "/bin/cat".into(), log: KeeperLog::default() };
         let starter = Starter {
             groups: false,
+            run_dir: PathBuf::new(),
+            socket_group: None,
             launcher: Box::new(program),
             host_id: "host".into(),
             boot_id: "boot".into(),
@@ -176,6 +184,8 @@ mod tests {
         let program = KeeperProgram { path: "/nonexistent/catena-keeper".into(), log: KeeperLog::default() };
         let starter = Starter {
             groups: false,
+            run_dir: PathBuf::new(),
+            socket_group: None,
             launcher: Box::new(program),
             host_id: String::new(),
             boot_id: String::new(),

@@ -171,6 +171,8 @@ fn front(config: &Config, keeper_log: &KeeperLog) -> Result<Front> {
         host_id: config.host_id.clone(),
         boot_id: boot_id.trim().to_owned(),
         groups: !config.private,
+        run_dir: config.run_dir.clone(),
+        socket_group: rules(config).group.map(nix::unistd::Gid::as_raw),
         hub: Arc::new(Hub::default()),
     };
     Ok(Front {

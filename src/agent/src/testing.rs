@@ -136,6 +136,8 @@ impl Launcher for Scripts {
 pub(crate) fn starter(scripts: impl IntoIterator<Item = Script>) -> Arc<Starter> {
     Arc::new(Starter {
         groups: false,
+        run_dir: std::path::PathBuf::new(),
+        socket_group: None,
         launcher: Box::new(Scripts(Mutex::new(scripts.into_iter().collect()))),
         host_id: "host".into(),
         boot_id: "boot".into(),

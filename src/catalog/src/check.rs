@@ -63,6 +63,9 @@ pub enum Violation {
         /// Its VDI.
         vdi: VdiUuid,
     },
+    /// A VDI that is being served has to be there.
+    #[error("vdi {0} is attached and does not exist")]
+    AttachedWithoutVdi(VdiUuid),
     /// A number beyond what the catalog can hold (2^63 - 1).
     #[error("{0} is too large for the catalog")]
     NumberTooLarge(u64),
@@ -78,7 +81,9 @@ pub(crate) fn check(before: &State, next: &State, changes: &[Change]) -> Result<
             Change::PutImage(image) => check_image(before, next, image.id)?,
             Change::RemoveImage(id) => check_removed(next, *id)?,
             Change::PutVdi(vdi) => next.vdis.get(&vdi.uuid).map_or(Ok(()), |vdi| check_vdi(next, vdi))?,
-            Change::RemoveVdi(_)
+            Change::RemoveVdi(vdi) => check_attached(next, *vdi)?,
+            Change::PutAttachment(row) => check_attached(next, row.vdi)?,
+            Change::RemoveAttachment(_)
             | Change::PutJob(_)
             | Change::RemoveJob(_)
             | Change::PutMeta(_)
@@ -100,6 +105,13 @@ fn check_vdi(next: &State, vdi: &VdiRecord) -> Result<(), Violation> {
         return Err(Violation::VdiOnParent { vdi: vdi.uuid, image });
     }
     Ok(())
+}
+
+fn check_attached(next: &State, vdi: VdiUuid) -> Result<(), Violation> {
+    match next.attachments.contains_key(&vdi) && !next.vdis.contains_key(&vdi) {
+        true => Err(Violation::AttachedWithoutVdi(vdi)),
+        false => Ok(()),
+    }
 }
 
 fn check_image(before: &State, next: &State, id: ImageId) -> Result<(), Violation> {
@@ -152,7 +164,7 @@ fn chain_length(next: &State, id: ImageId) -> Result<usize, Violation> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::{disk, image, image_id, meta, vdi, vdi_id};
+    use crate::fixtures::{attachment, disk, image, image_id, meta, vdi, vdi_id};
 
     /// What `changes` to a catalog that holds `before` are answered.
     fn answer(before: &[Change], changes: &[Change]) -> Result<(), Violation> {
@@ -177,6 +189,17 @@ mod tests {
         // The commit of a snapshot: the order inside it does not matter.
         let moved = [Change::PutVdi(vdi(1, 2)), child(2, 1, ImageState::Ok)];
         assert_eq!(answer(&disk(1), &moved), Ok(()));
+    }
+
+    #[test]
+    fn only_a_vdi_that_is_there_is_attached() {
+        let attached = [disk(1).to_vec(), vec![Change::PutAttachment(attachment(1))]].concat();
+        let gone = Err(Violation::AttachedWithoutVdi(vdi_id(1)));
+        assert_eq!(answer(&[], &attached), Ok(()));
+        assert_eq!(answer(&[], &[Change::PutAttachment(attachment(1))]), gone);
+        assert_eq!(answer(&attached, &[Change::RemoveVdi(vdi_id(1))]), gone);
+        let both = [Change::RemoveVdi(vdi_id(1)), Change::RemoveAttachment(vdi_id(1))];
+        assert_eq!(answer(&attached, &both), Ok(()));
     }
 
     #[test]

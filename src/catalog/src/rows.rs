@@ -7,7 +7,9 @@
 use crate::check::Violation;
 use crate::error::{Error, Result};
 use crate::state::{Change, Meta, State};
-use catena_types::{Bytes, EventRecord, ImageId, ImageRecord, JobId, JobRecord, VdiRecord, VdiUuid};
+use catena_types::{
+    AttachmentRecord, Bytes, EventRecord, ImageId, ImageRecord, JobId, JobRecord, VdiRecord, VdiUuid,
+};
 use jiff::Timestamp;
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, Params, Row, params};
@@ -24,6 +26,10 @@ pub(crate) fn write(conn: &Connection, change: &Change, event: u64) -> Result<()
         Change::RemoveImage(id) => run(conn, "DELETE FROM image WHERE id = ?1", [id.to_string()]),
         Change::PutVdi(vdi) => put_vdi(conn, vdi),
         Change::RemoveVdi(uuid) => run(conn, "DELETE FROM vdi WHERE uuid = ?1", [uuid.to_string()]),
+        Change::PutAttachment(row) => put_attachment(conn, row),
+        Change::RemoveAttachment(vdi) => {
+            run(conn, "DELETE FROM attachment WHERE vdi = ?1", [vdi.to_string()])
+        }
         Change::PutJob(job) => put_job(conn, job),
         Change::RemoveJob(id) => run(conn, "DELETE FROM job WHERE id = ?1", [integer(*id)?]),
         Change::PutMeta(meta) => put_meta(conn, meta),
@@ -97,6 +103,15 @@ fn put_vdi(conn: &Connection, vdi: &VdiRecord) -> Result<()> {
     )
 }
 
+fn put_attachment(conn: &Connection, row: &AttachmentRecord) -> Result<()> {
+    run(
+        conn,
+        "INSERT INTO attachment (vdi, mode, count, boot, since) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (vdi) DO UPDATE SET mode = ?2, count = ?3, boot = ?4, since = ?5",
+        params![row.vdi.to_string(), word(&row.mode)?, row.count, row.boot, time(row.since)],
+    )
+}
+
 fn put_job(conn: &Connection, job: &JobRecord) -> Result<()> {
     run(
         conn,
@@ -153,6 +168,9 @@ pub(crate) fn load(conn: &Connection) -> Result<(State, JobId)> {
     }
     for vdi in query(conn, "SELECT * FROM vdi", [], read_vdi)? {
         state.apply(&Change::PutVdi(vdi));
+    }
+    for row in query(conn, "SELECT * FROM attachment", [], read_attachment)? {
+        state.apply(&Change::PutAttachment(row));
     }
     for job in query(conn, "SELECT * FROM job", [], read_job)? {
         state.apply(&Change::PutJob(job));
@@ -262,6 +280,16 @@ fn read_vdi(row: &Row<'_>) -> Result<VdiRecord> {
         snapshot_of: parse_option(row, "snapshot_of")?,
         created: parse(row, "created")?,
         other_config: from_json(row, "other_config")?,
+    })
+}
+
+fn read_attachment(row: &Row<'_>) -> Result<AttachmentRecord> {
+    Ok(AttachmentRecord {
+        vdi: parse::<VdiUuid>(row, "vdi")?,
+        mode: from_word(row, "mode")?,
+        count: column(row, "count")?,
+        boot: column(row, "boot")?,
+        since: parse(row, "since")?,
     })
 }
 

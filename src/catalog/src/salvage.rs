@@ -169,7 +169,9 @@ impl Remains {
 
 /// The changes that make what a copy says of images, disks and unfinished jobs void.
 fn void(copy: &State) -> Vec<Change> {
-    let mut changes: Vec<Change> = copy.vdis.keys().map(|uuid| Change::RemoveVdi(*uuid)).collect();
+    let mut changes: Vec<Change> =
+        copy.attachments.keys().map(|vdi| Change::RemoveAttachment(*vdi)).collect();
+    changes.extend(copy.vdis.keys().map(|uuid| Change::RemoveVdi(*uuid)));
     changes.extend(copy.images.keys().map(|id| Change::RemoveImage(*id)));
     for job in copy.unfinished() {
         // How far a merge had come is void even where it was cancelled or had failed: what it merges may have taken in more since.

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 const APPLICATION_ID: i32 = 0x4354_4e41;
 
 /// Every step from an empty file to the present schema. Never edit one that was released; append.
-pub(crate) const MIGRATIONS: &[&str] = &[FIRST];
+pub(crate) const MIGRATIONS: &[&str] = &[FIRST, ATTACHMENTS];
 
 /// `image.parent` has no foreign key: an adopted image may name a parent that is not here.
 const FIRST: &str = "
@@ -75,6 +75,17 @@ CREATE TABLE event (
 ) STRICT;
 ";
 
+/// VDIs that are being served.
+const ATTACHMENTS: &str = "
+CREATE TABLE attachment (
+    vdi TEXT PRIMARY KEY REFERENCES vdi (uuid) DEFERRABLE INITIALLY DEFERRED,
+    mode TEXT NOT NULL,
+    count INTEGER NOT NULL CHECK (count > 0),
+    boot TEXT NOT NULL,
+    since TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
 /// Makes the tables in an empty file.
 pub(crate) fn initialise(conn: &Connection) -> Result<()> {
     conn.pragma_update(None, "application_id", APPLICATION_ID)
@@ -117,7 +128,7 @@ fn migrate(conn: &Connection, from: u32, migrations: &[&str]) -> Result<()> {
 mod tests {
     use super::*;
 
-    const NEXT: &[&str] = &[FIRST, "ALTER TABLE image ADD COLUMN colour TEXT"];
+    const NEXT: &[&str] = &[FIRST, ATTACHMENTS, "ALTER TABLE image ADD COLUMN colour TEXT"];
 
     fn first() -> Connection {
         let conn = Connection::open_in_memory().unwrap();
@@ -129,23 +140,36 @@ mod tests {
     #[test]
     fn only_the_missing_migrations_run_and_rows_stay() {
         let conn = first();
-        assert_eq!(version(&conn).unwrap(), 1);
-        migrate(&conn, 1, NEXT).unwrap();
-        assert_eq!(pragma(&conn, "user_version").unwrap(), 2);
+        assert_eq!(version(&conn).unwrap(), 2);
+        migrate(&conn, 2, NEXT).unwrap();
+        assert_eq!(pragma(&conn, "user_version").unwrap(), 3);
         let colour: Option<String> =
             conn.query_row("SELECT colour FROM image WHERE id = 'i'", [], |row| row.get(0)).unwrap();
         assert_eq!(colour, None);
-        migrate(&conn, 2, NEXT).unwrap();
+        migrate(&conn, 3, NEXT).unwrap();
+    }
+
+    #[test]
+    fn a_catalog_of_before_attachments_gets_an_empty_table_of_them() {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        migrate(&conn, 0, &[FIRST]).unwrap();
+        upgrade(&conn).unwrap();
+        let count: i64 = conn.query_row("SELECT count(*) FROM attachment", [], |row| row.get(0)).unwrap();
+        assert_eq!((count, version(&conn).unwrap()), (0, 2));
     }
 
     #[test]
     fn a_migration_that_fails_leaves_the_version_before_it() {
         let conn = first();
-        let broken: &[&str] =
-            &[FIRST, "ALTER TABLE image ADD COLUMN colour TEXT; ALTER TABLE nothing ADD COLUMN x"];
-        assert!(migrate(&conn, 1, broken).is_err());
+        let broken: &[&str] = &[
+            FIRST,
+            ATTACHMENTS,
+            "ALTER TABLE image ADD COLUMN colour TEXT; ALTER TABLE nothing ADD COLUMN x",
+        ];
+        assert!(migrate(&conn, 2, broken).is_err());
         conn.execute_batch("ROLLBACK").unwrap();
-        assert_eq!(version(&conn).unwrap(), 1);
+        assert_eq!(version(&conn).unwrap(), 2);
         assert!(conn.prepare("SELECT colour FROM image").is_err());
     }
 
@@ -154,8 +178,8 @@ mod tests {
         let empty = Connection::open_in_memory().unwrap();
         assert!(matches!(version(&empty), Err(Error::Damaged(_))));
         let conn = first();
-        conn.pragma_update(None, "user_version", 2).unwrap();
-        assert!(matches!(version(&conn), Err(Error::Newer { found: 2, known: 1 })));
+        conn.pragma_update(None, "user_version", 3).unwrap();
+        assert!(matches!(version(&conn), Err(Error::Newer { found: 3, known: 2 })));
         conn.pragma_update(None, "user_version", 0).unwrap();
         assert!(matches!(version(&conn), Err(Error::Damaged(_))));
     }

@@ -6,8 +6,8 @@
 
 use crate::table::Sorted;
 use catena_types::{
-    Bytes, EventRecord, ImageId, ImageRecord, ImageState, JobId, JobRecord, JobState, SrUuid, VdiRecord,
-    VdiUuid,
+    AttachmentRecord, Bytes, EventRecord, ImageId, ImageRecord, ImageState, JobId, JobRecord, JobState,
+    SrUuid, VdiRecord, VdiUuid,
 };
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -48,6 +48,10 @@ pub enum Change {
     PutVdi(VdiRecord),
     /// Removes a VDI; nothing if there is none.
     RemoveVdi(VdiUuid),
+    /// Adds the attachment of a VDI or replaces it.
+    PutAttachment(AttachmentRecord),
+    /// Removes the attachment of a VDI; nothing if there is none.
+    RemoveAttachment(VdiUuid),
     /// Adds a job (numbered by [`next_job_id`](crate::Catalog::next_job_id)) or replaces it.
     PutJob(JobRecord),
     /// Removes a job; nothing if there is none.
@@ -70,6 +74,8 @@ pub struct State {
     pub images: Table<ImageId, ImageRecord>,
     /// The disks and snapshots.
     pub vdis: Table<VdiUuid, VdiRecord>,
+    /// The VDIs that are being served.
+    pub attachments: Table<VdiUuid, AttachmentRecord>,
     /// The jobs, those over included until they expire.
     pub jobs: Table<JobId, JobRecord>,
     /// The number of the last event; 0 before the first.
@@ -95,6 +101,7 @@ impl State {
             meta: Arc::new(meta),
             images: Table::default(),
             vdis: Table::default(),
+            attachments: Table::default(),
             jobs: Table::default(),
             last_event: 0,
             children: Sorted::default(),
@@ -166,6 +173,8 @@ impl State {
             Change::RemoveImage(id) => self.remove_image(*id),
             Change::PutVdi(vdi) => self.put_vdi(vdi),
             Change::RemoveVdi(uuid) => self.remove_vdi(*uuid),
+            Change::PutAttachment(row) => drop(self.attachments.insert(row.vdi, Arc::new(row.clone()))),
+            Change::RemoveAttachment(vdi) => drop(self.attachments.remove(vdi)),
             Change::PutJob(job) => self.put_job(job),
             Change::RemoveJob(id) => self.remove_job(*id),
             Change::PutMeta(meta) => self.meta = Arc::new(meta.clone()),

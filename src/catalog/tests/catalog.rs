@@ -76,7 +76,7 @@ fn a_newer_catalog_is_refused_and_left_alone() {
     let dir = closed_with_everything();
     set_version(dir.path(), 99);
     let before = fs::read(dir.path().join("catalog.db")).unwrap();
-    assert!(matches!(Catalog::open(dir.path()), Err(Error::Newer { found: 99, known: 1 })));
+    assert!(matches!(Catalog::open(dir.path()), Err(Error::Newer { found: 99, known: 2 })));
     assert_eq!(fs::read(dir.path().join("catalog.db")).unwrap(), before);
 }
 

@@ -6,10 +6,10 @@ mod common;
 
 use catena_catalog::{Catalog, Change, Error, Meta};
 use catena_types::{
-    Bytes, Effects, ErrorName, Failure, FileOffset, HeaderPatch, ImageId, ImageRecord, ImageState, JobRecord,
-    JobState, Made, PatchWrite, Step, VdiKind, VdiRecord, VdiUuid, Work,
+    AttachMode, AttachmentRecord, Bytes, Effects, ErrorName, Failure, FileOffset, HeaderPatch, ImageId,
+    ImageRecord, ImageState, JobRecord, JobState, Made, PatchWrite, Step, VdiKind, VdiRecord, VdiUuid, Work,
 };
-use common::{event, image, image_id, job, meta, vdi, vdi_id};
+use common::{attachment, event, image, image_id, job, meta, vdi, vdi_id};
 use jiff::Timestamp;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -21,6 +21,7 @@ struct Model {
     meta: Meta,
     images: BTreeMap<ImageId, ImageRecord>,
     vdis: BTreeMap<VdiUuid, VdiRecord>,
+    attachments: BTreeMap<VdiUuid, AttachmentRecord>,
     jobs: BTreeMap<u64, JobRecord>,
     events: Vec<String>,
 }
@@ -32,6 +33,8 @@ impl Model {
             Change::RemoveImage(id) => drop(self.images.remove(&id)),
             Change::PutVdi(vdi) => drop(self.vdis.insert(vdi.uuid, vdi)),
             Change::RemoveVdi(id) => drop(self.vdis.remove(&id)),
+            Change::PutAttachment(row) => drop(self.attachments.insert(row.vdi, row)),
+            Change::RemoveAttachment(vdi) => drop(self.attachments.remove(&vdi)),
             Change::PutJob(job) => drop(self.jobs.insert(job.id, job)),
             Change::RemoveJob(id) => drop(self.jobs.remove(&id)),
             Change::PutMeta(meta) => self.meta = meta,
@@ -52,7 +55,7 @@ impl Model {
             Some(parent) if !self.images.contains_key(&parent) => !used(image),
             _ => !self.falls_through_to_itself(image),
         });
-        vdis && parents
+        vdis && parents && self.attachments.keys().all(|vdi| self.vdis.contains_key(vdi))
     }
 
     fn falls_through_to_itself(&self, image: &ImageRecord) -> bool {
@@ -72,6 +75,7 @@ fn assert_equal(catalog: &Catalog, model: &Model) {
     assert_eq!(*state.meta, model.meta);
     assert!(state.images.values().map(|image| &**image).eq(model.images.values()));
     assert!(state.vdis.values().map(|vdi| &**vdi).eq(model.vdis.values()));
+    assert!(state.attachments.values().map(|row| &**row).eq(model.attachments.values()));
     assert!(state.jobs.values().map(|job| &**job).eq(model.jobs.values()));
     let events = catalog.events(None, None, usize::MAX).unwrap();
     assert!(events.iter().map(|event| &event.message).eq(&model.events));
@@ -161,12 +165,21 @@ fn vdis() -> impl Strategy<Value = VdiRecord> {
     )
 }
 
+fn attachments() -> impl Strategy<Value = AttachmentRecord> {
+    (0u32..5, any::<bool>(), 1u32.., text(), times()).prop_map(|(number, writes, count, boot, since)| {
+        let mode = if writes { AttachMode::ReadWrite } else { AttachMode::ReadOnly };
+        AttachmentRecord { mode, count, boot, since, ..attachment(number) }
+    })
+}
+
 fn changes() -> impl Strategy<Value = Vec<Change>> {
     let change = prop_oneof![
         5 => images().prop_map(Change::PutImage),
         3 => (0u32..8).prop_map(|number| Change::RemoveImage(image_id(number))),
         5 => vdis().prop_map(Change::PutVdi),
         2 => (0u32..5).prop_map(|number| Change::RemoveVdi(vdi_id(number))),
+        3 => attachments().prop_map(Change::PutAttachment),
+        2 => (0u32..5).prop_map(|number| Change::RemoveAttachment(vdi_id(number))),
         2 => jobs().prop_map(Change::PutJob),
         1 => (1u64..12).prop_map(Change::RemoveJob),
         1 => metas().prop_map(Change::PutMeta),
@@ -195,6 +208,7 @@ fn run(steps: Vec<(Vec<Change>, Then)>) {
         meta: meta(),
         images: BTreeMap::new(),
         vdis: BTreeMap::new(),
+        attachments: BTreeMap::new(),
         jobs: BTreeMap::new(),
         events: Vec::new(),
     };

@@ -2,21 +2,26 @@
 
 use nix::cmsg_space;
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg,
-    sendmsg, socketpair,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    bind, connect, listen, recvmsg, sendmsg, socket, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::time::Duration;
 
 /// The most descriptors in one packet.
 const FD_LIMIT: usize = 128;
 /// The most bytes in one packet.
 const PACKET_LIMIT: usize = 160 << 10;
+
+/// Connections that may wait to be taken up.
+const BACKLOG: i32 = 16;
 
 /// Why nothing can be sent or received.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +58,26 @@ impl Channel {
         Ok((Self(a), Self(b)))
     }
 
+    /// A socket at this path (at most 107 bytes) that peers can connect to; it is closed on exec. The file's mode is that of the
+    /// umask: who may connect is decided by its directory.
+    pub fn listen(path: &Path) -> Result<OwnedFd, ChannelError> {
+        let socket = unconnected(SockFlag::empty())?;
+        let address = UnixAddr::new(path).map_err(io::Error::from)?;
+        bind(socket.as_raw_fd(), &address).map_err(io::Error::from)?;
+        listen(&socket, Backlog::new(BACKLOG).map_err(io::Error::from)?).map_err(io::Error::from)?;
+        Ok(socket)
+    }
+
+    /// Connects to a socket of [`listen`](Self::listen). Waits for nobody: where too many connections wait to be taken up, the
+    /// error is [`io::ErrorKind::WouldBlock`].
+    pub fn connect(path: &Path) -> Result<Self, ChannelError> {
+        let socket = unconnected(SockFlag::SOCK_NONBLOCK)?;
+        let address = UnixAddr::new(path).map_err(io::Error::from)?;
+        connect(socket.as_raw_fd(), &address).map_err(io::Error::from)?;
+        fcntl(&socket, FcntlArg::F_SETFL(OFlag::empty())).map_err(io::Error::from)?;
+        Ok(Self(socket))
+    }
+
     /// The end behind a descriptor, such as a child's standard input.
     pub const fn from_fd(fd: OwnedFd) -> Self {
         Self(fd)
@@ -81,7 +106,16 @@ impl Channel {
 
     /// Sends one message if the peer has room for it; false, and nothing was sent, if it has not.
     pub fn try_send<T: Serialize>(&self, message: &T) -> Result<bool, ChannelError> {
-        match self.send_with(message, &[], MsgFlags::MSG_DONTWAIT) {
+        self.try_send_with(message, &[])
+    }
+
+    /// The same with descriptors.
+    pub fn try_send_with<T: Serialize>(
+        &self,
+        message: &T,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<bool, ChannelError> {
+        match self.send_with(message, fds, MsgFlags::MSG_DONTWAIT) {
             Ok(()) => Ok(true),
             Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error),
@@ -165,6 +199,11 @@ impl Channel {
     }
 }
 
+fn unconnected(flags: SockFlag) -> io::Result<OwnedFd> {
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | flags, None)?;
+    Ok(socket)
+}
+
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -191,6 +230,39 @@ mod tests {
         let mut text = String::new();
         received.read_to_string(&mut text).unwrap();
         assert_eq!(text, "content");
+    }
+
+    #[test]
+    fn who_connects_gets_an_end_of_its_own_or_learns_that_nobody_listens() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("control.sock");
+        let listener = Channel::listen(&path).unwrap();
+        let near = Channel::connect(&path).unwrap();
+        near.send(&"hello", &[]).unwrap();
+        let raw = nix::sys::socket::accept(listener.as_raw_fd()).unwrap();
+        // SAFETY: `accept` has just made this descriptor, and nothing else has it.
+        let far = Channel::from_fd(unsafe { OwnedFd::from_raw_fd(raw) });
+        assert_eq!(far.receive::<String>().unwrap().unwrap().message, "hello");
+        drop(listener);
+        let refused = Channel::connect(&path);
+        assert!(
+            matches!(refused, Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::ConnectionRefused)
+        );
+    }
+
+    #[test]
+    fn connecting_waits_for_nobody() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("control.sock");
+        let _listener = Channel::listen(&path).unwrap();
+        let mut waiting = Vec::new();
+        let full = loop {
+            match Channel::connect(&path) {
+                Ok(channel) => waiting.push(channel),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(full, ChannelError::Io(error) if error.kind() == io::ErrorKind::WouldBlock));
     }
 
     #[test]

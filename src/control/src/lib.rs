@@ -13,4 +13,4 @@ pub use messages::{
     Answer, Answered, CreateImage, Expected, ExportFormat, Fix, Handed, ImageReport, ImportFormat,
     ImportSource, Pace, Parent, Problem, Progress, Reply, Request, Trouble, TroubleKind,
 };
-pub use serving::{Ask, Hello, Limits, News, Said, Served, Stats, Told};
+pub use serving::{Ask, Hello, Limits, News, PENDING_BYTES, Said, Served, Stats, Told};

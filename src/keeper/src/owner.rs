@@ -291,6 +291,8 @@ impl Owner {
             Change::PutVdi(vdi) => state.vdis.get(&vdi.uuid).is_some_and(|row| **row == *vdi),
             Change::RemoveImage(id) => !state.images.contains_key(id),
             Change::RemoveVdi(id) => !state.vdis.contains_key(id),
+            Change::PutAttachment(put) => state.attachments.get(&put.vdi).is_some_and(|row| **row == *put),
+            Change::RemoveAttachment(vdi) => !state.attachments.contains_key(vdi),
             Change::RemoveJob(id) => !state.jobs.contains_key(id),
             Change::PutMeta(meta) => *state.meta == *meta,
             Change::Event(_) => true,

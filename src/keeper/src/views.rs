@@ -88,7 +88,7 @@ impl View {
             is_a_snapshot: vdi.kind == VdiKind::Snapshot,
             snapshot_of: vdi.snapshot_of,
             created: vdi.created.to_string(),
-            attached: None,
+            attached: self.0.state.attachments.get(&vdi.uuid).map(|row| row.mode.word().to_owned()),
             state: leaf.map_or(ImageState::Missing, |image| image.state),
             other_config: vdi.other_config.clone(),
         }
@@ -287,7 +287,9 @@ fn subject(work: &Work) -> (Option<VdiUuid>, Option<ImageId>) {
         | Work::Revert { vdi, .. }
         | Work::Set { vdi }
         | Work::Destroy { vdi }
-        | Work::Import { vdi } => (Some(*vdi), None),
+        | Work::Import { vdi }
+        | Work::Attach { vdi }
+        | Work::Detach { vdi } => (Some(*vdi), None),
         Work::LeafMerge { vdi, from, .. } => (Some(*vdi), Some(*from)),
         Work::Copy { vdi, image } | Work::Resize { vdi, image, .. } => (Some(*vdi), Some(*image)),
         Work::Merge { from, .. } => (None, Some(*from)),

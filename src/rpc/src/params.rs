@@ -5,6 +5,7 @@ use catena_types::{Bytes, ImageId, SrUuid, VdiUuid};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// What the front tells a keeper it has started, in `Keeper.start`, before anything else.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -27,6 +28,11 @@ pub struct KeeperStart {
     /// Whether merges may have a control group.
     #[serde(default)]
     pub groups: bool,
+    /// Where the sockets and the state of served disks are, in a directory of its own each.
+    pub run_dir: PathBuf,
+    /// The group that may connect to served disks; none: root alone.
+    #[serde(default)]
+    pub socket_group: Option<u32>,
 }
 
 /// What is to be copied into another SR: the answer to `Keeper.copy_origin`, by which the front asks a keeper.

@@ -61,6 +61,10 @@ pub enum JobKind {
     Repair,
     /// Unused space inside images given back.
     Trim,
+    /// A disk made accessible to a hypervisor.
+    Attach,
+    /// A disk taken away from a hypervisor.
+    Detach,
 }
 
 /// How far a job is.
@@ -184,6 +188,16 @@ pub enum Work {
     Repair,
     /// Unused space inside images is given back.
     Trim,
+    /// `vdi` gets a process that serves it.
+    Attach {
+        /// The disk or snapshot.
+        vdi: VdiUuid,
+    },
+    /// The process that serves `vdi` is ended.
+    Detach {
+        /// The disk or snapshot.
+        vdi: VdiUuid,
+    },
 }
 
 impl JobRecord {
@@ -215,6 +229,8 @@ impl Work {
             Self::Scan => JobKind::Scan,
             Self::Repair => JobKind::Repair,
             Self::Trim => JobKind::Trim,
+            Self::Attach { .. } => JobKind::Attach,
+            Self::Detach { .. } => JobKind::Detach,
         }
     }
 }

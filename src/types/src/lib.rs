@@ -17,7 +17,9 @@ pub use failure::{ErrorName, Failure};
 pub use ids::{IdError, ImageId, SrUuid, VdiUuid};
 pub use job::{Effects, HeaderPatch, JobId, JobKind, JobRecord, JobState, Made, PatchWrite, Step, Work};
 pub use policy::{IoClass, Policy, Window};
-pub use records::{EventRecord, Format, ImageRecord, ImageState, Severity, VdiKind, VdiRecord};
+pub use records::{
+    AttachMode, AttachmentRecord, EventRecord, Format, ImageRecord, ImageState, Severity, VdiKind, VdiRecord,
+};
 pub use sectors::SectorSet;
 pub use sizes::{
     BLOCK_BYTES, BLOCK_SECTORS, BlockIndex, Bytes, CHAIN_LIMIT, CHAIN_WARNING, FileOffset, GuestOffset,

@@ -96,6 +96,43 @@ pub struct VdiRecord {
     pub other_config: BTreeMap<String, String>,
 }
 
+/// What an attached VDI may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AttachMode {
+    /// Reading, by any number of users.
+    #[serde(rename = "ro")]
+    ReadOnly,
+    /// Reading and writing, by one user.
+    #[serde(rename = "rw")]
+    ReadWrite,
+}
+
+impl AttachMode {
+    /// The word on the wire.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "ro",
+            Self::ReadWrite => "rw",
+        }
+    }
+}
+
+/// A VDI that is, or is about to be, served by a process of its own. The row is there before the process is started and goes
+/// when the process has ended, so no process is ever unknown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentRecord {
+    /// The VDI.
+    pub vdi: VdiUuid,
+    /// What for.
+    pub mode: AttachMode,
+    /// How many detachments end it: more than one only where it is read alone.
+    pub count: u32,
+    /// The boot of the host in which the process was started: in another one there is no such process.
+    pub boot: String,
+    /// When it was attached.
+    pub since: Timestamp,
+}
+
 /// How bad an event or a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

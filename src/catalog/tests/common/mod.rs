@@ -4,8 +4,8 @@
 
 use catena_catalog::{Change, Meta};
 use catena_types::{
-    Bytes, Effects, EventRecord, Format, ImageId, ImageRecord, ImageState, JobId, JobRecord, JobState,
-    Severity, SrUuid, VdiKind, VdiRecord, VdiUuid, Work,
+    AttachMode, AttachmentRecord, Bytes, Effects, EventRecord, Format, ImageId, ImageRecord, ImageState,
+    JobId, JobRecord, JobState, Severity, SrUuid, VdiKind, VdiRecord, VdiUuid, Work,
 };
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -66,6 +66,16 @@ pub(crate) fn vdi(number: u32, of: u32) -> VdiRecord {
         snapshot_of: None,
         created: at(1),
         other_config: BTreeMap::from([("key".to_owned(), "value".to_owned())]),
+    }
+}
+
+pub(crate) fn attachment(number: u32) -> AttachmentRecord {
+    AttachmentRecord {
+        vdi: vdi_id(number),
+        mode: AttachMode::ReadOnly,
+        count: 2,
+        boot: "boot".into(),
+        since: at(4),
     }
 }
 
