@@ -162,6 +162,7 @@ fn disks(scene: &mut Scene, sr: &str) -> Result<()> {
     )?;
     scene.agent.write("web", 0, &[7; 4096])?;
     scene.run("methods/VDI.snapshot/answer", &["vdi", "snapshot", "web", "--name", "before"])?;
+    serving(scene)?;
     scene.run("methods/VDI.clone/answer", &["vdi", "clone", "web", "--name", "desk"])?;
     scene.run("methods/VDI.list/answer", &["vdi", "list"])?;
     scene.run("methods/VDI.get_record/answer", &["vdi", "show", "web"])?;
@@ -180,6 +181,20 @@ fn disks(scene: &mut Scene, sr: &str) -> Result<()> {
     let refused =
         scene.agent.call("VDI.get_record", &json!({"vdi": "nothing"}))?.err().context("a refusal")?;
     scene.validate("documents/error", &refused)
+}
+
+/// Where disks are not served the refusal is a document too.
+fn serving(scene: &mut Scene) -> Result<()> {
+    for (verb, method) in [("attach", "VDI.attach"), ("detach", "VDI.detach")] {
+        let said = scene.agent.catena(&["--json", "vdi", verb, "web"])?;
+        let (at, text) = match said.code {
+            0 => (format!("methods/{method}/answer"), &said.out),
+            _ => ("documents/error_document".to_owned(), &said.err),
+        };
+        scene.validate(&at, &serde_json::from_str(text)?)?;
+        scene.seen.insert(format!("vdi {verb}"));
+    }
+    Ok(())
 }
 
 fn watching(scene: &mut Scene, sr: &str) -> Result<()> {

@@ -72,6 +72,8 @@ pub(crate) const ROWS: &[Row] = &[
         "not asked: away",
     ),
     at_once(Plain, "vdi snapshot nothing", "vdi_missing", "no VDI 'nothing'", "catena vdi list"),
+    at_once(Plain, "vdi attach nothing", "vdi_missing", "no VDI 'nothing'", "catena vdi list"),
+    at_once(Plain, "vdi detach nothing", "vdi_missing", "no VDI 'nothing'", "catena vdi list"),
     at_once(Plain, "vdi tree nothing", "vdi_missing", "neither an SR nor a VDI", "catena vdi list"),
     at_once(
         Plain,
@@ -192,6 +194,7 @@ pub(crate) const ROWS: &[Row] = &[
     at_once(Plain, "vdi set disk color=red", "bad_request", "no key 'color'", ""),
     at_once(Plain, "vdi set disk color", "bad_request", "KEY=VALUE", ""),
     at_once(Plain, "vdi snapshot disk nothing", "vdi_missing", "no VDI 'nothing'", "catena vdi list"),
+    at_once(Plain, "vdi detach disk", "vdi_unavailable", "not attached", "catena vdi list"),
     at_once(Plain, "vdi snapshot disk disk", "bad_request", "twice", ""),
     at_once(Plain, "vdi copy disk --sr nowhere", "sr_unavailable", "nowhere", "catena sr list"),
     // Policy.

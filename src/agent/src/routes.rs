@@ -100,6 +100,8 @@ pub(crate) const METHODS: &[Method] = &[
     look("VDI.list", Route::All("vdis")),
     look("VDI.get_tree", Route::All("roots")),
     look("VDI.get_record", Route::Vdi),
+    act("VDI.attach", Route::Vdi),
+    act("VDI.detach", Route::Vdi),
     act("VDI.snapshot", Route::Vdi),
     act("VDI.clone", Route::Vdi),
     act("VDI.revert", Route::Vdi),

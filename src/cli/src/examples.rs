@@ -30,6 +30,8 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("vdi list", &["catena vdi list", "catena vdi list --sr disks"]),
     ("vdi show", &["catena vdi show web01"]),
     ("vdi tree", &["catena vdi tree", "catena vdi tree disks --dot | dot -Tsvg > disks.svg"]),
+    ("vdi attach", &["catena vdi attach web01", "catena vdi attach web01 --read-only | xargs nbdinfo --map"]),
+    ("vdi detach", &["catena vdi detach web01"]),
     (
         "vdi snapshot",
         &["catena vdi snapshot web01 --name before-upgrade", "catena vdi snapshot web01 db01 --name nightly"],

@@ -83,6 +83,8 @@ impl Owner {
             "SR.detach" => Ok(Given::Farewell(serde_json::json!({}))),
             "SR.destroy" => self.sr_destroy(),
             "VDI.create" => self.vdi_create(call),
+            "VDI.attach" => self.vdi_attach(call),
+            "VDI.detach" => self.vdi_detach(call),
             "VDI.snapshot" => self.vdi_snapshot(call),
             "VDI.clone" => self.vdi_clone(call),
             "VDI.revert" => self.vdi_revert(call),

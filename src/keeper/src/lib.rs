@@ -11,6 +11,7 @@
 //! `catena-datapath` processes are for. The program ends when the front's end of its standard input is closed.
 
 mod adopt;
+mod attach;
 mod cgroup;
 mod check;
 mod coalescing;

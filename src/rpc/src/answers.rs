@@ -24,6 +24,17 @@ pub struct MadeVdis {
     pub vdis: Vec<VdiUuid>,
 }
 
+/// A disk that is served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Attached {
+    /// The disk.
+    pub vdi: VdiUuid,
+    /// `rw` or `ro`.
+    pub mode: String,
+    /// Where, for any NBD client: `nbd+unix:///?socket=<path>`.
+    pub uri: String,
+}
+
 /// The size that a disk has now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Resized {

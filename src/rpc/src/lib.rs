@@ -12,7 +12,7 @@ mod schema;
 mod text;
 
 pub use answers::{
-    AgentStats, CoalesceList, Destroyed, Done, ErrorDocument, ErrorWords, EventList, Introduced,
+    AgentStats, Attached, CoalesceList, Destroyed, Done, ErrorDocument, ErrorWords, EventList, Introduced,
     Introduction, JobList, KeeperStats, Made, MadeVdis, Moved, Resized, RpcError, ScanReport, SrList,
     SrOwner, SrPolicy, SrProbed, Survey, Tree, Unavailable, VdiList, Version,
 };
@@ -25,8 +25,9 @@ pub use message::{Id, Message, Notification, Outcome, Reply, Request, Response};
 pub use params::{
     CoalesceParams, CopyOrigin, EventListParams, JobParams, KeeperReceive, KeeperStart, ListParams,
     ReadWriteParams, ResolveParams, Resolved, SrCheckParams, SrCreateParams, SrIntroduceParams, SrParams,
-    SrPolicyParams, SrProbeParams, VdiCloneParams, VdiCopyParams, VdiCreateParams, VdiExportParams,
-    VdiImportParams, VdiParams, VdiResizeParams, VdiRevertParams, VdiSetParams, VdiSnapshotParams, Vdis,
+    SrPolicyParams, SrProbeParams, VdiAttachParams, VdiCloneParams, VdiCopyParams, VdiCreateParams,
+    VdiExportParams, VdiImportParams, VdiParams, VdiResizeParams, VdiRevertParams, VdiSetParams,
+    VdiSnapshotParams, Vdis,
 };
 pub use schema::{check_params, methods, schema};
 pub use text::Text;

@@ -189,7 +189,7 @@ pub struct VdiCreateParams {
     pub request_id: Option<String>,
 }
 
-/// `VDI.get_record`, `VDI.destroy`.
+/// `VDI.get_record`, `VDI.detach`, `VDI.destroy`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VdiParams {
@@ -265,6 +265,20 @@ pub struct VdiCloneParams {
     /// Where the chain is too long, merge it first and then go on.
     #[serde(default)]
     pub wait: bool,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// `VDI.attach`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VdiAttachParams {
+    /// The disk or snapshot.
+    pub vdi: String,
+    /// For reading only: any number of such attachments at once, and as many `VDI.detach` to end them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
     /// The client's key for retries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,

@@ -5,15 +5,15 @@
 //! more fields than their schema names; parameters may not.
 
 use crate::answers::{
-    AgentStats, CoalesceList, Destroyed, Done, ErrorDocument, EventList, Introduced, Introduction, JobList,
-    Made, MadeVdis, Moved, Resized, RpcError, ScanReport, SrList, SrPolicy, SrProbed, Survey, Tree, VdiList,
-    Version,
+    AgentStats, Attached, CoalesceList, Destroyed, Done, ErrorDocument, EventList, Introduced, Introduction,
+    JobList, Made, MadeVdis, Moved, Resized, RpcError, ScanReport, SrList, SrPolicy, SrProbed, Survey, Tree,
+    VdiList, Version,
 };
 use crate::params::{
     CoalesceParams, EventListParams, JobParams, ListParams, NoParams, ReadWriteParams, SrCreateParams,
-    SrIntroduceParams, SrParams, SrPolicyParams, SrProbeParams, VdiCloneParams, VdiCopyParams,
-    VdiCreateParams, VdiExportParams, VdiImportParams, VdiParams, VdiResizeParams, VdiRevertParams,
-    VdiSetParams, VdiSnapshotParams,
+    SrIntroduceParams, SrParams, SrPolicyParams, SrProbeParams, VdiAttachParams, VdiCloneParams,
+    VdiCopyParams, VdiCreateParams, VdiExportParams, VdiImportParams, VdiParams, VdiResizeParams,
+    VdiRevertParams, VdiSetParams, VdiSnapshotParams,
 };
 use crate::{CheckReport, CoalesceStatus, Event, Job, SCHEMA_VERSION, Sr, SrCheckParams, TrimReport, Vdi};
 use catena_types::{ErrorName, Failure, SrUuid, VdiUuid};
@@ -77,6 +77,8 @@ const METHODS: &[Method] = &[
     at_once::<ListParams, VdiList>("VDI.list"),
     at_once::<ListParams, Tree>("VDI.get_tree"),
     at_once::<VdiParams, Vdi>("VDI.get_record"),
+    at_once::<VdiAttachParams, Attached>("VDI.attach"),
+    at_once::<VdiParams, Done>("VDI.detach"),
     at_once::<VdiSnapshotParams, MadeVdis>("VDI.snapshot"),
     at_once::<VdiCloneParams, MadeVdis>("VDI.clone"),
     at_once::<VdiRevertParams, Done>("VDI.revert"),

@@ -7,8 +7,8 @@ use crate::jobs;
 use crate::output::table::Rows;
 use crate::output::{Output, dot, record, tree};
 use catena_rpc::{
-    ListParams, Node, SrParams, Text, Vdi, VdiCloneParams, VdiCopyParams, VdiCreateParams, VdiParams,
-    VdiResizeParams, VdiRevertParams, VdiSetParams, VdiSnapshotParams,
+    ListParams, Node, SrParams, Text, Vdi, VdiAttachParams, VdiCloneParams, VdiCopyParams, VdiCreateParams,
+    VdiParams, VdiResizeParams, VdiRevertParams, VdiSetParams, VdiSnapshotParams,
 };
 use catena_types::{Bytes, ErrorName, Failure, VdiUuid};
 use clap::{Args, Subcommand};
@@ -25,6 +25,10 @@ pub(crate) enum VdiCommand {
     Show(Name),
     /// Show how images hang together
     Tree(Tree),
+    /// Serve a disk to a guest or another program; prints its NBD URI
+    Attach(Attach),
+    /// End an attachment: what was written is durable when this returns
+    Detach(Name),
     /// Take snapshots; prints a uuid a line
     Snapshot(Snapshot),
     /// Make disks that share the blocks of a disk or snapshot; prints a uuid a line
@@ -89,6 +93,25 @@ pub(crate) struct Tree {
     /// For graphviz
     #[arg(long)]
     dot: bool,
+}
+
+/// A disk to serve.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The URI is for any NBD client, and its socket for those that want a path:
+  nbdinfo URI
+  qemu-img info URI
+  nbd-client -unix SOCKET /dev/nbd0
+  qemu-system-x86_64 ... -device virtio-blk-pci,drive=web01 \\
+    -blockdev driver=nbd,node-name=web01,server.type=unix,server.path=SOCKET,reconnect-delay=60
+With reconnect-delay a guest does not notice that the process which serves its disk was replaced.
+")]
+pub(crate) struct Attach {
+    /// The disk or snapshot
+    vdi: String,
+    /// For reading only: any number of times at once, each with a detach of its own
+    #[arg(long)]
+    read_only: bool,
 }
 
 /// Snapshots to take.
@@ -183,6 +206,14 @@ pub(crate) fn run(command: VdiCommand, agent: &mut Client, out: &mut Output) -> 
             out.show(&document, || Ok(record::render(&document)))?;
         }
         VdiCommand::Tree(tree) => self::tree(tree, agent, out)?,
+        VdiCommand::Attach(Attach { vdi, read_only }) => {
+            let params = VdiAttachParams { vdi, read_only, request_id: None };
+            let document = agent.call_to_end("VDI.attach", &params, &[])?;
+            out.show(&document, || Ok(read_field::<String>(&document, "uri")? + "\n"))?;
+        }
+        VdiCommand::Detach(Name { vdi }) => {
+            out.show(&agent.call_to_end("VDI.detach", &params(&vdi), &[])?, || Ok(String::new()))?;
+        }
         VdiCommand::Snapshot(Snapshot { vdis, name, wait }) => {
             let params = VdiSnapshotParams { vdi: vdis.into(), name_label: name, wait, request_id: None };
             show_uuids(&agent.call("VDI.snapshot", &params)?, out)?;
