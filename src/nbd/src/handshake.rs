@@ -134,6 +134,7 @@ impl Handshake {
 
     /// The next `len` bytes, once they are all there.
     fn collect(&mut self, len: usize, input: &mut &[u8]) -> Option<Vec<u8>> {
+        debug_assert!(len <= OPTION_LIMIT, "{len} bytes would be held");
         let (piece, rest) = input.split_at((len - self.held.len()).min(input.len()));
         self.held.extend_from_slice(piece);
         *input = rest;
@@ -307,11 +308,12 @@ fn acknowledge(out: &mut Vec<u8>, option: u32) -> State {
 }
 
 fn reply(out: &mut Vec<u8>, option: u32, kind: u32, parts: &[&[u8]]) {
+    let data = parts.concat();
     out.extend(OPTION_REPLY_MAGIC.to_be_bytes());
     out.extend(option.to_be_bytes());
     out.extend(kind.to_be_bytes());
-    out.extend(len_of(&parts.concat()));
-    out.extend(parts.concat());
+    out.extend(len_of(&data));
+    out.extend(data);
 }
 
 /// The length of a short text of ours, as it stands before it.
