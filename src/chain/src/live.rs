@@ -13,7 +13,9 @@
 use crate::error::Error;
 use crate::layer::Layer;
 use crate::plan::Plan;
-use catena_types::{BlockIndex, FileOffset, SectorSet};
+use catena_blockio::Container;
+use catena_types::{BlockIndex, Bytes, FileOffset, SectorSet};
+use std::sync::Arc;
 
 /// What is known about a block without asking the storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,8 +35,9 @@ pub trait Recall: Layer {
     /// What is known of the block.
     fn known(&self, block: BlockIndex) -> Result<Known, Error>;
 
-    /// Takes up what stands where [`Known::At`] said. Ignored if the block has been changed since: what is known in memory is
-    /// newer.
+    /// Takes up what stands where [`Known::At`] said. Ignored if the block is known by now: what is known in memory is newer. What
+    /// was not learnt before the block was changed must not be learnt after it: one read of a block at a time, which all
+    /// share who need it, and no write to a block that is being read like this.
     fn learn(&self, block: BlockIndex, raw: &[u8; 512]) -> Result<(), Error>;
 }
 
@@ -64,7 +67,8 @@ pub struct Placed {
 #[derive(Debug)]
 #[must_use = "a commit that is begun has to be ended"]
 pub struct Commit {
-    /// What it takes, its last barrier included: all that it covers is durable when it has run.
+    /// What it takes, its last barrier included: all that it covers is durable when it has run. A storage that is full may
+    /// refuse a part of it: then it can be run again, see [`Plan::run`].
     pub plan: Plan,
     /// What the format wants back.
     pub number: u64,
@@ -72,16 +76,22 @@ pub struct Commit {
 
 /// A layer that is written while it is read. One writer (D11).
 pub trait LiveLayer: Recall {
-    /// A place for the block: the one it has, or a new one. Changes memory only.
+    /// A place for the block: the one it has, or a new one. Changes memory only. Only the first who asks for a new place is told
+    /// what is to be done before; all others wait until that is done.
     fn place(&mut self, block: BlockIndex) -> Result<Placed, Error>;
 
-    /// Says that the data of these sectors of a placed block have been written; from here on they are owned.
+    /// Takes a new place back of which [`Placed::first`] failed, if nothing was written there.
+    fn unplace(&mut self, block: BlockIndex) -> Result<(), Error>;
+
+    /// Says that the data of these sectors of a placed block have been written; from here on they are owned. Reads, and waits,
+    /// where the block was known when it was placed and has been forgotten since.
     fn wrote(&mut self, block: BlockIndex, sectors: &SectorSet) -> Result<(), Error>;
 
     /// What is owned in memory only, whether a commit is under way for it or not.
     fn noted(&self) -> Vec<Noted>;
 
-    /// Takes over from a writer that died: what it had noted. Before anything else is done with the layer.
+    /// Takes over from a writer that died: what it had noted. Before anything else is done with the layer; reads, and waits. The
+    /// next commit stores it.
     fn restore(&mut self, noted: &[Noted]) -> Result<(), Error>;
 
     /// Begins to store all that is noted. `None` while another is under way; with nothing noted, a plan of one barrier.
@@ -91,8 +101,8 @@ pub trait LiveLayer: Recall {
     /// would make one fails.
     fn end_commit(&mut self, commit: Commit, succeeded: bool) -> Result<(), Error>;
 
-    /// Begins to give sectors up, of which nothing is noted and no commit under way, and which nobody reads or writes until the
-    /// end (D2). The rest as for a commit.
+    /// Begins to give sectors up, of which nothing is noted and which nobody reads or writes until the end (D2). No commit may be
+    /// under way. The blocks should be known, or their bitmaps are read here. The plan of nothing to give up is empty.
     fn begin_give_up(&mut self, sectors: &[(BlockIndex, SectorSet)]) -> Result<Commit, Error>;
 
     /// Ends it: the sectors are not owned any more.
@@ -100,4 +110,15 @@ pub trait LiveLayer: Recall {
 
     /// Makes the layer as complete as a closed one, with nothing noted and nobody using it: the last plan of a writer.
     fn close(&mut self) -> Result<Plan, Error>;
+
+    /// Takes over what a plan made elsewhere writes to the header (D12), with nothing else under way.
+    fn patch(&mut self, writes: &[(FileOffset, Vec<u8>)]) -> Result<Plan, Error>;
+
+    /// Raises the virtual size, durably, with nothing noted and nobody using the layer: blocks may move. Reads and writes, and
+    /// waits. What deeper layers own past the old end is the caller's business (D6).
+    fn grow(&mut self, size: Bytes) -> Result<(), Error>;
+
+    /// The same layer for reading only, through this container: what a leaf becomes under a new one. Nothing is noted. The old
+    /// container is let go.
+    fn into_reader(self: Box<Self>, container: Arc<dyn Container>) -> Result<Arc<dyn Recall>, Error>;
 }

@@ -22,6 +22,13 @@ pub enum Step {
     },
     /// Everything before is durable before anything after is begun.
     Barrier,
+    /// Give the range, of which nobody knows any more, back to a storage that can take it. One that cannot loses nothing.
+    Release {
+        /// Where.
+        at: FileOffset,
+        /// How much.
+        len: Bytes,
+    },
     /// Give the range back; it reads as zero afterwards.
     Punch {
         /// Where.
@@ -45,6 +52,11 @@ impl Plan {
         self.steps.push(step);
     }
 
+    /// Adds a write.
+    pub fn write(&mut self, at: FileOffset, bytes: impl Into<Vec<u8>>) {
+        self.push(Step::Write { at, bytes: bytes.into() });
+    }
+
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
@@ -55,7 +67,8 @@ impl Plan {
         &self.steps
     }
 
-    /// Does it all. Blocks. After an error what was done is unknown.
+    /// Does it all. Blocks. After an error what was done is unknown; as long as no barrier failed, running it again from the
+    /// beginning does the same as running it once.
     pub fn run(&self, container: &dyn Container) -> io::Result<()> {
         let is_write = |step: &Step| matches!(step, Step::Write { .. });
         for group in self.steps.chunk_by(|one, next| is_write(one) && is_write(next)) {
@@ -79,6 +92,12 @@ impl Step {
             Self::Write { at, bytes } => container.write_at(bytes, *at),
             Self::Barrier => container.flush(),
             Self::Punch { at, len } => container.punch(*at, *len),
+            Self::Release { at, len } => {
+                if let Err(error) = container.punch(*at, *len) {
+                    tracing::warn!(%error, at = at.0, "freed space could not be given back");
+                }
+                Ok(())
+            }
             Self::SetSize(size) => container.set_size(*size),
         }
     }

@@ -6,6 +6,7 @@
 use crate::error::{Error, Result};
 use crate::layout::{ENTRIES_PER_SECTOR, Layout, SECTOR, Slot};
 use catena_blockio::Container;
+use catena_chain::Plan;
 use catena_types::{BlockIndex, FileOffset, SECTOR_BYTES};
 use std::collections::BTreeSet;
 
@@ -56,7 +57,7 @@ impl Bat {
         (entry != UNUSED).then_some(Slot(entry))
     }
 
-    /// Changes the place of a block of the disk; on disk with the next [`write_dirty`](Self::write_dirty).
+    /// Changes the place of a block of the disk; on disk when what [`take_dirty`](Self::take_dirty) tells is done.
     pub(crate) fn set(&mut self, block: BlockIndex, slot: Option<Slot>) {
         let number = block.index() / ENTRIES_PER_SECTOR;
         if let Some(page) = self.pages.get_mut(number) {
@@ -79,11 +80,6 @@ impl Bat {
             .filter_map(|block| self.get(block).map(|slot| (block, slot)))
     }
 
-    /// Whether something is still to be written.
-    pub(crate) fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty()
-    }
-
     /// A sector of the table: its place and its bytes.
     fn sector(&self, number: usize) -> (FileOffset, [u8; SECTOR]) {
         let raw = self.pages.get(number).and_then(Option::as_deref).map_or([0xff; SECTOR], encode);
@@ -96,14 +92,10 @@ impl Bat {
         sectors.map(|(at, raw)| (at, raw.to_vec())).collect()
     }
 
-    /// Writes the changed sectors, and only these.
-    pub(crate) fn write_dirty(&mut self, container: &dyn Container) -> Result<()> {
-        while let Some(&number) = self.dirty.first() {
-            let (at, raw) = self.sector(number);
-            container.write_at(&raw, at).map_err(Error::io("writing the block table"))?;
-            self.dirty.remove(&number);
-        }
-        Ok(())
+    /// The writes of the changed sectors, and only these. They count as written from here on.
+    pub(crate) fn take_dirty(&mut self, plan: &mut Plan) {
+        self.dirty_sectors().into_iter().for_each(|(at, raw)| plan.write(at, raw));
+        self.dirty.clear();
     }
 }
 

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::footer::Footer;
 use crate::layout::{Layout, SECTOR, batmap_window};
 use catena_blockio::Container;
+use catena_chain::Plan;
 use catena_types::{BlockIndex, Bytes, FileOffset, SECTOR_BYTES};
 
 const COOKIE: &[u8; 8] = b"tdbatmap";
@@ -152,29 +153,20 @@ impl Batmap {
         self.window = usize::try_from(batmap_window(size)).unwrap_or(usize::MAX).min(self.bits.len());
     }
 
-    /// Clears the batmap on disk unless it is clear. Returns whether something was written, which needs a barrier.
-    pub(crate) fn clear_on_disk(&mut self, container: &dyn Container) -> Result<bool> {
-        if matches!(self.stored, Stored::Absent | Stored::Clear) {
-            return Ok(false);
+    /// Plans to clear the batmap on disk unless it is clear. What is written needs a barrier.
+    pub(crate) fn clear_on_disk(&mut self, plan: &mut Plan) {
+        if !matches!(self.stored, Stored::Absent | Stored::Clear) {
+            plan.write(self.at, self.to_clear_bytes());
+            self.stored = Stored::Clear;
         }
-        let zeros = vec![0; self.bits.len()];
-        self.write(container, &zeros)?;
-        self.stored = Stored::Clear;
-        Ok(true)
     }
 
-    /// Writes what is known; all of it must be durable.
-    pub(crate) fn write_back(&mut self, container: &dyn Container) -> Result<()> {
-        if self.stored == Stored::Absent || self.bits.iter().all(|&byte| byte == 0) {
-            return Ok(());
+    /// Plans to write what is known; all of it must be durable.
+    pub(crate) fn write_back(&mut self, plan: &mut Plan) {
+        if self.stored != Stored::Absent && self.bits.iter().any(|&byte| byte != 0) {
+            plan.write(self.at, self.encode(&self.bits));
+            self.stored = Stored::Set;
         }
-        self.write(container, &self.bits)?;
-        self.stored = Stored::Set;
-        Ok(())
-    }
-
-    fn write(&self, container: &dyn Container, bits: &[u8]) -> Result<()> {
-        container.write_at(&self.encode(bits), self.at).map_err(Error::io("writing the batmap"))
     }
 
     /// Header and map as they are on disk.

@@ -1,16 +1,17 @@
-//! Giving sectors up (D2): the batmap is clear, then the bits, then the block-table entries, then the space, each
+//! Giving sectors up (D2): the batmap is clear, then the bits and the block-table entries, then the space, each
 //! durable before the next. A batch of any size takes the same few barriers.
 //!
 //! A block of which nothing is left loses its entry alone. Its bits stay in a slot that nothing names: the next block there
 //! brings a bitmap of its own, durable before its entry (D1), and gets the slot only when the old entry is durably gone.
 
-use crate::error::{Error, Result};
+use crate::dirty::{Dirty, UnderWay};
+use crate::error::Result;
 use crate::footer::DiskKind;
-use crate::image::{Image, Session};
+use crate::image::Image;
 use crate::layout::{SLOT_SECTORS, Slot};
+use catena_chain::{Plan, Step};
 use catena_types::{BlockIndex, Bytes, FileOffset, SECTOR_BYTES, SectorSet};
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
 
 /// What is left of one block.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ struct Change {
     slot: Slot,
     before: SectorSet,
     after: SectorSet,
+    /// Nothing is left, and nothing is noted.
+    empties: bool,
 }
 
 impl Image {
@@ -39,24 +42,48 @@ impl Image {
             self.check_block(*block)?;
         }
         self.commit_pointers()?;
-        let changes = self.changes(sectors)?;
-        if changes.is_empty() {
-            return Ok(());
-        }
-        if self.begin_change()? {
-            self.barrier()?;
-        }
-        self.writer()?.session = Session::Changing;
-        let result = self.take_away(&changes);
-        if result.is_err()
-            && let Some(writer) = &mut self.writer
-        {
-            writer.session = Session::Failed;
-        }
-        result
+        let plan = self.begin_give_up_plan(sectors)?;
+        let done = self.run(&plan, "giving sectors up");
+        self.end_plan(done.is_ok());
+        done
     }
 
-    fn changes(&self, sectors: &[(BlockIndex, SectorSet)]) -> Result<Vec<Change>> {
+    /// Plans to give the sectors up, of which nothing is noted. The plan of nothing is empty; it too has to be ended.
+    pub(crate) fn begin_give_up_plan(&mut self, sectors: &[(BlockIndex, SectorSet)]) -> Result<Plan> {
+        self.nothing_under_way()?;
+        let changes = self.changes(sectors)?;
+        let mut plan = Plan::default();
+        let (mut shrunk, mut emptied) = (Vec::new(), Vec::new());
+        if !changes.is_empty() {
+            self.begin_change(&mut plan)?;
+            if !plan.is_empty() {
+                plan.push(Step::Barrier);
+            }
+        }
+        for change in &changes {
+            if change.empties {
+                self.bat.set(change.block, None);
+                self.batmap.mark(change.block, false);
+                self.bitmaps().forget(change.block);
+                emptied.push(change.slot);
+            } else {
+                plan.write(change.slot.bitmap_at(), change.after.to_bitmap());
+                let dirty = || Dirty::stored(change.slot, change.before.clone());
+                self.writer()?.dirty.entry(change.block).or_insert_with(dirty);
+                shrunk.push((change.block, change.after.clone()));
+            }
+        }
+        self.bat.take_dirty(&mut plan);
+        if !changes.is_empty() {
+            // D2: nothing durable names the slots of the emptied from here on, so they may be punched and used again.
+            plan.push(Step::Barrier);
+            self.plan_return(&changes, &mut plan)?;
+        }
+        self.start(UnderWay::GiveUp { shrunk, emptied })?;
+        Ok(plan)
+    }
+
+    fn changes(&mut self, sectors: &[(BlockIndex, SectorSet)]) -> Result<Vec<Change>> {
         let mut wanted: BTreeMap<BlockIndex, SectorSet> = BTreeMap::new();
         for (block, set) in sectors {
             let all = wanted.entry(*block).or_default();
@@ -64,58 +91,41 @@ impl Image {
         }
         let mut changes = Vec::new();
         for (block, set) in wanted {
+            // A fresh block has nothing stored that could be given up.
             let Some(slot) = self.bat.get(block) else { continue };
-            let before = self.stored_bits(block, slot)?;
+            let (before, noted) = match self.dirty(block) {
+                Some(dirty) => (dirty.stored.clone(), !dirty.noted.is_empty()),
+                None => (self.stored_bits(block, slot)?, false),
+            };
             let after = before.minus(&set);
-            if after != before || after.is_empty() {
-                changes.push(Change { block, slot, before, after });
+            let empties = after.is_empty() && !noted;
+            if after != before || empties {
+                changes.push(Change { block, slot, before, after, empties });
             }
         }
         Ok(changes)
     }
 
-    fn take_away(&mut self, changes: &[Change]) -> Result<()> {
-        let (emptied, shrunk): (Vec<_>, Vec<_>) = changes.iter().partition(|change| change.after.is_empty());
-        let bits: Vec<_> =
-            shrunk.iter().map(|change| (change.block, change.slot, change.after.clone())).collect();
-        self.store_all_bits(&bits)?;
-        for change in &emptied {
-            self.bat.set(change.block, None);
-            self.batmap.mark(change.block, false);
-            self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner).forget(change.block);
-        }
-        self.bat.write_dirty(&*self.container)?;
-        // D2: nothing durable names the slots of the emptied from here on, so they may be punched and used again.
-        self.barrier()?;
-        let returns_space = self.writer()?.returns_space;
-        for change in &emptied {
-            if returns_space {
-                self.return_space(change.slot.bitmap_at(), SLOT_SECTORS * SECTOR_BYTES);
+    /// Plans to give the space back, after every barrier. What cannot be given back is free to be used again all the same.
+    fn plan_return(&mut self, changes: &[Change], plan: &mut Plan) -> Result<()> {
+        if self.writer()?.returns_space {
+            for change in changes.iter().filter(|change| change.empties) {
+                plan.push(Step::Release { at: change.slot.bitmap_at(), len: SLOT_BYTES });
             }
-            self.writer()?.space.release(change.slot);
         }
-        if self.footer.kind == DiskKind::Dynamic {
-            self.zero_dropped(changes)?;
+        if self.footer.kind != DiskKind::Dynamic {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// The space is already free to be used again; a storage that cannot take it back now loses nothing.
-    pub(crate) fn return_space(&self, at: FileOffset, len: u64) {
-        if let Err(error) = self.container.punch(at, Bytes(len)) {
-            tracing::warn!(%error, at = at.0, "freed space could not be given back");
-        }
-    }
-
-    /// Sectors without a bit must read as zero in a disk without parent: other programs look at the data alone.
-    fn zero_dropped(&self, changes: &[Change]) -> Result<()> {
-        for change in changes.iter().filter(|change| !change.after.is_empty()) {
+        // Sectors without a bit must read as zero in a disk without parent: other programs look at the data alone.
+        for change in changes.iter().filter(|change| !change.empties) {
             for run in change.before.minus(&change.after).runs() {
                 let at = FileOffset(change.slot.data_at().0 + run.start as u64 * SECTOR_BYTES);
-                let len = Bytes(run.len() as u64 * SECTOR_BYTES);
-                self.container.punch(at, len).map_err(Error::io("clearing sectors"))?;
+                plan.push(Step::Punch { at, len: Bytes(run.len() as u64 * SECTOR_BYTES) });
             }
         }
         Ok(())
     }
 }
+
+/// Bytes of a slot.
+pub(crate) const SLOT_BYTES: Bytes = Bytes(SLOT_SECTORS * SECTOR_BYTES);

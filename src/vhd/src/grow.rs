@@ -10,8 +10,9 @@ use crate::create::disk_size;
 use crate::error::{Error, Result};
 use crate::footer::DiskKind;
 use crate::header::Header;
-use crate::image::{Image, Session};
+use crate::image::Image;
 use crate::layout::{GAP_SECTORS, Layout, SECTOR, Slot};
+use catena_chain::{Plan, Step};
 use catena_types::{BLOCK_SECTORS, BlockIndex, Bytes, FileOffset, SECTOR_BYTES, SectorSet};
 
 impl Image {
@@ -62,9 +63,11 @@ impl Image {
         for block in &stray {
             bat.set(*block, None);
         }
-        bat.write_dirty(&*self.container)?;
-        if !stray.is_empty() {
-            self.barrier()?;
+        let mut plan = Plan::default();
+        bat.take_dirty(&mut plan);
+        if !plan.is_empty() {
+            plan.push(Step::Barrier);
+            self.run(&plan, "clearing entries of the block table")?;
         }
         self.bat = bat;
         Ok(())
@@ -82,11 +85,7 @@ impl Image {
         self.container.write_at(&bytes, table_at).map_err(Error::io("writing a longer block table"))?;
         // The new tables are durable before the header points at them (D1).
         self.barrier()?;
-        self.switch(header.with_table(table_at, layout.entries), layout).inspect_err(|_| {
-            if let Some(writer) = &mut self.writer {
-                writer.session = Session::Failed;
-            }
-        })
+        self.switch(header.with_table(table_at, layout.entries), layout).inspect_err(|_| self.fail())
     }
 
     /// Makes the header point at the new tables. Which of them count is unknown if this fails.
@@ -104,25 +103,24 @@ impl Image {
 
     /// Moves the blocks that lie where the new tables go, and keeps their space from being used again.
     fn make_room(&mut self, layout: &Layout) -> Result<()> {
-        if self.begin_change()? {
-            self.barrier()?;
-        }
-        self.writer()?.session = Session::Changing;
+        self.begin_change_now()?;
         let end = layout.headers_end_sector();
         self.writer()?.space.reserve_headers(end)?;
         self.extend_to(FileOffset(end * SECTOR_BYTES))?;
         let moving: Vec<(BlockIndex, Slot)> =
             self.bat.used(BlockIndex(0)).filter(|&(_, slot)| is_in_the_way(slot, end)).collect();
         for &(block, slot) in &moving {
-            let to = self.allocate()?;
+            let to = self.allocate_now()?;
             self.copy_slot(slot, to)?;
             self.bat.set(block, Some(to));
         }
         if !moving.is_empty() {
             // D1: the copies are durable before the table names them, and it names them before the old ones are written over.
-            self.barrier()?;
-            self.bat.write_dirty(&*self.container)?;
-            self.barrier()?;
+            let mut plan = Plan::default();
+            plan.push(Step::Barrier);
+            self.bat.take_dirty(&mut plan);
+            plan.push(Step::Barrier);
+            self.run(&plan, "moving blocks")?;
         }
         Ok(())
     }

@@ -6,26 +6,27 @@
 //! ```text
 //!           first change              seal
 //!   Clean ───────────────▶ Changing ────────▶ Clean
-//!                              │ barrier or give-up failed
+//!                              │ a barrier or a plan failed
 //!                              ▼
 //!                           Failed (reads go on, changes are refused until the image is opened again)
 //! ```
+//!
+//! What becomes of a block that is written stands in `dirty`.
 
 use crate::bat::Bat;
 use crate::batmap::Batmap;
 use crate::bitmaps::Bitmaps;
+use crate::dirty::{Dirty, UnderWay};
 use crate::error::{Error, Result};
 use crate::footer::Footer;
 use crate::header::Header;
 use crate::layout::{Layout, SECTOR, Slot};
 use crate::space::Space;
-use catena_blockio::{Container, collecting};
+use catena_blockio::Container;
+use catena_chain::Plan;
 use catena_types::{BLOCK_BYTES, BlockIndex, Bytes, FileOffset, SECTOR_BYTES, SectorSet};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// From so many bitmaps on they are written together.
-const MANY_BITMAPS: usize = 8;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What an image is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,13 +61,6 @@ pub(crate) enum Session {
     Failed,
 }
 
-/// A placed block to which nothing on disk points yet.
-#[derive(Debug)]
-pub(crate) struct Fresh {
-    pub(crate) slot: Slot,
-    pub(crate) bits: SectorSet,
-}
-
 /// What an image that is open for writing has besides.
 #[derive(Debug)]
 pub(crate) struct Writer {
@@ -74,12 +68,17 @@ pub(crate) struct Writer {
     pub(crate) space: Space,
     /// Bytes of the container that may hold something other than zeros; past them a file is a hole.
     pub(crate) soiled: FileOffset,
-    /// Whether the footer must be written when the first change begins.
+    /// Whether the footer may be missing at the end.
     pub(crate) footer_due: bool,
-    /// New blocks, until their block-table entries are written.
-    pub(crate) fresh: BTreeMap<BlockIndex, Fresh>,
-    /// Sectors whose data are written and whose bits are not.
-    pub(crate) pending: BTreeMap<BlockIndex, SectorSet>,
+    /// The blocks of which something is in memory only.
+    pub(crate) dirty: BTreeMap<BlockIndex, Dirty>,
+    /// The plan that is being carried out, and its number.
+    pub(crate) under_way: Option<(u64, UnderWay)>,
+    /// Whether a slot that the block table does not name is durably not named: a writer that was killed may have taken its name
+    /// away in the system's memory only.
+    pub(crate) frees_are_durable: bool,
+    /// Plans so far.
+    pub(crate) plans: u64,
     /// Whether the space of what is given up goes back to the storage at once.
     pub(crate) returns_space: bool,
 }
@@ -119,24 +118,40 @@ impl Image {
         }
     }
 
+    /// Carries a plan out. If that fails nothing may be built on it: what is on disk is unknown.
+    pub(crate) fn run(&mut self, plan: &Plan, context: &str) -> Result<()> {
+        plan.run(&*self.container).map_err(Error::io(context)).inspect_err(|_| self.fail())
+    }
+
+    /// Refuses all further changes.
+    pub(crate) fn fail(&mut self) {
+        if let Some(writer) = &mut self.writer {
+            writer.session = Session::Failed;
+        }
+    }
+
     /// Makes everything written so far durable. If that fails nothing may be built on it: the system may have dropped what
     /// it could not write, and a second attempt would succeed without it.
     pub(crate) fn barrier(&mut self) -> Result<()> {
-        let flushed = self.container.flush().map_err(Error::io("waiting for the storage"));
-        if flushed.is_err()
-            && let Some(writer) = &mut self.writer
-        {
-            writer.session = Session::Failed;
-        }
-        flushed
+        self.container.flush().map_err(Error::io("waiting for the storage")).inspect_err(|_| self.fail())
     }
 
-    /// The bits of a block at `slot` as they are on disk.
-    pub(crate) fn stored_bits(&self, block: BlockIndex, slot: Slot) -> Result<SectorSet> {
+    /// The bits of a block as they are on disk, if that is known without reading. Not for dirty blocks.
+    pub(crate) fn remembered_bits(&self, block: BlockIndex) -> Option<SectorSet> {
         if self.batmap.contains(block) {
-            return Ok(SectorSet::full());
+            return Some(SectorSet::full());
         }
-        if let Some(set) = self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner).get(block) {
+        self.bitmaps().get(block)
+    }
+
+    /// The cache of bitmaps. A panic elsewhere leaves it whole.
+    pub(crate) fn bitmaps(&self) -> MutexGuard<'_, Bitmaps> {
+        self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bits of a block at `slot` as they are on disk. Not for dirty blocks, of which they are in memory.
+    pub(crate) fn stored_bits(&self, block: BlockIndex, slot: Slot) -> Result<SectorSet> {
+        if let Some(set) = self.remembered_bits(block) {
             return Ok(set);
         }
         // Read without the lock, so that several bitmaps are under way at once; nobody changes them meanwhile, which would need
@@ -145,37 +160,18 @@ impl Image {
         let context = || format!("reading the bitmap of block {}", block.0);
         self.container.read_at(&mut raw, slot.bitmap_at()).map_err(|e| Error::io(context())(e))?;
         let set = SectorSet::from_bitmap(&raw);
-        self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner).put(block, set.clone());
+        self.bitmaps().put(block, set.clone());
         Ok(set)
     }
 
-    /// Writes the bits of a block at `slot`; on success they are what [`stored_bits`](Self::stored_bits) returns.
-    pub(crate) fn store_bits(&mut self, block: BlockIndex, slot: Slot, bits: &SectorSet) -> Result<()> {
-        let context = || format!("writing the bitmap of block {}", block.0);
-        self.container.write_at(&bits.to_bitmap(), slot.bitmap_at()).map_err(|e| Error::io(context())(e))?;
-        self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner).put(block, bits.clone());
-        self.batmap.mark(block, bits.is_full());
-        Ok(())
-    }
-
-    /// The same for several blocks, together where there are many.
-    pub(crate) fn store_all_bits(&mut self, all: &[(BlockIndex, Slot, SectorSet)]) -> Result<()> {
-        let container = self.container.clone();
-        let mut store =
-            || all.iter().try_for_each(|(block, slot, bits)| self.store_bits(*block, *slot, bits));
-        if all.len() < MANY_BITMAPS {
-            return store();
-        }
-        for (_, slot, _) in all {
-            container.expect_write(slot.bitmap_at(), Bytes(SECTOR_BYTES));
-        }
-        collecting(&*container, store).map_err(Error::io("writing bitmaps"))?
+    /// What of the block is in memory only.
+    pub(crate) fn dirty(&self, block: BlockIndex) -> Option<&Dirty> {
+        self.writer.as_ref()?.dirty.get(&block)
     }
 
     /// The place of a block, whether on disk or not yet.
     pub(crate) fn slot(&self, block: BlockIndex) -> Option<Slot> {
-        let fresh = self.writer.as_ref().and_then(|writer| writer.fresh.get(&block));
-        fresh.map(|fresh| fresh.slot).or_else(|| self.bat.get(block))
+        self.dirty(block).map(|dirty| dirty.slot).or_else(|| self.bat.get(block))
     }
 
     /// Whether a place that the block table names can be one. A writer has looked at all of them when it opened the image.
@@ -227,8 +223,8 @@ impl Image {
         if self.header.is_none() {
             return FileOffset(self.footer.size.0);
         }
-        let fresh = self.writer.iter().flat_map(|writer| writer.fresh.values().map(|fresh| fresh.slot));
-        let last = self.bat.used(BlockIndex(0)).map(|(_, slot)| slot).chain(fresh).max();
+        let dirty = self.writer.iter().flat_map(|writer| writer.dirty.values().map(|dirty| dirty.slot));
+        let last = self.bat.used(BlockIndex(0)).map(|(_, slot)| slot).chain(dirty).max();
         FileOffset(last.map_or(0, |slot| slot.end().0).max(self.layout.headers_end_sector() * SECTOR_BYTES))
     }
 

@@ -16,17 +16,13 @@ impl Layer for Image {
             let inside = block.start().0 < self.footer.size.0;
             return Ok(if inside { Ownership::Everything } else { Ownership::Nothing });
         }
-        if let Some(fresh) = self.writer.as_ref().and_then(|writer| writer.fresh.get(&block)) {
-            return Ok(Ownership::from_set(fresh.bits.clone()));
+        if let Some(dirty) = self.dirty(block) {
+            return Ok(Ownership::from_set(dirty.owned()));
         }
         let Some(slot) = self.bat.get(block) else { return Ok(Ownership::Nothing) };
         let read = self.check_slot(slot).and_then(|()| self.stored_bits(block, slot));
         let whole = read.and_then(|bits| self.check_cut(block, slot, &bits).map(|()| bits));
-        let stored = whole.map_err(|error| error.of_block(block))?;
-        Ok(Ownership::from_set(match self.writer.as_ref().and_then(|writer| writer.pending.get(&block)) {
-            Some(pending) => stored.union(pending),
-            None => stored,
-        }))
+        whole.map(Ownership::from_set).map_err(|error| error.of_block(block))
     }
 
     fn locate(&self, block: BlockIndex) -> Option<Extent> {
@@ -49,12 +45,8 @@ impl Layer for Image {
             return (from.start().0 < self.footer.size.0).then_some(from);
         }
         let stored = self.bat.used(from).next().map(|(block, _)| block);
-        let fresh = self
-            .writer
-            .as_ref()
-            .and_then(|writer| writer.fresh.range(from..).next())
-            .map(|(&block, _)| block);
-        match (stored, fresh) {
+        let dirty = self.writer.as_ref().and_then(|writer| writer.dirty.range(from..).next());
+        match (stored, dirty.map(|(&block, _)| block)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
@@ -71,7 +63,7 @@ impl LayerMut for Image {
     }
 
     fn place(&mut self, block: BlockIndex) -> Result<FileOffset, Error> {
-        self.place_block(block).map_err(|error| error.of_block(block))
+        self.place_now(block).map_err(|error| error.of_block(block))
     }
 
     fn wrote(&mut self, block: BlockIndex, sectors: &SectorSet) -> Result<(), Error> {

@@ -201,8 +201,10 @@ impl Image {
                 End::Pinned(_) => FileOffset(u64::MAX),
             },
             footer_due: end_at != Some(end.footer_at()),
-            fresh: BTreeMap::new(),
-            pending: BTreeMap::new(),
+            dirty: BTreeMap::new(),
+            under_way: None,
+            plans: 0,
+            frees_are_durable: false,
             returns_space: true,
         })
     }

@@ -11,6 +11,7 @@ use crate::image::Image;
 use crate::layout::Layout;
 use crate::locator::{LOCATORS, WRITTEN};
 use catena_blockio::Container;
+use catena_chain::{Plan, Step};
 use catena_types::FileOffset;
 
 /// Bytes to be written to a container, in order.
@@ -37,6 +38,23 @@ impl Image {
     /// # Errors
     /// Those of the storage: the header may then be torn, and the plan must be applied again.
     pub fn reparent(&mut self, patch: &Patch) -> Result<()> {
+        let header = self.patched(patch)?;
+        apply_patch(&*self.container, patch)?;
+        self.header = Some(header);
+        Ok(())
+    }
+
+    /// The same as a plan, for an image that is in use.
+    pub(crate) fn plan_patch(&mut self, patch: &[(FileOffset, Vec<u8>)]) -> Result<Plan> {
+        self.header = Some(self.patched(patch)?);
+        let mut plan = Plan::default();
+        patch.iter().for_each(|(at, bytes)| plan.write(*at, bytes.clone()));
+        plan.push(Step::Barrier);
+        Ok(plan)
+    }
+
+    /// The header that a patch of this image makes.
+    fn patched(&mut self, patch: &[(FileOffset, Vec<u8>)]) -> Result<Header> {
         self.writer()?;
         let at = self.layout.header_at;
         let raw = patch.iter().find(|(offset, bytes)| *offset == at && bytes.len() == 1024);
@@ -47,9 +65,7 @@ impl Image {
         if (header.table_at, header.entries) != (self.layout.table_at, self.layout.entries) {
             return Err(Error::OutOfRange("the plan was made for another state of the image".into()));
         }
-        apply_patch(&*self.container, patch)?;
-        self.header = Some(header);
-        Ok(())
+        Ok(header)
     }
 }
 

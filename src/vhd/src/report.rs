@@ -52,7 +52,8 @@ pub struct ImageInfo {
 impl Image {
     /// What the image says about itself. Reads the texts of the locators; those that cannot be read are left out.
     pub fn info(&self) -> ImageInfo {
-        let fresh = self.writer.as_ref().map_or(0, |writer| writer.fresh.len());
+        let dirty = self.writer.iter().flat_map(|writer| writer.dirty.values());
+        let fresh = dirty.filter(|dirty| dirty.fresh).count();
         let allocated = self.bat.used(BlockIndex(0)).count() + fresh;
         let table_size = Bytes(BlockIndex(self.layout.entries).start().0);
         ImageInfo {

@@ -30,9 +30,7 @@ impl Image {
             return Err(Error::OutOfRange(format!("block {} past {size} is in use", block.0)));
         }
         // D4: the batmap's checksum covers as much as the size says; a clear one is right for any size.
-        if self.begin_change()? {
-            self.barrier()?;
-        }
+        self.begin_change_now()?;
         let before = (self.footer.size, self.footer.original_size);
         (self.footer.size, self.footer.original_size) = (size, size);
         self.write_footers().inspect_err(|_| (self.footer.size, self.footer.original_size) = before)?;

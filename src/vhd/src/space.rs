@@ -106,6 +106,25 @@ impl Space {
         }
     }
 
+    /// Takes this slot, which a writer that died had given to a block. Fails without changing anything if something else is there.
+    pub(crate) fn claim(&mut self, slot: Slot) -> Result<()> {
+        if self.free.remove(&slot) {
+            return Ok(());
+        }
+        let start = u64::from(slot.0);
+        let outside = matches!(self.end, End::Pinned(footer) if slot.end() > footer);
+        if start < self.append_at || outside || Slot::at_or_after(start) != Some(slot) {
+            return Err(Error::damaged(
+                "block_overlap",
+                slot.bitmap_at(),
+                "a noted block lies where none can",
+            ));
+        }
+        self.reclaim(start);
+        self.append_at = slot.next_free();
+        Ok(())
+    }
+
     /// The slots that nothing names.
     pub(crate) fn free(&self) -> impl Iterator<Item = Slot> + '_ {
         self.free.iter().copied()
@@ -174,6 +193,20 @@ mod tests {
         assert_eq!(space.next().unwrap(), Slot(7));
         space.take(Slot(7));
         assert_eq!(space.next().unwrap(), Slot(8215 + 4104));
+    }
+
+    #[test]
+    fn a_claimed_slot_is_not_offered_and_what_lies_before_it_is() {
+        let mut space = Space::of(&[Slot(7)], 6, FAR).unwrap();
+        let slots: Vec<Slot> = (0..4).map(|n| Slot(7 + n * 4104)).collect();
+        space.claim(slots[3]).unwrap();
+        space.claim(slots[1]).unwrap();
+        for wrong in [slots[0], slots[1], slots[3], Slot(slots[3].0 + 4097), Slot(u32::MAX - 100)] {
+            assert!(space.claim(wrong).is_err(), "{wrong:?}");
+        }
+        assert_eq!(space.next().unwrap(), slots[2]);
+        space.take(slots[2]);
+        assert_eq!(space.next().unwrap(), Slot(7 + 4 * 4104));
     }
 
     #[test]

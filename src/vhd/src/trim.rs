@@ -2,9 +2,9 @@
 //! last block.
 
 use crate::error::Result;
+use crate::giveup::SLOT_BYTES;
 use crate::image::Image;
-use crate::layout::{SLOT_SECTORS, Slot};
-use catena_types::SECTOR_BYTES;
+use catena_chain::{Plan, Step};
 
 impl Image {
     /// Gives unused space back to the storage. Changes neither what is owned nor the batmap, so it may be stopped and repeated.
@@ -19,11 +19,12 @@ impl Image {
             self.write_end_footer()?;
             self.barrier()?;
         }
-        let free: Vec<Slot> = self.writer()?.space.free().collect();
-        for slot in free {
-            self.return_space(slot.bitmap_at(), SLOT_SECTORS * SECTOR_BYTES);
+        let mut plan = Plan::default();
+        for slot in self.writer()?.space.free() {
+            plan.push(Step::Release { at: slot.bitmap_at(), len: SLOT_BYTES });
         }
-        self.cut_file()?;
-        self.barrier()
+        self.plan_cut(&mut plan)?;
+        plan.push(Step::Barrier);
+        self.run(&plan, "giving space back")
     }
 }

@@ -1,141 +1,104 @@
-//! Writing: a place for a block, then (after the caller has written the data) the pointers to them.
+//! Writing: a place for a block, and the note that something was written there.
 //!
-//! The order is D1's. A block that is new gets its data and its whole bitmap, then a barrier, then its entry in the block
-//! table. A sector that is new in an old block gets its data, then a barrier, then its bit. Both share the barrier.
+//! A file grows by moving its footer ahead. The new footer is written before anything is written past the old one: killed at any
+//! instant, the writer leaves a file that ends with a footer. A footer always follows a whole slot, where the gap is, so one
+//! that is written late lies over nothing.
 
+use crate::dirty::Dirty;
 use crate::error::{Error, Result};
 use crate::footer::DiskKind;
-use crate::image::{Fresh, Image, Session};
+use crate::image::Image;
 use crate::layout::Slot;
-use crate::space::{End, Space};
+use crate::space::End;
+use catena_chain::{Plan, Step};
 use catena_types::{BLOCK_BYTES, BlockIndex, Bytes, FileOffset, SectorSet};
 
 impl Image {
-    /// The position of the block's data, allocating if it has none.
-    pub(crate) fn place_block(&mut self, block: BlockIndex) -> Result<FileOffset> {
+    /// The slot of the block, a new one if it has none; then the plan says what is to be done before it is written to. A file
+    /// that must grow makes room for `stride` blocks.
+    pub(crate) fn place_block(&mut self, block: BlockIndex, stride: usize) -> Result<(Slot, Plan)> {
         self.check_block(block)?;
         self.writer()?;
         if let Some(slot) = self.slot(block) {
-            return Ok(slot.data_at());
+            return Ok((slot, Plan::default()));
         }
-        let slot = self.allocate()?;
-        self.writer()?.fresh.insert(block, Fresh { slot, bits: SectorSet::empty() });
+        let (slot, first) = self.allocate(stride)?;
+        let writer = self.writer()?;
+        let footer_at = writer.footer_due.then(|| writer.space.end.footer_at());
+        writer.dirty.insert(block, Dirty { footer_at, ..Dirty::fresh(slot) });
+        Ok((slot, first))
+    }
+
+    /// The same, ready to be written to when this returns. If it fails nothing is taken.
+    pub(crate) fn place_now(&mut self, block: BlockIndex) -> Result<FileOffset> {
+        let (slot, first) = self.place_block(block, 1)?;
+        if !first.is_empty() {
+            let done = first.run(&*self.container).map_err(Error::io("making room for a block"));
+            if let Err(error) = done {
+                self.unplace_block(block)?;
+                return Err(error);
+            }
+            self.footer_stands(block)?;
+        }
         Ok(slot.data_at())
     }
 
-    /// A free slot to which nothing on disk points. If this fails nothing is taken.
-    pub(crate) fn allocate(&mut self) -> Result<Slot> {
-        let slot = self.writer()?.space.next()?;
-        self.extend_to(slot.end())?;
-        if self.footer.kind == DiskKind::Dynamic {
-            self.wipe(slot)?;
-        }
+    /// Takes a place back at which nothing was written.
+    pub(crate) fn unplace_block(&mut self, block: BlockIndex) -> Result<()> {
         let writer = self.writer()?;
+        if let Some(dirty) = writer.dirty.get(&block).filter(|dirty| dirty.fresh && dirty.noted.is_empty()) {
+            writer.space.release(dirty.slot);
+            writer.dirty.remove(&block);
+        }
+        Ok(())
+    }
+
+    /// Takes a free slot to which nothing on disk points, and plans what must be done before it is written to.
+    pub(crate) fn allocate(&mut self, stride: usize) -> Result<(Slot, Plan)> {
+        let kind = self.footer.kind;
+        let room = stride.min(self.bat.blocks() as usize);
+        let writer = self.writer()?;
+        let slot = writer.space.next()?;
+        if matches!(writer.space.end, End::Moving(at) if at < slot.end()) {
+            writer.space.end =
+                End::Moving(writer.space.end_after(room).unwrap_or(slot.end()).max(slot.end()));
+            writer.footer_due = true;
+        }
+        let mut plan = Plan::default();
+        if slot.data_at() < writer.soiled && !writer.frees_are_durable {
+            // D2: what was there before is durably gone.
+            plan.push(Step::Barrier);
+        }
+        if kind == DiskKind::Dynamic && slot.data_at() < writer.soiled {
+            // Programs that ignore the bitmaps of a disk without parent read all data. Made durable by the barrier that
+            // every new block gets.
+            plan.push(Step::Punch { at: slot.data_at(), len: Bytes(BLOCK_BYTES) });
+        }
         writer.soiled = writer.soiled.max(slot.end());
         writer.space.take(slot);
+        if writer.footer_due {
+            self.plan_footer(&mut plan)?;
+        }
+        Ok((slot, plan))
+    }
+
+    /// The same, with all that was planned done.
+    pub(crate) fn allocate_now(&mut self) -> Result<Slot> {
+        let (slot, first) = self.allocate(1)?;
+        if let Err(error) = first.run(&*self.container) {
+            self.writer()?.space.release(slot);
+            return Err(Error::io("making room for a block")(error));
+        }
+        let writer = self.writer()?;
+        (writer.footer_due, writer.frees_are_durable) = (false, true);
         Ok(slot)
     }
 
-    /// Moves the footer of a file behind so many new blocks at once: one by one, each new footer would lie where the next
-    /// block is written. What is not used of it is cut off in the end.
-    pub(crate) fn extend_for(&mut self, new_blocks: usize) -> Result<()> {
-        let end = self.writer()?.space.end_after(new_blocks);
-        end.map_or(Ok(()), |end| self.extend_to(end))
-    }
-
-    /// Moves the footer of a file to `end`, if it is before. The new one is written before anything is written over the old one:
-    /// killed at any instant, the writer leaves a file that ends with a footer.
-    pub(crate) fn extend_to(&mut self, end: FileOffset) -> Result<()> {
-        let footer = self.footer.encode();
-        let container = self.container.clone();
-        let writer = self.writer()?;
-        if matches!(writer.space.end, End::Moving(at) if at < end) {
-            container.write_at(&footer, end).map_err(Error::io("extending the file"))?;
-            writer.space.end = End::Moving(end);
-            writer.footer_due = false;
-        }
+    /// Plans to write the footer to its place at the end.
+    pub(crate) fn plan_footer(&mut self, plan: &mut Plan) -> Result<()> {
+        let at = self.writer()?.space.end.footer_at();
+        plan.write(at, self.footer.encode());
         Ok(())
-    }
-
-    /// Makes the data of a slot read as zero where they may not. Programs that ignore the bitmaps of a disk without parent
-    /// read them all. Made durable by the barrier that every new block gets.
-    fn wipe(&mut self, slot: Slot) -> Result<()> {
-        let container = self.container.clone();
-        if slot.data_at() < self.writer()?.soiled {
-            container.punch(slot.data_at(), Bytes(BLOCK_BYTES)).map_err(Error::io("clearing a block"))?;
-        }
-        Ok(())
-    }
-
-    /// Notes sectors whose data the caller has written.
-    pub(crate) fn note_written(&mut self, block: BlockIndex, sectors: &SectorSet) -> Result<()> {
-        if let Some(fresh) = self.writer()?.fresh.get_mut(&block) {
-            fresh.bits = fresh.bits.union(sectors);
-            return Ok(());
-        }
-        let Some(slot) = self.bat.get(block) else {
-            return Err(Error::OutOfRange(format!("block {} has no place", block.0)));
-        };
-        let new = sectors.minus(&self.stored_bits(block, slot)?);
-        if !new.is_empty() {
-            let pending = self.writer()?.pending.entry(block).or_default();
-            *pending = pending.union(&new);
-        }
-        Ok(())
-    }
-
-    /// A barrier, then the pointers to everything noted so far. May be repeated after an error other than `Failed`.
-    pub(crate) fn commit_pointers(&mut self) -> Result<()> {
-        let new = self.fresh_bits();
-        if new.is_empty() && self.writer()?.pending.is_empty() && !self.bat.is_dirty() {
-            return Ok(());
-        }
-        // Nothing points at these bitmaps yet.
-        self.store_all_bits(&new)?;
-        self.begin_change()?;
-        // D1: data and new bitmaps before anything points at them. D4: the batmap is clear before the first bit changes.
-        self.barrier()?;
-        self.writer()?.session = Session::Changing;
-        for (block, slot, _) in new {
-            self.writer()?.fresh.remove(&block);
-            self.bat.set(block, Some(slot));
-        }
-        self.store_all_bits(&self.pending_bits()?)?;
-        self.writer()?.pending.clear();
-        self.bat.write_dirty(&*self.container)
-    }
-
-    /// The bitmaps of the new blocks to which something was written.
-    fn fresh_bits(&self) -> Vec<(BlockIndex, Slot, SectorSet)> {
-        let fresh = self.writer.iter().flat_map(|writer| &writer.fresh);
-        fresh
-            .filter(|(_, fresh)| !fresh.bits.is_empty())
-            .map(|(&block, fresh)| (block, fresh.slot, fresh.bits.clone()))
-            .collect()
-    }
-
-    /// D3: the bitmaps to be written of old blocks, each the image's content and the bits whose barrier is complete.
-    fn pending_bits(&self) -> Result<Vec<(BlockIndex, Slot, SectorSet)>> {
-        let pending = self.writer.iter().flat_map(|writer| &writer.pending);
-        pending
-            .filter_map(|(&block, bits)| Some((block, self.bat.get(block)?, bits)))
-            .map(|(block, slot, bits)| Ok((block, slot, self.stored_bits(block, slot)?.union(bits))))
-            .collect()
-    }
-
-    /// What must be durable before the first change of a session: a clear batmap (D4), and a footer at the end. The caller
-    /// waits for a barrier if this returns `true`, and in any case before it changes a pointer.
-    pub(crate) fn begin_change(&mut self) -> Result<bool> {
-        if self.writer()?.session == Session::Changing {
-            return Ok(false);
-        }
-        let mut written = false;
-        if self.writer()?.footer_due {
-            // Before the batmap: in a file of XenServer's tools the footer may lie inside the last sector of the batmap.
-            self.write_end_footer()?;
-            written = true;
-        }
-        Ok(self.batmap.clear_on_disk(&*self.container)? || written)
     }
 
     /// Writes the footer to its place at the end.
@@ -146,67 +109,49 @@ impl Image {
         Ok(())
     }
 
-    /// Commits and makes the pointers durable too.
-    pub(crate) fn flush_all(&mut self) -> Result<()> {
-        self.commit_pointers()?;
-        self.barrier()
+    /// Moves the footer of a file behind so many new blocks at once: one by one, each new footer would lie where the next
+    /// block is written. What is not used of it is cut off in the end.
+    pub(crate) fn extend_for(&mut self, new_blocks: usize) -> Result<()> {
+        let end = self.writer()?.space.end_after(new_blocks);
+        end.map_or(Ok(()), |end| self.extend_to(end))
     }
 
-    /// Ends the changes so far: everything durable, then the batmap on disk, a file cut after its last block. The image
-    /// stays open, and the next change begins anew. Done when a leaf becomes a base copy.
-    ///
-    /// # Errors
-    /// Those of the storage. The image is sound in any case; at worst its batmap stays clear.
-    pub fn seal(&mut self) -> Result<()> {
-        self.flush_all()?;
-        if self.writer()?.session == Session::Clean {
-            return Ok(());
-        }
-        // D4: every block that is marked is durably full by now, so any part of this write is true.
-        self.batmap.write_back(&*self.container)?;
-        self.cut_file()?;
-        self.barrier()?;
-        self.writer()?.session = Session::Clean;
-        Ok(())
-    }
-
-    /// Takes back the places of blocks to which nothing was written, after a commit.
-    pub(crate) fn release_unwritten(&mut self) -> Result<()> {
+    /// Moves the footer of a file to `end`, if it is before.
+    pub(crate) fn extend_to(&mut self, end: FileOffset) -> Result<()> {
         let writer = self.writer()?;
-        for (_, unused) in std::mem::take(&mut writer.fresh) {
-            writer.space.release(unused.slot);
+        if matches!(writer.space.end, End::Moving(at) if at < end) {
+            writer.space.end = End::Moving(end);
+            writer.footer_due = true;
+            self.write_end_footer()?;
         }
         Ok(())
     }
 
-    /// Gives back what a file has after its last block, unless its space is to be kept. The footer is durable at its new place before the file is cut.
-    pub(crate) fn cut_file(&mut self) -> Result<()> {
-        let last = self.bat.used(BlockIndex(0)).map(|(_, slot)| slot).max();
-        self.release_unwritten()?;
+    /// Notes sectors whose data the caller has written.
+    pub(crate) fn note_written(&mut self, block: BlockIndex, sectors: &SectorSet) -> Result<()> {
+        let Some(slot) = self.slot(block) else {
+            return Err(Error::OutOfRange(format!("block {} has no place", block.0)));
+        };
+        if !self.writer()?.dirty.contains_key(&block) {
+            let stored = self.stored_bits(block, slot)?;
+            if sectors.minus(&stored).is_empty() {
+                return Ok(());
+            }
+            self.writer()?.dirty.insert(block, Dirty::stored(slot, stored));
+        }
+        if let Some(dirty) = self.writer()?.dirty.get_mut(&block) {
+            dirty.note(sectors);
+        }
+        self.footer_stands(block)
+    }
+
+    /// What had to be done before the block was written to has been done. Others were told to write the footer too, until now.
+    fn footer_stands(&mut self, block: BlockIndex) -> Result<()> {
         let writer = self.writer()?;
-        if !writer.returns_space {
-            return Ok(());
-        }
-        let target = writer.space.trim(last);
-        if matches!(writer.space.end, End::Moving(at) if at > target) {
-            self.container
-                .write_at(&self.footer.encode(), target)
-                .map_err(Error::io("writing the footer"))?;
-            self.barrier()?;
-            let size = Space::with_footer(target);
-            self.container.set_size(size).map_err(Error::io("cutting the file"))?;
-            let writer = self.writer()?;
-            writer.space.end = End::Moving(target);
-            writer.soiled = FileOffset(writer.soiled.0.min(size.0));
+        let told = writer.dirty.get_mut(&block).and_then(|dirty| dirty.footer_at.take());
+        if told == Some(writer.space.end.footer_at()) {
+            writer.footer_due = false;
         }
         Ok(())
-    }
-
-    /// Seals and lets go. Dropping an image instead is safe too: its batmap stays clear.
-    ///
-    /// # Errors
-    /// As for [`seal`](Self::seal).
-    pub fn close(mut self) -> Result<()> {
-        if self.writer.is_some() { self.seal() } else { Ok(()) }
     }
 }

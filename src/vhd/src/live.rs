@@ -1,0 +1,156 @@
+//! The image as a layer that is written while it is read: each method does bookkeeping and makes a plan.
+//!
+//! The owner is the event loop of a disk that is served. Only what the trait says reads or waits.
+
+use crate::dirty::{Dirty, UnderWay};
+use crate::footer::DiskKind;
+use crate::image::Image;
+use catena_blockio::Container;
+use catena_chain::{Commit, Error, Known, LiveLayer, Noted, Ownership, Placed, Plan, Recall, Step};
+use catena_types::{BlockIndex, Bytes, FileOffset, SectorSet};
+use std::sync::Arc;
+
+/// Blocks for which a file makes room at once: most new blocks then need nothing done before they are written to.
+const STRIDE: usize = 64;
+
+impl Recall for Image {
+    fn known(&self, block: BlockIndex) -> Result<Known, Error> {
+        if self.footer.kind == DiskKind::Fixed {
+            let inside = block.start().0 < self.footer.size.0;
+            return Ok(if inside { Known::Everything } else { Known::Nothing });
+        }
+        if let Some(dirty) = self.dirty(block) {
+            return Ok(known_set(dirty.owned()));
+        }
+        let Some(slot) = self.bat.get(block) else { return Ok(Known::Nothing) };
+        let looked_at = || {
+            self.check_slot(slot)?;
+            match self.remembered_bits(block) {
+                None => Ok(Known::At(slot.bitmap_at())),
+                Some(bits) => self.check_cut(block, slot, &bits).map(|()| known_set(bits)),
+            }
+        };
+        looked_at().map_err(|error: crate::Error| error.of_block(block))
+    }
+
+    fn learn(&self, block: BlockIndex, raw: &[u8; 512]) -> Result<(), Error> {
+        // A block whose bits are known, dirty or remembered, is not asked for; one without a place has none.
+        if matches!(self.known(block)?, Known::At(_)) {
+            self.bitmaps().put(block, SectorSet::from_bitmap(raw));
+        }
+        Ok(())
+    }
+}
+
+fn known_set(set: SectorSet) -> Known {
+    match Ownership::from_set(set) {
+        Ownership::Nothing => Known::Nothing,
+        Ownership::Everything => Known::Everything,
+        Ownership::Sectors(set) => Known::Sectors(set),
+    }
+}
+
+impl LiveLayer for Image {
+    fn place(&mut self, block: BlockIndex) -> Result<Placed, Error> {
+        let (slot, first) = self.place_block(block, STRIDE).map_err(|error| error.of_block(block))?;
+        Ok(Placed { at: slot.data_at(), first })
+    }
+
+    fn unplace(&mut self, block: BlockIndex) -> Result<(), Error> {
+        Ok(self.unplace_block(block)?)
+    }
+
+    fn wrote(&mut self, block: BlockIndex, sectors: &SectorSet) -> Result<(), Error> {
+        self.note_written(block, sectors).map_err(|error| error.of_block(block))
+    }
+
+    fn noted(&self) -> Vec<Noted> {
+        let dirty = self.writer.iter().flat_map(|writer| &writer.dirty);
+        let unstored = dirty.map(|(&block, dirty)| Noted {
+            block,
+            place: dirty.slot.data_at(),
+            new: dirty.fresh || dirty.linking,
+            sectors: dirty.unstored(),
+        });
+        unstored.filter(|noted| !noted.sectors.is_empty()).collect()
+    }
+
+    fn restore(&mut self, noted: &[Noted]) -> Result<(), Error> {
+        noted
+            .iter()
+            .try_for_each(|noted| self.restore_block(noted).map_err(|error| error.of_block(noted.block)))
+    }
+
+    fn begin_commit(&mut self) -> Result<Option<Commit>, Error> {
+        if self.writer()?.under_way.is_some() {
+            return Ok(None);
+        }
+        let mut plan = self.begin_commit_plan()?.unwrap_or_default();
+        plan.push(Step::Barrier);
+        self.numbered(plan).map(Some)
+    }
+
+    fn end_commit(&mut self, commit: Commit, succeeded: bool) -> Result<(), Error> {
+        self.end(&commit, succeeded)
+    }
+
+    fn begin_give_up(&mut self, sectors: &[(BlockIndex, SectorSet)]) -> Result<Commit, Error> {
+        for (block, set) in sectors {
+            self.check_block(*block)?;
+            let unstored = self.dirty(*block).map(Dirty::unstored).unwrap_or_default();
+            if !unstored.intersection(set).is_empty() {
+                return Err(Error::OutOfRange(format!("block {} is not committed yet", block.0)));
+            }
+        }
+        let plan = self.begin_give_up_plan(sectors)?;
+        self.numbered(plan)
+    }
+
+    fn end_give_up(&mut self, commit: Commit, succeeded: bool) -> Result<(), Error> {
+        self.end(&commit, succeeded)
+    }
+
+    fn close(&mut self) -> Result<Plan, Error> {
+        self.all_is_stored()?;
+        Ok(self.plan_seal()?)
+    }
+
+    fn patch(&mut self, writes: &[(FileOffset, Vec<u8>)]) -> Result<Plan, Error> {
+        Ok(self.plan_patch(writes)?)
+    }
+
+    fn grow(&mut self, size: Bytes) -> Result<(), Error> {
+        self.all_is_stored()?;
+        Ok(Self::grow(self, size)?)
+    }
+
+    fn into_reader(mut self: Box<Self>, container: Arc<dyn Container>) -> Result<Arc<dyn Recall>, Error> {
+        self.all_is_stored()?;
+        self.release_unwritten()?;
+        // Blocks were looked at when they were placed; whoever seals the image meanwhile cuts off none of them.
+        self.data_end = self.data_end.max(self.used_end());
+        self.container = container;
+        self.writer = None;
+        Ok(Arc::new(*self))
+    }
+}
+
+impl Image {
+    /// The plan that was made, with the number that it got; one for nothing gets one too.
+    fn numbered(&mut self, plan: Plan) -> Result<Commit, Error> {
+        let number = match &self.writer()?.under_way {
+            Some((number, _)) => *number,
+            None => self.start(UnderWay::Commit)?,
+        };
+        Ok(Commit { plan, number })
+    }
+
+    fn end(&mut self, commit: &Commit, succeeded: bool) -> Result<(), Error> {
+        let under_way = self.writer()?.under_way.as_ref().map(|(number, _)| *number);
+        if under_way != Some(commit.number) {
+            return Err(Error::OutOfRange("this plan is not being carried out".to_owned()));
+        }
+        self.end_plan(succeeded);
+        Ok(())
+    }
+}

@@ -1,0 +1,271 @@
+//! An image that is written while it is read: what is noted, on its way and stored, and what each plan does to the storage.
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+mod support;
+
+use catena_blockio::sim::{SimDisk, SimWorld};
+use catena_blockio::{Container, Sizing};
+use catena_chain::{Commit, Known, Layer, LayerMut, LiveLayer, Recall, Step};
+use catena_types::{BlockIndex, Bytes, FileOffset, SectorSet};
+use catena_vhd::{CreateSpec, Error, Image, Mode, create};
+use std::ops::Range;
+use std::sync::Arc;
+use support::{MIB, child_spec, errors, parent, read_block, spec};
+
+fn disk(spec: &CreateSpec, sizing: Sizing) -> Arc<SimDisk> {
+    let world = SimWorld::new();
+    let disk = match sizing {
+        Sizing::Automatic => SimDisk::automatic(&world),
+        Sizing::Explicit => SimDisk::explicit(&world, Bytes(64 << 20)),
+    };
+    create(&*disk, spec).unwrap();
+    disk
+}
+
+fn open(disk: &Arc<SimDisk>) -> Box<Image> {
+    Box::new(Image::open(disk.clone(), Mode::ReadWrite).unwrap())
+}
+
+/// Writes as the owner of a live image does.
+fn write(image: &mut Image, block: u32, sectors: Range<usize>, fill: u8) {
+    let placed = LiveLayer::place(image, BlockIndex(block)).unwrap();
+    placed.first.run(image.container()).unwrap();
+    let at = FileOffset(placed.at.0 + sectors.start as u64 * 512);
+    image.container().write_at(&vec![fill; sectors.len() * 512], at).unwrap();
+    LiveLayer::wrote(image, BlockIndex(block), &SectorSet::of(sectors)).unwrap();
+}
+
+fn carry_out(image: &mut Image, commit: Commit) {
+    commit.plan.run(image.container()).unwrap();
+    image.end_commit(commit, true).unwrap();
+}
+
+fn commit(image: &mut Image) {
+    let commit = image.begin_commit().unwrap().unwrap();
+    carry_out(image, commit);
+}
+
+fn owned(image: &Image, block: u32) -> SectorSet {
+    image.ownership(BlockIndex(block)).unwrap().to_set()
+}
+
+#[test]
+fn sectors_that_come_during_a_commit_wait_for_the_next() {
+    let disk = disk(&child_spec(16), Sizing::Automatic);
+    let mut image = open(&disk);
+    write(&mut image, 3, 0..8, 1);
+    let first = image.begin_commit().unwrap().unwrap();
+    assert!(image.begin_commit().unwrap().is_none(), "one at a time");
+    write(&mut image, 3, 8..16, 2);
+    write(&mut image, 4, 0..8, 3);
+    assert_eq!(owned(&image, 3), SectorSet::of(0..16));
+    let noted = image.noted();
+    assert_eq!(noted.iter().map(|noted| noted.new).collect::<Vec<_>>(), [true, true]);
+    carry_out(&mut image, first);
+    let stored =
+        |disk: &Arc<SimDisk>| owned(&Image::open(disk.after_power_cut(1), Mode::ReadOnly).unwrap(), 3);
+    assert_eq!(stored(&disk), SectorSet::of(0..8), "D1: the others had no barrier yet");
+    let noted = image.noted();
+    assert_eq!((noted[0].new, &noted[0].sectors), (false, &SectorSet::of(8..16)));
+    assert!(noted[1].new);
+    commit(&mut image);
+    assert_eq!(stored(&disk), SectorSet::of(0..16));
+    assert_eq!(image.noted(), []);
+    let idle = image.begin_commit().unwrap().unwrap();
+    assert_eq!(idle.plan.steps(), [Step::Barrier]);
+    carry_out(&mut image, idle);
+}
+
+#[test]
+fn a_successor_restores_what_was_noted() {
+    for sizing in [Sizing::Automatic, Sizing::Explicit] {
+        let disk = disk(&spec(16), sizing);
+        let mut image = open(&disk);
+        write(&mut image, 1, 0..8, 1);
+        commit(&mut image);
+        write(&mut image, 1, 8..16, 2);
+        write(&mut image, 5, 4..5, 3);
+        write(&mut image, 6, 4..5, 4);
+        // A part was stored, and the writer died before it knew.
+        let under_way = image.begin_commit().unwrap().unwrap();
+        write(&mut image, 6, 9..10, 5);
+        let noted = image.noted();
+        under_way.plan.run(image.container()).unwrap();
+        drop(image);
+        for mut noted in [noted.clone(), noted.into_iter().rev().collect()] {
+            let after: Arc<dyn Container> = disk.after_process_kill();
+            let mut image = Image::open(after.clone(), Mode::ReadWrite).unwrap();
+            image.restore(&noted).unwrap();
+            write(&mut image, 2, 0..1, 6);
+            commit(&mut image);
+            drop(image);
+            assert_eq!(errors(&*after), []);
+            let image = Image::open(after.clone(), Mode::ReadOnly).unwrap();
+            assert_eq!(owned(&image, 1), SectorSet::of(0..16));
+            assert_eq!(owned(&image, 6), SectorSet::of(4..5).union(&SectorSet::of(9..10)));
+            assert_eq!(read_block(&[&image], 6)[9 * 512], 5);
+            // What names another place is refused, and so is a place where something else is.
+            let mut image = Image::open(after, Mode::ReadWrite).unwrap();
+            noted[0].place.0 += 512;
+            assert!(image.restore(&noted[..1]).is_err());
+            noted[1].block = BlockIndex(7);
+            noted[1].new = true;
+            assert!(image.restore(&noted[1..2]).is_err(), "another block lies there");
+        }
+    }
+}
+
+#[test]
+fn most_new_blocks_need_nothing_done_before_their_data() {
+    let disk = disk(&child_spec(400), Sizing::Automatic);
+    let mut image = open(&disk);
+    let first = |image: &mut Image, block| LiveLayer::place(image, BlockIndex(block)).unwrap().first;
+    let asked = first(&mut image, 0);
+    assert!(matches!(asked.steps(), [Step::Write { .. }]), "a footer far ahead");
+    assert!(first(&mut image, 0).is_empty(), "only the first who asks is told");
+    assert_eq!(first(&mut image, 1), asked, "it may not stand yet");
+    asked.run(image.container()).unwrap();
+    LiveLayer::wrote(&mut *image, BlockIndex(0), &SectorSet::of(0..1)).unwrap();
+    let told = (2..190).filter(|&block| !first(&mut image, block).is_empty()).count();
+    assert_eq!(told, 190 - 64, "nobody has said that the second footer stands, or the third");
+    image.unplace(BlockIndex(100)).unwrap();
+    commit(&mut image);
+    let plan = LiveLayer::close(&mut *image).unwrap();
+    plan.run(image.container()).unwrap();
+    assert!(disk.size().unwrap().0 < 3 * MIB, "what was not used is cut off: {:?}", disk.size());
+    drop(image);
+    assert_eq!(errors(&*disk), []);
+}
+
+#[test]
+fn what_a_killed_writer_gave_up_is_durably_gone_before_its_place_is_used_again() {
+    let disk = disk(&child_spec(16), Sizing::Automatic);
+    let mut image = open(&disk);
+    write(&mut image, 0, 0..8, 1);
+    write(&mut image, 1, 0..8, 2);
+    commit(&mut image);
+    let place = image.locate(BlockIndex(1)).unwrap().at;
+    let plan = image.begin_give_up(&[(BlockIndex(1), SectorSet::full())]).unwrap().plan;
+    let until_barrier = plan.steps().iter().take_while(|step| **step != Step::Barrier);
+    for step in until_barrier {
+        let Step::Write { at, bytes } = step else { panic!("{step:?}") };
+        image.container().write_at(bytes, *at).unwrap();
+    }
+    drop(image);
+    let world_after = disk.after_process_kill();
+    let mut image = Image::open(world_after.clone(), Mode::ReadWrite).unwrap();
+    let placed = LiveLayer::place(&mut image, BlockIndex(2)).unwrap();
+    assert_eq!(placed.at, place);
+    placed.first.run(image.container()).unwrap();
+    image.container().write_at(&[9; 512], placed.at).unwrap();
+    for seed in 0..40 {
+        let cut = Image::open(world_after.after_power_cut(seed), Mode::ReadOnly).unwrap();
+        let of_block = owned(&cut, 1).contains(0).then(|| read_block(&[&cut], 1)[0]);
+        assert!(matches!(of_block, None | Some(2)), "{of_block:?} with seed {seed}");
+    }
+}
+
+#[test]
+fn what_is_given_up_leaves_what_was_noted_beside_it() {
+    for spec in [spec(16), child_spec(16)] {
+        let disk = disk(&spec, Sizing::Automatic);
+        let mut image = open(&disk);
+        write(&mut image, 0, 0..8, 1);
+        write(&mut image, 1, 0..8, 2);
+        commit(&mut image);
+        write(&mut image, 0, 20..21, 3);
+        assert!(image.begin_give_up(&[(BlockIndex(0), SectorSet::of(20..21))]).is_err());
+        let all = [(BlockIndex(0), SectorSet::of(0..8)), (BlockIndex(1), SectorSet::of(0..8))];
+        let give_up = image.begin_give_up(&all).unwrap();
+        assert!(image.begin_commit().unwrap().is_none());
+        // Both blocks go on being used; the second one elsewhere.
+        write(&mut image, 0, 30..31, 4);
+        write(&mut image, 1, 30..31, 5);
+        give_up.plan.run(image.container()).unwrap();
+        image.end_give_up(give_up, true).unwrap();
+        commit(&mut image);
+        for image in [&*image, &Image::open(disk.after_power_cut(1), Mode::ReadOnly).unwrap()] {
+            assert_eq!(owned(image, 0), SectorSet::of(20..21).union(&SectorSet::of(30..31)));
+            assert_eq!(owned(image, 1), SectorSet::of(30..31));
+            assert_eq!((read_block(&[image], 0)[30 * 512], read_block(&[image], 1)[30 * 512]), (4, 5));
+        }
+        assert_eq!(errors(&*disk), []);
+    }
+}
+
+#[test]
+fn bitmaps_are_told_and_not_read() {
+    let disk = disk(&child_spec(16), Sizing::Automatic);
+    let mut image = open(&disk);
+    write(&mut image, 3, 0..8, 1);
+    commit(&mut image);
+    drop(image);
+    let mut image = open(&disk);
+    let reads = disk.after_process_kill();
+    assert_eq!(image.known(BlockIndex(0)).unwrap(), Known::Nothing);
+    let Known::At(at) = image.known(BlockIndex(3)).unwrap() else { panic!("nothing was read yet") };
+    let mut raw = [0; 512];
+    reads.read_at(&mut raw, at).unwrap();
+    image.learn(BlockIndex(3), &raw).unwrap();
+    assert_eq!(image.known(BlockIndex(3)).unwrap(), Known::Sectors(Box::new(SectorSet::of(0..8))));
+    write(&mut image, 3, 8..9, 2);
+    image.learn(BlockIndex(3), &raw).unwrap();
+    assert_eq!(image.known(BlockIndex(3)).unwrap(), Known::Sectors(Box::new(SectorSet::of(0..9))));
+    image.learn(BlockIndex(0), &raw).unwrap();
+    assert_eq!(image.known(BlockIndex(0)).unwrap(), Known::Nothing);
+}
+
+#[test]
+fn a_leaf_becomes_a_base_that_another_process_seals() {
+    let disk = disk(&child_spec(16), Sizing::Automatic);
+    let mut image = open(&disk);
+    write(&mut image, 2, 0..4096, 1);
+    write(&mut image, 3, 0..4, 2);
+    assert!(LiveLayer::close(&mut *image).is_err(), "not committed yet");
+    commit(&mut image);
+    let reader = image.into_reader(disk.clone()).unwrap();
+    let mut sealer = open(&disk);
+    sealer.seal().unwrap();
+    sealer.set_hidden(true).unwrap();
+    drop(sealer);
+    assert_eq!(reader.known(BlockIndex(2)).unwrap(), Known::Everything);
+    assert_eq!(reader.known(BlockIndex(3)).unwrap(), Known::Sectors(Box::new(SectorSet::of(0..4))));
+    assert!(reader.locate(BlockIndex(3)).is_some());
+}
+
+#[test]
+fn a_failed_plan_stops_all_changes_and_no_reads() {
+    let disk = disk(&child_spec(16), Sizing::Automatic);
+    let mut image = open(&disk);
+    write(&mut image, 2, 0..4, 1);
+    let commit = image.begin_commit().unwrap().unwrap();
+    image.end_commit(commit, false).unwrap();
+    assert_eq!(owned(&image, 2), SectorSet::of(0..4));
+    let failed = Error::Failed.to_string();
+    assert_eq!(LiveLayer::place(&mut *image, BlockIndex(3)).unwrap_err().to_string(), failed);
+    assert_eq!(image.begin_commit().unwrap_err().to_string(), failed);
+    assert_eq!(LayerMut::flush(&mut *image).unwrap_err().to_string(), failed);
+}
+
+#[test]
+fn a_header_is_patched_and_a_disk_grows_while_it_is_open() {
+    let disk = disk(&child_spec(16), Sizing::Automatic);
+    let mut image = open(&disk);
+    write(&mut image, 2, 0..4, 1);
+    commit(&mut image);
+    let mut new = parent("another.vhd");
+    new.id = catena_types::ImageId::from_bytes([3; 16]);
+    let writes = image.plan_reparent(&new).unwrap();
+    image.patch(&writes).unwrap().run(&*disk).unwrap();
+    assert_eq!(image.info().parent.unwrap().id, new.id);
+    write(&mut image, 3, 0..4, 2);
+    assert!(LiveLayer::grow(&mut *image, Bytes(9000 * MIB)).is_err());
+    commit(&mut image);
+    LiveLayer::grow(&mut *image, Bytes(9000 * MIB)).unwrap();
+    write(&mut image, 4400, 0..4, 3);
+    commit(&mut image);
+    drop(image);
+    let again = Image::open(disk.after_power_cut(3), Mode::ReadOnly).unwrap();
+    assert_eq!((again.virtual_size(), again.info().parent.unwrap().id), (Bytes(9000 * MIB), new.id));
+    assert_eq!([2, 3, 4400].map(|block| owned(&again, block)), [0; 3].map(|_| SectorSet::of(0..4)));
+}
