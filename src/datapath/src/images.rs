@@ -121,7 +121,7 @@ pub(crate) fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
 }
 
-fn from_hex(text: &str) -> Result<Vec<u8>, Trouble> {
+pub(crate) fn from_hex(text: &str) -> Result<Vec<u8>, Trouble> {
     let bad = || trouble(TroubleKind::Internal, "a header patch is not hexadecimal");
     let digits: Option<Vec<u8>> =
         text.chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();

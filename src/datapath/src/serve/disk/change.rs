@@ -1,0 +1,414 @@
+//! Changes of the chain while it is served, as the keeper asks for them.
+//!
+//! ```text
+//!   going ──quiesce──▶ draining ──▶ committing ──▶ opening the old leaf for reading ──▶ held ──resume──▶ going
+//!   going ──stop─────▶ draining ──▶ committing ──▶ closing ──▶ over
+//! ```
+//!
+//! Reads go on all the time. Requests that change the disk wait outside, without a lock; those that wait for space stay where they
+//! are and go on with whatever leaf there is. Nobody but the keeper ends a quiesce (D20).
+
+use super::layers::{Leaf, Part};
+use super::{Disk, Waiting};
+use crate::images::from_hex;
+use crate::serve::work::{Outcome, Trouble, Work};
+use crate::trouble::{from_io, trouble};
+use catena_blockio::{Engine, Op};
+use catena_chain::{Known, Plan, Step as PlanStep};
+use catena_control::{Told, TroubleKind};
+use catena_types::{BlockIndex, HeaderPatch, ImageId};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+type Answered = Result<Told, catena_control::Trouble>;
+
+/// Opens the old leaf by its descriptor for reading. Called by another thread when all that it holds is durable.
+pub(crate) type OpenOldLeaf = Box<dyn FnOnce() -> Result<Part, catena_control::Trouble> + Send>;
+
+/// What a keeper asks for, its images opened; see [`catena_control::Ask`].
+pub(crate) enum Change {
+    /// The next leaf, and the way to read the present one from then on.
+    Prepare { generation: u64, leaf: Leaf, old_leaf: OpenOldLeaf },
+    /// Hold writes back and make everything durable.
+    Quiesce { generation: u64 },
+    /// Go on.
+    Resume { generation: u64, swap: bool },
+    /// These images below the leaf (of a disk that is only read: all), topmost first; new forms where they have changed.
+    Relink { generation: u64, below: Vec<(ImageId, Option<Part>)> },
+    /// Write these bytes to the leaf, durably.
+    Patch { patches: Vec<HeaderPatch> },
+    /// Flush and close.
+    Stop,
+}
+
+/// What was prepared.
+pub(super) struct Prepared {
+    generation: u64,
+    leaf: Leaf,
+    opener: Option<OpenOldLeaf>,
+    old_leaf: Option<Part>,
+}
+
+/// Why writes are held back, and how far it is.
+pub(super) struct Hold {
+    generation: u64,
+    question: u64,
+    purpose: Purpose,
+    stage: HoldStage,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Quiesce,
+    Stop,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum HoldStage {
+    Draining,
+    Committing,
+    /// Opening the old leaf, or closing the leaf.
+    Calling,
+    Held,
+}
+
+/// Where another thread leaves the old leaf.
+pub(super) type Opened = Arc<Mutex<Option<Result<Part, catena_control::Trouble>>>>;
+
+/// What the keeper has asked, in order, and the answers that are there.
+#[derive(Default)]
+pub(super) struct Questions {
+    next: u64,
+    open: VecDeque<(u64, Option<Answered>)>,
+    /// Answered when nobody works with the state of the chain that it had then, or an older one.
+    retiring: Vec<(u64, u64)>,
+}
+
+/// What is served, for those who ask.
+pub(crate) struct Serving {
+    /// The last generation that was heard of.
+    pub(crate) generation: u64,
+    /// Leaf first.
+    pub(crate) chain: Vec<ImageId>,
+    /// Of an open preparation.
+    pub(crate) prepared: Option<ImageId>,
+    /// Writes are held back for this generation.
+    pub(crate) quiesced: Option<u64>,
+}
+
+impl Disk {
+    /// Begins a change. It is answered through [`answers`](Self::answers), in the order of the questions.
+    pub(crate) fn ask(&mut self, change: Change, engine: &mut dyn Engine) {
+        let question = self.questions.next;
+        self.questions.next += 1;
+        self.questions.open.push_back((question, None));
+        match change {
+            Change::Prepare { generation, leaf, old_leaf } => {
+                self.generation = generation;
+                let answer = self.prepare(generation, leaf, old_leaf);
+                self.answer(question, answer);
+            }
+            Change::Quiesce { generation } => self.hold_back(question, generation, Purpose::Quiesce),
+            Change::Stop => self.hold_back(question, self.generation, Purpose::Stop),
+            Change::Resume { generation, swap } => self.resume(question, generation, swap, engine),
+            Change::Relink { generation, below } => self.relink(question, generation, below),
+            Change::Patch { patches } => self.patch(question, patches, engine),
+        }
+        self.run(engine);
+    }
+
+    /// The answers that there are, in the order of the questions.
+    pub(crate) fn answers(&mut self) -> Vec<Answered> {
+        let mut answers = Vec::new();
+        while let Some((_, Some(_))) = self.questions.open.front() {
+            answers.extend(self.questions.open.pop_front().and_then(|(_, answer)| answer));
+        }
+        answers
+    }
+
+    /// What is served.
+    pub(crate) fn serving(&self) -> Serving {
+        let quiesced = self.hold.as_ref().filter(|hold| hold.purpose == Purpose::Quiesce);
+        Serving {
+            generation: self.generation,
+            chain: self.layers.ids(),
+            prepared: self.prepared.as_ref().map(|prepared| prepared.leaf.id),
+            quiesced: quiesced.map(|hold| hold.generation),
+        }
+    }
+
+    /// Whether requests that change the disk wait.
+    pub(super) const fn holds_back(&self) -> bool {
+        self.hold.is_some()
+    }
+
+    /// Whether the disk is being closed, or is.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.hold.as_ref().is_some_and(|hold| hold.purpose == Purpose::Stop)
+    }
+
+    fn answer(&mut self, question: u64, answer: Answered) {
+        if let Some(open) = self.questions.open.iter_mut().find(|open| open.0 == question) {
+            open.1 = Some(answer);
+        }
+    }
+
+    fn prepare(&mut self, generation: u64, leaf: Leaf, opener: OpenOldLeaf) -> Answered {
+        if self.holds_back() {
+            return Err(trouble(TroubleKind::Internal, "nothing can be prepared while writes are held back"));
+        }
+        let Some(present) = self.layers.leaf() else {
+            return Err(trouble(TroubleKind::Unsupported, "the disk is served for reading only"));
+        };
+        if leaf.layer.virtual_size() != present.layer.virtual_size() {
+            return Err(trouble(TroubleKind::OutOfRange, "the new leaf is not as large as the disk"));
+        }
+        if leaf.layer.next_block(BlockIndex(0)).is_some() {
+            return Err(trouble(TroubleKind::Damaged, "the new leaf is not empty"));
+        }
+        self.prepared = Some(Prepared { generation, leaf, opener: Some(opener), old_leaf: None });
+        Ok(Told::Done)
+    }
+
+    fn hold_back(&mut self, question: u64, generation: u64, purpose: Purpose) {
+        self.generation = generation;
+        if let Some(hold) = &self.hold
+            && (hold.stage != HoldStage::Held || purpose == Purpose::Quiesce)
+        {
+            let message = "writes are being held back already";
+            return self.answer(question, Err(trouble(TroubleKind::Internal, message)));
+        }
+        self.hold = Some(Hold { generation, question, purpose, stage: HoldStage::Draining });
+        if purpose == Purpose::Stop {
+            self.fail_parked(Trouble::ShuttingDown);
+            for (request, work) in std::mem::take(&mut self.held) {
+                self.done.push((request, weight(&work), Outcome::Failed(Trouble::ShuttingDown)));
+            }
+        } else if self.failed.is_some() {
+            self.hold_has_failed();
+        }
+    }
+
+    /// Moves a hold on that waits for requests to end.
+    pub(super) fn pump_hold(&mut self, engine: &mut dyn Engine) {
+        let Some(hold) = &mut self.hold else { return };
+        let idle = match hold.purpose {
+            Purpose::Quiesce => self.changing == 0,
+            Purpose::Stop => self.tasks.is_empty(),
+        };
+        if hold.stage == HoldStage::Draining && idle {
+            hold.stage = HoldStage::Committing;
+            if self.failed.is_some() {
+                return self.hold_has_failed();
+            }
+            self.commits.want_for_hold();
+        }
+        let Some(hold) = &mut self.hold else { return };
+        if hold.stage == HoldStage::Committing && self.is_durable {
+            self.is_durable = false;
+            hold.stage = HoldStage::Calling;
+            match hold.purpose {
+                Purpose::Quiesce => self.open_old_leaf(engine),
+                Purpose::Stop => self.close_leaf(engine),
+            }
+        }
+    }
+
+    /// All that was answered is durable, and writes are held back.
+    pub(super) const fn held_is_durable(&mut self) {
+        self.is_durable = true;
+    }
+
+    /// The disk has failed: what is held back cannot be made durable any more.
+    pub(super) fn hold_has_failed(&mut self) {
+        let Some(hold) = &mut self.hold else { return };
+        if hold.stage == HoldStage::Held {
+            return;
+        }
+        hold.stage = HoldStage::Held;
+        let question = hold.question;
+        let message = self.failed.clone().unwrap_or_default();
+        self.answer(question, Err(trouble(TroubleKind::Io, message)));
+    }
+
+    fn open_old_leaf(&mut self, engine: &mut dyn Engine) {
+        let opener = self.prepared.as_mut().and_then(|prepared| prepared.opener.take());
+        let Some(opener) = opener else { return self.is_held() };
+        let opened = Opened::default();
+        let target = opened.clone();
+        let call = move || {
+            *target.lock().unwrap_or_else(PoisonError::into_inner) = Some(opener());
+            Ok(())
+        };
+        self.start(Waiting::OldLeaf { opened }, Op::Call(Box::new(call)), engine);
+    }
+
+    /// The old leaf was opened for reading, or not.
+    pub(super) fn old_leaf_opened(&mut self, opened: &Opened) {
+        let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (opened, &mut self.prepared) {
+            (Some(Ok(part)), Some(prepared)) => {
+                prepared.old_leaf = Some(part);
+                self.is_held();
+            }
+            (Some(Err(trouble)), _) => self.hold_ends_with(Err(trouble)),
+            _ => self.is_held(),
+        }
+    }
+
+    fn is_held(&mut self) {
+        let leaf_is_empty = self.leaf_is_empty();
+        self.hold_ends_with(Ok(Told::Quiesced { leaf_is_empty }));
+    }
+
+    fn hold_ends_with(&mut self, answer: Answered) {
+        let Some(hold) = &mut self.hold else { return };
+        hold.stage = HoldStage::Held;
+        let question = hold.question;
+        self.answer(question, answer);
+    }
+
+    /// Whether the leaf owns nothing; no, where that cannot be said without waiting.
+    fn leaf_is_empty(&mut self) -> bool {
+        let Some(leaf) = self.layers.leaf() else { return false };
+        let mut from = BlockIndex(0);
+        while let Some(block) = leaf.layer.next_block(from) {
+            if !matches!(leaf.layer.known(block), Ok(Known::Nothing)) {
+                return false;
+            }
+            from = block.next();
+        }
+        true
+    }
+
+    fn resume(&mut self, question: u64, generation: u64, swap: bool, engine: &mut dyn Engine) {
+        self.generation = generation;
+        let quiesced = self.hold.take_if(|hold| hold.purpose == Purpose::Quiesce);
+        let Some(hold) = quiesced else {
+            if !swap {
+                self.prepared = None;
+            }
+            return self.answer(question, Ok(Told::Done));
+        };
+        if !swap {
+            if hold.stage != HoldStage::Held {
+                let message = "the keeper has changed its mind";
+                self.answer(hold.question, Err(trouble(TroubleKind::Stopped, message)));
+            }
+            self.prepared = None;
+            self.answer(question, Ok(Told::Done));
+        } else if let Err(error) = self.swap(question, &hold, generation) {
+            self.hold = Some(hold);
+            return self.answer(question, Err(error));
+        }
+        self.is_durable = false;
+        self.unpark();
+        for (request, work) in std::mem::take(&mut self.held) {
+            self.admit(request, work, engine);
+        }
+    }
+
+    /// Puts the prepared leaf on top. Answered when nothing holds the writable descriptor of the old one any more (D12).
+    fn swap(&mut self, question: u64, hold: &Hold, generation: u64) -> Result<(), catena_control::Trouble> {
+        let fits = |prepared: &mut Prepared| prepared.generation == generation && prepared.old_leaf.is_some();
+        let prepared = self.prepared.take_if(fits).filter(|_| hold.stage == HoldStage::Held);
+        let Some(Prepared { leaf, old_leaf: Some(old), .. }) = prepared else {
+            return Err(trouble(
+                TroubleKind::Internal,
+                "this was not prepared, or writes are not held back yet",
+            ));
+        };
+        if let Some(pending) = &mut self.pending {
+            pending.rename(leaf.id);
+        }
+        self.layers.push_leaf(leaf, old);
+        // What was wrong with the old leaf's growth or places is not the new one's.
+        let growing = self.growth.take().map(super::write::Growth::into_waiters).unwrap_or_default();
+        self.ready.extend(growing);
+        self.new_blocks.clear();
+        self.commits.unflushed = false;
+        self.retire(question);
+        Ok(())
+    }
+
+    fn relink(&mut self, question: u64, generation: u64, below: Vec<(ImageId, Option<Part>)>) {
+        self.generation = generation;
+        match self.layers.relink(below) {
+            Ok(()) => self.retire(question),
+            Err(id) => {
+                let message = format!("image {id} is not served and came without a descriptor");
+                self.answer(question, Err(trouble(TroubleKind::Internal, message)));
+            }
+        }
+    }
+
+    /// Answers when nobody works with what the chain was up to now.
+    fn retire(&mut self, question: u64) {
+        self.questions.retiring.push((self.epoch, question));
+        self.epoch += 1;
+        self.answer_retired();
+    }
+
+    /// Answers what has waited for requests that have ended.
+    pub(super) fn answer_retired(&mut self) {
+        let oldest = self.in_epoch.keys().next().copied().unwrap_or(u64::MAX);
+        let retired: Vec<(u64, u64)> =
+            self.questions.retiring.extract_if(.., |(epoch, _)| *epoch < oldest).collect();
+        for (_, question) in retired {
+            self.answer(question, Ok(Told::Done));
+        }
+    }
+
+    fn patch(&mut self, question: u64, patches: Vec<HeaderPatch>, engine: &mut dyn Engine) {
+        let Some(leaf) = self.layers.leaf() else {
+            let message = "the disk is served for reading only";
+            return self.answer(question, Err(trouble(TroubleKind::Unsupported, message)));
+        };
+        if let Some(other) = patches.iter().find(|patch| patch.image != leaf.id) {
+            let message = format!("image {} is not the leaf", other.image);
+            return self.answer(question, Err(trouble(TroubleKind::WrongImage, message)));
+        }
+        let mut plan = Plan::default();
+        for write in patches.into_iter().flat_map(|patch| patch.writes) {
+            match from_hex(&write.hex) {
+                Ok(bytes) => plan.push(PlanStep::Write { at: write.at, bytes }),
+                Err(error) => return self.answer(question, Err(error)),
+            }
+        }
+        plan.push(PlanStep::Barrier);
+        let container = leaf.container.clone();
+        self.start(Waiting::Answer { question }, Op::Call(Box::new(move || plan.run(&*container))), engine);
+    }
+
+    /// Something that was asked for has been done, or not.
+    pub(super) fn called(&mut self, question: u64, result: io::Result<()>) {
+        self.answer(question, result.map(|()| Told::Done).map_err(from_io("changing the leaf")));
+    }
+
+    fn close_leaf(&mut self, engine: &mut dyn Engine) {
+        let Some(leaf) = self.layers.leaf() else { return self.hold_ends_with(Ok(Told::Done)) };
+        match leaf.layer.close() {
+            Ok(plan) => {
+                let container = leaf.container.clone();
+                let Some(hold) = &self.hold else { return };
+                let question = hold.question;
+                self.start(
+                    Waiting::Answer { question },
+                    Op::Call(Box::new(move || plan.run(&*container))),
+                    engine,
+                );
+            }
+            Err(error) => self.hold_ends_with(Err(crate::trouble::from_chain(&error))),
+        }
+    }
+}
+
+/// Bytes with which a request is counted.
+pub(super) fn weight(work: &Work) -> u64 {
+    match work {
+        Work::Read { len, .. } => u64::from(*len),
+        Work::Write { data, .. } => data.len() as u64,
+        _ => 0,
+    }
+}

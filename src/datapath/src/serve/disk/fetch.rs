@@ -1,0 +1,247 @@
+//! Finding out who owns a range, and reading it.
+//!
+//! Bitmaps that are not in memory are read for all images at once, each of them once however many requests wait for it. Then
+//! there is one read for each run; what nobody owns takes none.
+
+use super::layers::{From, Look, Run, Slot};
+use super::task::{Poll, Survey, Task, index};
+use super::{Disk, Waiting};
+use crate::serve::work::{Segment, Trouble};
+use catena_blockio::{AlignedBuf, Completion, Engine, Op};
+use catena_types::{BlockIndex, FileOffset, SECTOR_BYTES};
+use std::ops::Range;
+
+/// What is read to find one bitmap: the page around it, which direct I/O can read at once.
+const PAGE: u64 = 4096;
+
+/// Bytes of the disk, while they are being read.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    range: Range<u64>,
+    survey: Survey,
+    segments: Vec<Option<Segment>>,
+    begun: bool,
+    under_way: usize,
+    failed: bool,
+}
+
+impl Fetch {
+    pub(super) fn of(range: Range<u64>) -> Self {
+        let survey = Survey::of(range.clone());
+        Self { range, survey, segments: Vec::new(), begun: false, under_way: 0, failed: false }
+    }
+
+    /// What was read. A segment is missing only where the read failed.
+    pub(super) fn into_segments(self) -> Vec<Segment> {
+        self.segments.into_iter().flatten().collect()
+    }
+}
+
+/// A bitmap that is being read, and the requests that wait for it.
+pub(super) struct Learning {
+    pub(super) block: BlockIndex,
+    pub(super) waiters: Vec<usize>,
+}
+
+impl Disk {
+    /// Brings a survey on.
+    pub(super) fn survey(
+        &mut self,
+        index: usize,
+        task: &mut Task,
+        survey: &mut Survey,
+        from: From,
+        engine: &mut dyn Engine,
+    ) -> Poll {
+        if task.learning > 0 {
+            return Poll::Pending;
+        }
+        if task.unread {
+            return Poll::Failed(Trouble::Io);
+        }
+        self.enter_epoch(task);
+        for (block, sectors) in std::mem::take(&mut survey.todo) {
+            match self.layers.look(block, sectors.clone(), from) {
+                Ok(Look::Runs(runs)) => survey.found.extend(runs.into_iter().map(|run| (block, run))),
+                Ok(Look::Missing(missing)) => {
+                    survey.todo.push((block, sectors));
+                    for (slot, at) in missing {
+                        self.learn(index, task, slot, block, at, engine);
+                    }
+                }
+                Err(error) => {
+                    self.note_failure(&format!("an image cannot be read: {error}"));
+                    task.unread = true;
+                }
+            }
+        }
+        if task.learning > 0 {
+            return Poll::Pending;
+        }
+        if task.unread || !survey.todo.is_empty() {
+            return Poll::Failed(Trouble::Io);
+        }
+        survey.found.sort_by_key(|(block, run)| (*block, run.sectors.start));
+        Poll::Ready
+    }
+
+    /// Has a bitmap read, once for all who want to know it.
+    pub(super) fn learn(
+        &mut self,
+        index: usize,
+        task: &mut Task,
+        slot: Slot,
+        block: BlockIndex,
+        at: FileOffset,
+        engine: &mut dyn Engine,
+    ) {
+        let Some(container) = self.layers.container(slot) else { return };
+        task.learning += 1;
+        if let Some(learning) = self.learning.get_mut(&(slot, at)) {
+            learning.waiters.push(index);
+            return;
+        }
+        self.learning.insert((slot, at), Learning { block, waiters: vec![index] });
+        let page = FileOffset(at.0 / PAGE * PAGE);
+        let length = (at.0 - page.0 + SECTOR_BYTES).next_multiple_of(PAGE);
+        let buf = AlignedBuf::zeroed(self::index(length));
+        let range = 0..buf.len();
+        let op = Op::Read { container: container.clone(), at: page, buf, range };
+        self.start(Waiting::Bitmap { slot, at }, op, engine);
+    }
+
+    /// A bitmap was read, or could not be.
+    pub(super) fn learned(&mut self, slot: Slot, at: FileOffset, completion: &Completion) {
+        let Some(learning) = self.learning.remove(&(slot, at)) else { return };
+        let start = index(at.0 % PAGE);
+        let raw = completion.buf.as_ref().and_then(|buf| buf.get(start..start + 512)?.first_chunk());
+        let learnt = match (&completion.result, raw) {
+            (Ok(()), Some(raw)) => {
+                self.layers.learn(slot, learning.block, raw).map_err(|error| error.to_string())
+            }
+            (Err(error), _) => Err(error.to_string()),
+            (Ok(()), None) => Err("a read came back without its bytes".to_owned()),
+        };
+        if let Err(error) = &learnt {
+            self.note_failure(&format!("the bitmap of block {} cannot be read: {error}", learning.block.0));
+        }
+        for waiter in learning.waiters {
+            if let Some(task) = self.tasks.get_mut(waiter) {
+                task.learning -= 1;
+                task.unread |= learnt.is_err();
+                self.ready.push_back(waiter);
+            }
+        }
+    }
+
+    /// Brings the reading of a range on.
+    pub(super) fn fetch(&mut self, index: usize, task: &mut Task, engine: &mut dyn Engine) -> Poll {
+        let Some(mut fetch) = task.fetch.take() else { return Poll::Ready };
+        if !fetch.begun {
+            let poll = self.survey(index, task, &mut fetch.survey, From::Top, engine);
+            if poll != Poll::Ready {
+                task.fetch = Some(fetch);
+                return poll;
+            }
+            self.begin_fetch(index, &mut fetch, engine);
+        }
+        let poll = match (fetch.under_way, fetch.failed) {
+            (0, false) => Poll::Ready,
+            (0, true) => Poll::Failed(Trouble::Io),
+            _ => Poll::Pending,
+        };
+        task.fetch = Some(fetch);
+        poll
+    }
+
+    fn begin_fetch(&mut self, index: usize, fetch: &mut Fetch, engine: &mut dyn Engine) {
+        fetch.begun = true;
+        for (block, run) in std::mem::take(&mut fetch.survey.found) {
+            let start = block.start().0;
+            let bytes = |sector: usize| start + sector as u64 * SECTOR_BYTES;
+            let wanted =
+                bytes(run.sectors.start).max(fetch.range.start)..bytes(run.sectors.end).min(fetch.range.end);
+            self.fetch_run(index, fetch, block, &run, wanted, engine);
+        }
+    }
+
+    /// Has the wanted bytes of one run read, without what the container does not have of them.
+    fn fetch_run(
+        &mut self,
+        index: usize,
+        fetch: &mut Fetch,
+        block: BlockIndex,
+        run: &Run,
+        wanted: Range<u64>,
+        engine: &mut dyn Engine,
+    ) {
+        let length = wanted.end - wanted.start;
+        let inside = wanted.start - block.start().0;
+        let extent = run.owner.and_then(|slot| self.layers.locate(slot, block));
+        let there = extent.map_or(0, |extent| u64::from(extent.len).saturating_sub(inside).min(length));
+        if let (Some(extent), Some(container)) =
+            (extent, run.owner.and_then(|slot| self.layers.container(slot)))
+            && there > 0
+        {
+            // What direct I/O can read at once; what lies around is cut off.
+            let unit = container.alignment().max(1) as u64;
+            let at = extent.at.0 + inside;
+            let from = at / unit * unit;
+            let buf = AlignedBuf::zeroed(self::index((at + there).next_multiple_of(unit) - from));
+            let part = fetch.segments.len();
+            fetch.segments.push(None);
+            fetch.under_way += 1;
+            let range = 0..buf.len();
+            let op = Op::Read { container: container.clone(), at: FileOffset(from), buf, range };
+            let skip = self::index(at - from);
+            self.start(
+                Waiting::Data { task: index, part, range: skip..skip + self::index(there) },
+                op,
+                engine,
+            );
+        }
+        if there < length {
+            fetch.segments.push(Some(Segment::Zeros(self::index(length - there))));
+        }
+    }
+
+    /// A run was read, or could not be.
+    pub(super) fn fetched(
+        &mut self,
+        waiter: usize,
+        part: usize,
+        range: Range<usize>,
+        completion: Completion,
+    ) {
+        if let Err(error) = &completion.result {
+            self.note_failure(&format!("reading failed: {error}"));
+        }
+        let Some(fetch) = self.tasks.get_mut(waiter).and_then(|task| task.fetch.as_mut()) else { return };
+        fetch.under_way -= 1;
+        match (completion.result, completion.buf) {
+            (Ok(()), Some(buf)) => fetch.segments[part] = Some(Segment::Bytes { buf, range }),
+            _ => fetch.failed = true,
+        }
+        if fetch.under_way == 0 {
+            self.ready.push_back(waiter);
+        }
+    }
+}
+
+/// Copies what was read into one run of bytes.
+pub(super) fn gather(segments: Vec<Segment>, into: &mut [u8]) {
+    let mut at = 0;
+    for segment in segments {
+        match segment {
+            Segment::Bytes { buf, range } => {
+                let length = range.len();
+                into[at..at + length].copy_from_slice(&buf[range]);
+                at += length;
+            }
+            Segment::Zeros(length) => {
+                into[at..at + length].fill(0);
+                at += length;
+            }
+        }
+    }
+}

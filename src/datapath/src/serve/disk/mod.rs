@@ -1,0 +1,377 @@
+//! The disk that is served: a state machine between requests, images and what the keeper wants.
+//!
+//! It never waits. Requests come in by [`submit`](Disk::submit), what takes time goes to the [`Engine`] and comes back by
+//! [`completed`](Disk::completed), the time by [`tick`](Disk::tick); answers are collected afterwards. The owner is one event
+//! loop, which calls [`Engine::kick`] when it has given the disk all that there was.
+//!
+//! * [`layers`]: the images; [`locks`]: which requests go together; [`task`]: what a request goes through.
+//! * [`fetch`], [`write`], [`zero`]: reading, writing, giving up. [`commit`] and [`pending`]: what makes it last.
+//! * [`space`]: what waits for space; [`change`]: snapshots, merges, the end.
+//!
+//! Invariants: what is answered as written is in `pending` or on the image (D7); nothing is in two requests' hands that exclude
+//! each other; a request is answered once.
+
+mod change;
+mod commit;
+mod fetch;
+mod layers;
+mod locks;
+mod open;
+mod pending;
+mod slab;
+mod space;
+mod status;
+mod task;
+mod write;
+mod zero;
+
+#[allow(unused_imports, reason = "the event loop that calls it is on its way")]
+pub(crate) use change::{Change, OpenOldLeaf, Serving};
+#[allow(unused_imports, reason = "the event loop that calls it is on its way")]
+pub(crate) use layers::{Leaf, Part};
+#[allow(unused_imports, reason = "the event loop that calls it is on its way")]
+pub(crate) use open::{OpenError, Opening};
+
+use crate::serve::work::{Outcome, Trouble, Work};
+use catena_blockio::{Completion, Engine, Op};
+use catena_control::News;
+use catena_types::{BlockIndex, FileOffset};
+use change::{Hold, Opened, Prepared, Questions, weight};
+use commit::Commits;
+use fetch::{Fetch, Learning};
+use layers::{Layers, Slot};
+use locks::{Access, Locks};
+use pending::Pending;
+use slab::Slab;
+use space::Space;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::Range;
+use std::time::Instant;
+use task::{Kind, Poll, Stage, Step, Task};
+use write::Growth;
+
+/// The most bytes of requests that the disk takes at a time.
+const IN_FLIGHT: u64 = 64 << 20;
+/// The most blocks that one status answer is about.
+const STATUS_BLOCKS: u64 = 256;
+
+/// What an operation that was submitted is for.
+enum Waiting {
+    /// A run of a request's data.
+    Data { task: usize, part: usize, range: Range<usize> },
+    /// A bitmap.
+    Bitmap { slot: Slot, at: FileOffset },
+    /// The data of a request's next piece.
+    Piece { task: usize },
+    /// What the leaf needs before more of it is used.
+    Growth,
+    /// The commit under way.
+    Commit,
+    /// The old leaf, to be read from now on.
+    OldLeaf { opened: Opened },
+    /// Something that the keeper has asked for.
+    Answer { question: u64 },
+}
+
+/// The disk.
+#[derive(Default)]
+pub(crate) struct Disk {
+    layers: Layers,
+    /// There while there is a leaf.
+    pending: Option<Pending>,
+    tasks: Slab<Task>,
+    waiting: Slab<Waiting>,
+    locks: Locks,
+    /// Requests that may be able to go on.
+    ready: VecDeque<usize>,
+    learning: HashMap<(Slot, FileOffset), Learning>,
+    growth: Option<Growth>,
+    /// Blocks that got a place and have no entry stored.
+    new_blocks: HashSet<BlockIndex>,
+    commits: Commits,
+    space: Space,
+    waits_when_full: bool,
+    /// Why nothing is written any more.
+    failed: Option<String>,
+    hold: Option<Hold>,
+    /// The commit for the hold has ended.
+    is_durable: bool,
+    held: VecDeque<(u64, Work)>,
+    /// Requests under way that change the disk and do not wait for space.
+    changing: usize,
+    prepared: Option<Prepared>,
+    generation: u64,
+    /// Counts the states of the chain, and how many requests work with each.
+    epoch: u64,
+    in_epoch: BTreeMap<u64, usize>,
+    questions: Questions,
+    news: Vec<News>,
+    in_flight: u64,
+    /// Requests that have ended, with their weight.
+    done: Vec<(u64, u64, Outcome)>,
+}
+
+impl Disk {
+    /// Takes a request. The caller has asked [`can_take`](Self::can_take) before it has read it from the socket.
+    pub(crate) fn submit(&mut self, request: u64, work: Work, engine: &mut dyn Engine) {
+        self.in_flight += weight(&work);
+        let changes = !matches!(work, Work::Read { .. } | Work::Cache { .. } | Work::Status { .. });
+        let refused = match (&work, changes) {
+            _ if self.is_stopping() => Some(Outcome::Failed(Trouble::ShuttingDown)),
+            (Work::Flush, _) if self.layers.leaf().is_none() => Some(Outcome::Done),
+            (_, true) if self.layers.leaf().is_none() => Some(Outcome::Failed(Trouble::ReadOnly)),
+            (_, true) if self.failed.is_some() => Some(Outcome::Failed(Trouble::Io)),
+            _ => None,
+        };
+        if let Some(outcome) = refused {
+            self.done.push((request, weight(&work), outcome));
+        } else if changes && self.holds_back() {
+            self.held.push_back((request, work));
+        } else {
+            self.admit(request, work, engine);
+        }
+        self.run(engine);
+    }
+
+    /// An operation has ended.
+    pub(crate) fn completed(&mut self, completion: Completion, engine: &mut dyn Engine) {
+        let token = usize::try_from(completion.token).unwrap_or(usize::MAX);
+        match self.waiting.remove(token) {
+            Some(Waiting::Data { task, part, range }) => self.fetched(task, part, range, completion),
+            Some(Waiting::Bitmap { slot, at }) => self.learned(slot, at, &completion),
+            Some(Waiting::Piece { task }) => self.landed(task, completion),
+            Some(Waiting::Growth) => self.grown(completion.result),
+            Some(Waiting::Commit) => self.committed(completion.result),
+            Some(Waiting::OldLeaf { opened }) => self.old_leaf_opened(&opened),
+            Some(Waiting::Answer { question }) => self.called(question, completion.result),
+            None => {}
+        }
+        self.run(engine);
+    }
+
+    /// The requests that have ended since the last call.
+    pub(crate) fn finished(&mut self) -> Vec<(u64, Outcome)> {
+        let done = std::mem::take(&mut self.done);
+        self.in_flight -= done.iter().map(|(_, weight, _)| weight).sum::<u64>();
+        done.into_iter().map(|(request, _, outcome)| (request, outcome)).collect()
+    }
+
+    /// Whether another request may be read from a socket.
+    pub(crate) const fn can_take(&self) -> bool {
+        self.in_flight < IN_FLIGHT
+    }
+
+    /// When [`tick`](Self::tick) is to be called.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        [self.commits.deadline(), self.space.deadline()].into_iter().flatten().min()
+    }
+
+    /// The time is `now`.
+    pub(crate) fn tick(&mut self, now: Instant, engine: &mut dyn Engine) {
+        self.commits.tick(now);
+        self.retry(now, engine);
+        self.run(engine);
+    }
+
+    /// What happened unasked since the last call.
+    pub(crate) fn news(&mut self) -> Vec<News> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// Why nothing is written any more, if so.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    fn admit(&mut self, request: u64, work: Work, _engine: &mut dyn Engine) {
+        let weight = weight(&work);
+        let mut task = match work {
+            Work::Read { at, len } => Task::new(request, Kind::Read, at, len.into()),
+            Work::Cache { at, len } => Task::new(request, Kind::Cache, at, len.into()),
+            Work::Status { at, len, one } => {
+                let most = STATUS_BLOCKS * catena_types::BLOCK_BYTES;
+                Task::new(request, Kind::Status { one }, at, u64::from(len).min(most))
+            }
+            Work::Flush => Task::new(request, Kind::Flush, 0, 0),
+            Work::Write { at, len, data, fua } => {
+                let mut task = Task::new(request, Kind::Write, at, len.into());
+                task.fua = fua;
+                if len > 0 {
+                    task.lay_out_write(data);
+                }
+                task
+            }
+            Work::Trim { at, len, fua } => {
+                let mut task = Task::new(request, Kind::Trim, at, len.into());
+                task.fua = fua;
+                task
+            }
+            Work::Zeroes { at, len, fua, no_hole, fast } => {
+                let mut task = Task::new(request, Kind::Zeroes { no_hole }, at, len.into());
+                task.fua = fua;
+                task.stage = if fast { Stage::Check } else { Stage::Start };
+                task.lay_out_zeroes();
+                task
+            }
+        };
+        task.weight = weight;
+        let sectors = task.sectors();
+        let access = if task.changes() { Access::Exclusive } else { Access::Shared };
+        self.changing += usize::from(task.changes());
+        let index = self.tasks.insert(task);
+        if sectors.is_empty() || self.locks.acquire(index, sectors, access) {
+            self.ready.push_back(index);
+        }
+    }
+
+    /// Moves on whatever can go on.
+    fn run(&mut self, engine: &mut dyn Engine) {
+        loop {
+            while let Some(index) = self.ready.pop_front() {
+                self.advance(index, engine);
+            }
+            let woken = self.pump_commits(engine);
+            self.pump_hold(engine);
+            if self.ready.is_empty() && !woken {
+                return;
+            }
+        }
+    }
+
+    fn advance(&mut self, index: usize, engine: &mut dyn Engine) {
+        let Some(mut task) = self.tasks.take(index) else { return };
+        let outcome = loop {
+            match self.step(index, &mut task, engine) {
+                Step::Again => {}
+                Step::Wait => return self.tasks.put_back(index, task),
+                Step::End(outcome) => break outcome,
+            }
+        };
+        self.end(index, task, outcome);
+    }
+
+    fn end(&mut self, index: usize, mut task: Task, outcome: Outcome) {
+        let mut granted = Vec::new();
+        self.locks.release(index, &mut granted);
+        self.ready.extend(granted);
+        self.leave_epoch(&mut task);
+        if task.changes() && !task.parked {
+            self.changing -= 1;
+        }
+        self.went_well(&mut task);
+        self.tasks.free(index);
+        self.done.push((task.request, task.weight, outcome));
+    }
+
+    /// One step of a request that has its lock.
+    fn step(&mut self, index: usize, task: &mut Task, engine: &mut dyn Engine) -> Step {
+        if let Some(trouble) = task.trouble.take() {
+            return Step::End(Outcome::Failed(trouble));
+        }
+        if task.parked {
+            return Step::Wait;
+        }
+        match task.kind {
+            Kind::Read => self.step_read(index, task, engine),
+            Kind::Cache | Kind::Status { .. } => self.step_status(index, task, engine),
+            Kind::Write | Kind::Zeroes { .. } | Kind::Trim | Kind::Flush => {
+                self.step_change(index, task, engine)
+            }
+        }
+    }
+
+    fn step_read(&mut self, index: usize, task: &mut Task, engine: &mut dyn Engine) -> Step {
+        if task.stage == Stage::Start {
+            task.stage = Stage::Pieces;
+            task.fetch = Some(Fetch::of(task.range.clone()));
+        }
+        match self.fetch(index, task, engine) {
+            Poll::Pending => Step::Wait,
+            Poll::Failed(trouble) => Step::End(Outcome::Failed(trouble)),
+            Poll::Ready => {
+                let segments = task.fetch.take().map(Fetch::into_segments).unwrap_or_default();
+                Step::End(Outcome::Data(segments))
+            }
+        }
+    }
+
+    fn step_change(&mut self, index: usize, task: &mut Task, engine: &mut dyn Engine) -> Step {
+        let poll = match task.stage {
+            Stage::Start => {
+                task.stage = if task.kind == Kind::Trim { Stage::Window } else { Stage::Edges };
+                return Step::Again;
+            }
+            Stage::Check => self.check_fast(index, task, engine),
+            Stage::Edges | Stage::Pieces => self.step_write(index, task, engine),
+            Stage::Window => self.step_window(index, task, engine),
+            Stage::GiveUp if task.given_up => Poll::Ready,
+            Stage::Durable if task.durable => return Step::End(Outcome::Done),
+            Stage::GiveUp | Stage::Durable => Poll::Pending,
+        };
+        match poll {
+            Poll::Pending => Step::Wait,
+            Poll::Failed(trouble) => Step::End(Outcome::Failed(trouble)),
+            Poll::Ready => self.next_stage(index, task),
+        }
+    }
+
+    /// What comes after a stage that is over.
+    fn next_stage(&mut self, index: usize, task: &mut Task) -> Step {
+        if task.stage == Stage::Check {
+            task.stage = Stage::Start;
+            return Step::Again;
+        }
+        if task.stage == Stage::Window {
+            task.stage = Stage::Pieces;
+            return Step::Again;
+        }
+        if task.stage == Stage::Pieces && !task.give_up.is_empty() {
+            task.stage = Stage::GiveUp;
+            (task.given_up, task.durable) = (false, false);
+            self.commits.give_up(index);
+            return Step::Wait;
+        }
+        if matches!(task.kind, Kind::Zeroes { .. } | Kind::Trim) && !Self::windows_are_over(task) {
+            task.stage = Stage::Window;
+            return Step::Again;
+        }
+        if task.fua || task.kind == Kind::Flush {
+            task.stage = Stage::Durable;
+            task.durable = false;
+            self.commits.wait(index);
+            return Step::Wait;
+        }
+        Step::End(Outcome::Done)
+    }
+
+    /// Has it done elsewhere.
+    fn start(&mut self, waiting: Waiting, op: Op, engine: &mut dyn Engine) {
+        let token = self.waiting.insert(waiting);
+        engine.submit(token as u64, op);
+    }
+
+    /// From here on the request works with the chain as it is.
+    fn enter_epoch(&mut self, task: &mut Task) {
+        if task.epoch.is_none() {
+            task.epoch = Some(self.epoch);
+            *self.in_epoch.entry(self.epoch).or_default() += 1;
+        }
+    }
+
+    /// The request has nothing in its hands that the chain must keep.
+    fn leave_epoch(&mut self, task: &mut Task) {
+        let Some(epoch) = task.epoch.take() else { return };
+        if let Some(count) = self.in_epoch.get_mut(&epoch) {
+            *count -= 1;
+            if *count == 0 {
+                self.in_epoch.remove(&epoch);
+                self.answer_retired();
+            }
+        }
+    }
+
+    /// For the log: the client is told no more than that it failed.
+    fn note_failure(&self, message: &str) {
+        tracing::warn!(leaf = ?self.layers.leaf_slot(), "{message}");
+    }
+}

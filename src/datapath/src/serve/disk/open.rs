@@ -1,0 +1,64 @@
+//! Opening the disk: what a predecessor had acknowledged is stored before the first request (D8).
+
+use super::Disk;
+use super::layers::{Layers, Leaf, Part};
+use super::pending::{Pending, PendingError};
+use catena_types::VdiUuid;
+use std::os::fd::OwnedFd;
+
+/// What a disk is made of.
+pub(crate) struct Opening {
+    /// The disk.
+    pub(crate) vdi: VdiUuid,
+    /// This boot of the machine.
+    pub(crate) boot: [u8; 16],
+    /// The image that is written and the file of pending writes; `None` for reading only.
+    pub(crate) leaf: Option<(Leaf, OwnedFd)>,
+    /// The images that are only read, topmost first.
+    pub(crate) below: Vec<Part>,
+    /// Whether writes wait where the storage is full; otherwise they fail.
+    pub(crate) waits_when_full: bool,
+}
+
+/// Why a disk cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// Nobody knows what was acknowledged.
+    #[error(transparent)]
+    Pending(#[from] PendingError),
+    /// What was acknowledged cannot be stored.
+    #[error("what was acknowledged cannot be stored: {0}")]
+    Replay(#[from] catena_chain::Error),
+}
+
+impl Disk {
+    /// Opens the disk. Waits for the storage if a predecessor has left something.
+    pub(crate) fn open(opening: Opening) -> Result<Self, OpenError> {
+        let Opening { vdi, boot, leaf, below, waits_when_full } = opening;
+        let (leaf, pending) = match leaf {
+            Some((mut leaf, file)) => {
+                let (mut pending, noted) = Pending::open(&file, vdi, boot, leaf.id)?;
+                if !noted.is_empty() {
+                    leaf.layer.restore(&noted)?;
+                    store(&mut leaf, &mut pending)?;
+                }
+                (Some(leaf), Some(pending))
+            }
+            None => (None, None),
+        };
+        let mut disk = Self { layers: Layers::new(leaf, below), pending, waits_when_full, ..Self::default() };
+        // What a predecessor wrote over what was owned already has been answered and may never have been flushed.
+        disk.commits.unflushed = true;
+        Ok(disk)
+    }
+}
+
+fn store(leaf: &mut Leaf, pending: &mut Pending) -> Result<(), catena_chain::Error> {
+    let Some(commit) = leaf.layer.begin_commit()? else { return Ok(()) };
+    pending.begin_commit();
+    let run = commit.plan.run(&*leaf.container);
+    leaf.layer.end_commit(commit, run.is_ok())?;
+    run.map_err(catena_chain::Error::io("storing what was acknowledged"))?;
+    pending.end_commit();
+    Ok(())
+}

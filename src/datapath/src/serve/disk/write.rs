@@ -1,0 +1,361 @@
+//! Writing: sectors that are written in part are read first, then piece by piece a place, the data, and the note of it.
+//!
+//! The order is D7's: the data have landed, then the sectors are owned in memory and noted in `pending`, then the
+//! request is answered. A kill in between leaves data that nobody points at, or a note of what is there.
+
+use super::fetch::{Fetch, gather};
+use super::task::{Edge, Poll, Stage, Task, by_block, index};
+use super::{Disk, Waiting};
+use crate::serve::work::Trouble;
+use catena_blockio::{AlignedBuf, Completion, Engine, Op};
+use catena_chain::{Known, Noted, Plan};
+use catena_types::{BlockIndex, FileOffset, SECTOR_BYTES, SectorSet};
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+const SECTOR: usize = 512;
+/// The most zeros that are written at once, in sectors.
+pub(super) const ZEROS: usize = 2048;
+
+/// Neighbouring sectors of one block that are to be written.
+#[derive(Debug, Clone)]
+pub(super) struct Piece {
+    pub(super) block: BlockIndex,
+    pub(super) sectors: Range<usize>,
+    /// Where its bytes stand in the request's buffer; `None` for zeros.
+    pub(super) source: Option<usize>,
+    pub(super) state: PieceState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PieceState {
+    /// It needs a place.
+    Waiting,
+    /// Its data are on their way.
+    Landing,
+    /// They are there and not noted.
+    Landed,
+}
+
+impl Piece {
+    pub(super) const fn new(block: BlockIndex, sectors: Range<usize>, source: Option<usize>) -> Self {
+        Self { block, sectors, source, state: PieceState::Waiting }
+    }
+}
+
+/// What must be done to the leaf before more of it is used; see [`Placed::first`](catena_chain::Placed).
+pub(super) struct Growth {
+    block: BlockIndex,
+    plan: Arc<Plan>,
+    waiters: Vec<usize>,
+    pub(super) state: GrowthState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GrowthState {
+    UnderWay,
+    /// It failed, and is tried again by whoever needs it next.
+    Failed,
+}
+
+impl Growth {
+    /// Those who wait for it.
+    pub(super) fn into_waiters(self) -> Vec<usize> {
+        self.waiters
+    }
+}
+
+impl Task {
+    /// Makes the edges and pieces of a write from its bytes.
+    pub(super) fn lay_out_write(&mut self, data: AlignedBuf) {
+        let whole = self.sectors();
+        let (start, end) = (whole.start * SECTOR_BYTES, whole.end * SECTOR_BYTES);
+        let before = index(self.range.start - start);
+        let length = index(self.range.end - self.range.start);
+        let aligned = (start, end) == (self.range.start, self.range.end);
+        self.buf = Some(if aligned {
+            data
+        } else {
+            let mut buf = AlignedBuf::zeroed(index(end - start));
+            buf[before..before + length].copy_from_slice(&data[..length]);
+            buf
+        });
+        self.edges.extend(edges(&self.range, |sector| index((sector - whole.start) * SECTOR_BYTES)));
+        let mut source = 0;
+        for (block, sectors) in by_block(start..end) {
+            let length = sectors.len() * SECTOR;
+            self.pieces.push_back(Piece::new(block, sectors, Some(source)));
+            source += length;
+        }
+    }
+}
+
+/// The sectors that a range touches and does not cover; `to` says where a sector stands in the request's buffer.
+pub(super) fn edges(range: &Range<u64>, to: impl Fn(u64) -> usize) -> Vec<Edge> {
+    let (first, last) = (range.start / SECTOR_BYTES, range.end.saturating_sub(1) / SECTOR_BYTES);
+    let mut edges = Vec::new();
+    for sector in if first == last { vec![first] } else { vec![first, last] } {
+        let start = sector * SECTOR_BYTES;
+        let fresh =
+            index(range.start.saturating_sub(start))..index(range.end.min(start + SECTOR_BYTES) - start);
+        if fresh != (0..SECTOR) {
+            edges.push(Edge { sector, to: to(sector), fresh });
+        }
+    }
+    edges
+}
+
+impl Disk {
+    /// Reads what stands around the bytes of sectors that are written in part.
+    pub(super) fn fill_edges(&mut self, index: usize, task: &mut Task, engine: &mut dyn Engine) -> Poll {
+        while let Some(edge) = task.edges.front() {
+            let start = edge.sector * SECTOR_BYTES;
+            if task.fetch.is_none() {
+                task.fetch = Some(Fetch::of(start..start + SECTOR_BYTES));
+            }
+            let poll = self.fetch(index, task, engine);
+            if poll != Poll::Ready {
+                return poll;
+            }
+            let (Some(edge), Some(fetch), Some(buf)) =
+                (task.edges.pop_front(), task.fetch.take(), &mut task.buf)
+            else {
+                return Poll::Failed(Trouble::Io);
+            };
+            let mut old = [0; SECTOR];
+            gather(fetch.into_segments(), &mut old);
+            let sector = &mut buf[edge.to..edge.to + SECTOR];
+            sector[..edge.fresh.start].copy_from_slice(&old[..edge.fresh.start]);
+            sector[edge.fresh.end..].copy_from_slice(&old[edge.fresh.end..]);
+        }
+        Poll::Ready
+    }
+
+    /// Writes the pieces, one after the other.
+    pub(super) fn write_pieces(&mut self, index: usize, task: &mut Task, engine: &mut dyn Engine) -> Poll {
+        while let Some(piece) = task.pieces.front().cloned() {
+            if let Some(trouble) = task.trouble.take() {
+                return Poll::Failed(trouble);
+            }
+            let poll = match piece.state {
+                _ if self.failed.is_some() => Poll::Failed(Trouble::Io),
+                PieceState::Waiting => self.place_piece(index, task, &piece, engine),
+                PieceState::Landing => Poll::Pending,
+                PieceState::Landed => self.note_piece(index, task, &piece, engine),
+            };
+            match poll {
+                Poll::Ready => drop(task.pieces.pop_front()),
+                other => return other,
+            }
+        }
+        Poll::Ready
+    }
+
+    /// Makes sure that what the leaf owns of the block is in memory: nothing may be noted before.
+    pub(super) fn know_leaf(
+        &mut self,
+        index: usize,
+        task: &mut Task,
+        block: BlockIndex,
+        engine: &mut dyn Engine,
+    ) -> Result<Known, Poll> {
+        if task.learning > 0 {
+            return Err(Poll::Pending);
+        }
+        if task.unread {
+            return Err(Poll::Failed(Trouble::Io));
+        }
+        let Some((slot, leaf)) = self.layers.leaf_slot().zip(self.layers.leaf()) else {
+            return Err(Poll::Failed(Trouble::ReadOnly));
+        };
+        match leaf.layer.known(block) {
+            Ok(Known::At(at)) => {
+                self.learn(index, task, slot, block, at, engine);
+                Err(Poll::Pending)
+            }
+            Ok(known) => Ok(known),
+            Err(error) => {
+                self.note_failure(&format!("the leaf cannot be read: {error}"));
+                Err(Poll::Failed(Trouble::Io))
+            }
+        }
+    }
+
+    fn place_piece(&mut self, index: usize, task: &mut Task, piece: &Piece, engine: &mut dyn Engine) -> Poll {
+        if let Err(poll) = self.know_leaf(index, task, piece.block, engine) {
+            return poll;
+        }
+        let Some(leaf) = self.layers.leaf() else { return Poll::Failed(Trouble::ReadOnly) };
+        let placed_before = leaf.layer.locate(piece.block).is_some();
+        if let Some(growth) = &mut self.growth
+            && (!placed_before || growth.block == piece.block)
+        {
+            growth.waiters.push(index);
+            if growth.state == GrowthState::Failed {
+                self.run_growth(engine);
+            }
+            return Poll::Pending;
+        }
+        let placed = match leaf.layer.place(piece.block) {
+            Ok(placed) => placed,
+            Err(error) => return self.on_write_error(index, task, error.raw_os_error(), &error.to_string()),
+        };
+        if !placed_before {
+            self.new_blocks.insert(piece.block);
+        }
+        if !placed.first.is_empty() {
+            let (block, plan) = (piece.block, Arc::new(placed.first));
+            self.growth = Some(Growth { block, plan, waiters: vec![index], state: GrowthState::Failed });
+            self.run_growth(engine);
+            return Poll::Pending;
+        }
+        let at = FileOffset(placed.at.0 + piece.sectors.start as u64 * SECTOR_BYTES);
+        self.send_piece(index, task, piece, at, engine)
+    }
+
+    fn send_piece(
+        &mut self,
+        index: usize,
+        task: &mut Task,
+        piece: &Piece,
+        at: FileOffset,
+        engine: &mut dyn Engine,
+    ) -> Poll {
+        let length = piece.sectors.len() * SECTOR;
+        let buf = match piece.source {
+            Some(_) => task.buf.take(),
+            None => Some(task.zeros.take().unwrap_or_else(|| AlignedBuf::zeroed(ZEROS * SECTOR))),
+        };
+        let (Some(buf), Some(leaf)) = (buf, self.layers.leaf()) else { return Poll::Failed(Trouble::Io) };
+        let start = piece.source.unwrap_or(0);
+        let op = Op::Write { container: leaf.container.clone(), at, buf, range: start..start + length };
+        if let Some(piece) = task.pieces.front_mut() {
+            piece.state = PieceState::Landing;
+        }
+        self.start(Waiting::Piece { task: index }, op, engine);
+        Poll::Pending
+    }
+
+    /// The data of a piece have landed, or not.
+    pub(super) fn landed(&mut self, waiter: usize, completion: Completion) {
+        let Some(mut task) = self.tasks.take(waiter) else { return };
+        let Some(piece) = task.pieces.front_mut() else { return self.tasks.put_back(waiter, task) };
+        match piece.source {
+            Some(_) => task.buf = completion.buf,
+            None => task.zeros = completion.buf,
+        }
+        match completion.result {
+            Ok(()) => {
+                piece.state = PieceState::Landed;
+                self.commits.unflushed = true;
+                self.went_well(&mut task);
+            }
+            Err(error) => {
+                piece.state = PieceState::Waiting;
+                let poll = self.on_write_error(waiter, &mut task, error.raw_os_error(), &error.to_string());
+                if let Poll::Failed(trouble) = poll {
+                    task.trouble = Some(trouble);
+                }
+            }
+        }
+        self.tasks.put_back(waiter, task);
+        self.ready.push_back(waiter);
+    }
+
+    /// Notes what is new of a piece whose data are there (D7).
+    fn note_piece(&mut self, index: usize, task: &mut Task, piece: &Piece, engine: &mut dyn Engine) -> Poll {
+        let known = match self.know_leaf(index, task, piece.block, engine) {
+            Ok(known) => known,
+            Err(poll) => return poll,
+        };
+        let written = SectorSet::of(piece.sectors.clone());
+        let sectors = match known {
+            Known::Everything => return Poll::Ready,
+            Known::Sectors(set) => written.minus(&set),
+            Known::Nothing | Known::At(_) => written,
+        };
+        if sectors.is_empty() {
+            return Poll::Ready;
+        }
+        let Some(pending) = &mut self.pending else { return Poll::Failed(Trouble::ReadOnly) };
+        if !pending.has_room(piece.block) {
+            self.commits.room.push(index);
+            return Poll::Pending;
+        }
+        let new = self.new_blocks.contains(&piece.block);
+        let Some(leaf) = self.layers.leaf() else { return Poll::Failed(Trouble::ReadOnly) };
+        let place = leaf.layer.locate(piece.block).map_or(FileOffset(0), |extent| extent.at);
+        let noted = Noted { block: piece.block, place, new, sectors };
+        if let Err(error) = leaf.layer.wrote(piece.block, &noted.sectors) {
+            self.note_failure(&format!("the leaf takes no change: {error}"));
+            return Poll::Failed(Trouble::Io);
+        }
+        pending.note(&noted);
+        self.commits.noted();
+        Poll::Ready
+    }
+
+    /// What comes of a write that failed: it waits for space, or fails.
+    pub(super) fn on_write_error(
+        &mut self,
+        index: usize,
+        task: &mut Task,
+        errno: Option<i32>,
+        message: &str,
+    ) -> Poll {
+        if !is_full(errno) {
+            self.note_failure(&format!("writing failed: {message}"));
+            self.went_well(task);
+            return Poll::Failed(Trouble::Io);
+        }
+        if !self.waits_when_full {
+            return Poll::Failed(Trouble::NoSpace);
+        }
+        self.park(index, task);
+        Poll::Pending
+    }
+
+    /// Does what the leaf needs before more of it is used.
+    pub(super) fn run_growth(&mut self, engine: &mut dyn Engine) {
+        let Some((growth, leaf)) = self.growth.as_mut().zip(self.layers.leaf()) else { return };
+        growth.state = GrowthState::UnderWay;
+        let (plan, container) = (growth.plan.clone(), leaf.container.clone());
+        self.start(Waiting::Growth, Op::Call(Box::new(move || plan.run(&*container))), engine);
+    }
+
+    /// It is done, or not.
+    pub(super) fn grown(&mut self, result: io::Result<()>) {
+        let Some(mut growth) = self.growth.take() else { return };
+        let waiters = std::mem::take(&mut growth.waiters);
+        let Err(error) = result else { return self.ready.extend(waiters) };
+        growth.state = GrowthState::Failed;
+        self.growth = Some(growth);
+        for waiter in waiters {
+            let Some(mut task) = self.tasks.take(waiter) else { continue };
+            let poll = self.on_write_error(waiter, &mut task, error.raw_os_error(), &error.to_string());
+            if let Poll::Failed(trouble) = poll {
+                task.trouble = Some(trouble);
+                self.ready.push_back(waiter);
+            }
+            self.tasks.put_back(waiter, task);
+        }
+    }
+
+    /// Reads for the edges of a request that has any, then writes its pieces.
+    pub(super) fn step_write(&mut self, index: usize, task: &mut Task, engine: &mut dyn Engine) -> Poll {
+        if task.stage == Stage::Edges {
+            match self.fill_edges(index, task, engine) {
+                Poll::Ready => task.stage = Stage::Pieces,
+                other => return other,
+            }
+        }
+        self.write_pieces(index, task, engine)
+    }
+}
+
+/// Whether the storage said that it is full.
+pub(super) fn is_full(errno: Option<i32>) -> bool {
+    use nix::errno::Errno;
+    errno.is_some_and(|errno| matches!(Errno::from_raw(errno), Errno::ENOSPC | Errno::EDQUOT))
+}
