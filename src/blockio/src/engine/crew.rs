@@ -4,9 +4,10 @@
 //!  assign ──▶ queue ──▶ a thread waits for it ──▶ done, and the signal is set ──▶ collect
 //! ```
 //!
-//! Invariants: the signal is set exactly while `done` holds something, as both change under one lock; a job that a thread has
-//! taken is answered, even if it panics. Threads are made when there is work for them. When the crew is dropped, jobs under
-//! way are waited for and the others never begin. Owned by the engines.
+//! Invariants: the signal is set while `done` holds something, and of the crew's doing only then, as both change under one
+//! lock; a job that a thread has taken is answered, even if it panics. One thread is always there, so that no job is stuck;
+//! more are made when there is work for them. When the crew is dropped, jobs under way are waited for and the others never
+//! begin. Owned by the engines.
 
 use super::Completion;
 use super::transfer::Transfer;
@@ -51,13 +52,15 @@ impl Crew {
     pub(super) fn new() -> io::Result<Self> {
         let signal = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (queue, work, done) = (Mutex::default(), Condvar::new(), Mutex::default());
-        Ok(Self { shared: Arc::new(Shared { queue, work, done, signal }), threads: Vec::new() })
+        let mut crew = Self { shared: Arc::new(Shared { queue, work, done, signal }), threads: Vec::new() };
+        crew.grow()?;
+        Ok(crew)
     }
 
-    /// Takes the jobs of a batch. An error means that there is no thread at all to do them.
-    pub(super) fn assign(&mut self, batch: &mut Vec<Job>) -> io::Result<()> {
+    /// Takes the jobs of a batch.
+    pub(super) fn assign(&mut self, batch: &mut Vec<Job>) {
         if batch.is_empty() {
-            return Ok(());
+            return;
         }
         let (to_wake, to_make) = {
             let mut queue = locked(&self.shared.queue);
@@ -66,14 +69,14 @@ impl Crew {
             (queue.jobs.len().min(queue.idle), unserved.min(THREADS - self.threads.len()))
         };
         (0..to_wake).for_each(|_| self.shared.work.notify_one());
-        for _ in 0..to_make {
-            let shared = Arc::clone(&self.shared);
-            match std::thread::Builder::new().name("io".to_owned()).spawn(move || shared.work_on()) {
-                Ok(thread) => self.threads.push(thread),
-                Err(error) if self.threads.is_empty() => return Err(error),
-                Err(_) => break,
-            }
-        }
+        // With fewer threads than could be, all is done a little later.
+        let _ = (0..to_make).try_for_each(|_| self.grow());
+    }
+
+    fn grow(&mut self) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new().name("io".to_owned()).spawn(move || shared.work_on())?;
+        self.threads.push(thread);
         Ok(())
     }
 
@@ -82,17 +85,23 @@ impl Crew {
         self.shared.finish(|list| list.append(done));
     }
 
+    /// For whoever lets others set the signal too; to be followed by a look at all that may have set it.
+    pub(super) fn clear_signal(&self) {
+        // Not set is an error here, and no harm.
+        let _ = self.shared.signal.read();
+    }
+
     /// Moves what is done.
     pub(super) fn collect(&self, into: &mut Vec<Completion>) {
         let mut done = locked(&self.shared.done);
         if !done.is_empty() {
-            // It is set, so this neither waits nor fails.
+            // It waits for nothing.
             let _ = self.shared.signal.read();
             into.append(&mut done);
         }
     }
 
-    /// Readable exactly while something is done and not collected.
+    /// Readable while something is done and not collected.
     pub(super) fn signal(&self) -> BorrowedFd<'_> {
         self.shared.signal.as_fd()
     }

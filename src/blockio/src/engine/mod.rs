@@ -14,10 +14,12 @@ mod crew;
 mod tests;
 mod threads;
 mod transfer;
+mod uring;
 
 use self::crew::Job;
 use self::threads::ThreadEngine;
 use self::transfer::{Direction, Transfer};
+use self::uring::UringEngine;
 use crate::buffer::AlignedBuf;
 use crate::container::Container;
 use catena_types::FileOffset;
@@ -60,8 +62,10 @@ pub struct UnknownKind;
 /// Makes an engine. The thread that calls this is the one that may use it.
 pub fn open(kind: Kind) -> io::Result<Box<dyn Engine>> {
     match kind {
-        Kind::Auto | Kind::Threads => Ok(Box::new(ThreadEngine::new()?)),
-        Kind::IoUring => Err(io::ErrorKind::Unsupported.into()),
+        // A kernel without it, or one where it is forbidden.
+        Kind::Auto => open(Kind::IoUring).or_else(|_| open(Kind::Threads)),
+        Kind::IoUring => Ok(Box::new(UringEngine::new()?)),
+        Kind::Threads => Ok(Box::new(ThreadEngine::new()?)),
     }
 }
 

@@ -34,7 +34,8 @@ impl Engine for ThreadEngine {
 
     fn kick(&mut self) -> io::Result<()> {
         self.crew.add_done(&mut self.done);
-        self.crew.assign(&mut self.batch)
+        self.crew.assign(&mut self.batch);
+        Ok(())
     }
 
     fn completed(&mut self, into: &mut Vec<Completion>) {

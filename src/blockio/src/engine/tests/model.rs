@@ -1,7 +1,7 @@
 //! Random batches of reads and writes against a vector of bytes, on everything that a container can be.
 
-use super::{KINDS, file_in, memory, run};
-use crate::engine::{Engine, Op, open};
+use super::{ENGINES, file_in, memory, run};
+use crate::engine::{Engine, Op};
 use crate::sim::{SimDisk, SimWorld};
 use crate::tests::lab::LoopDevice;
 use crate::tests::model::cases;
@@ -110,8 +110,8 @@ fn agrees(
 
 /// With each engine.
 fn all_engines_agree(count: u32, container: impl Fn() -> Arc<dyn Container>) {
-    for kind in KINDS {
-        let engine = std::cell::RefCell::new(open(kind).unwrap());
+    for open in ENGINES {
+        let engine = std::cell::RefCell::new(open());
         proptest!(cases(count), |(batches in requests())| {
             agrees(&mut **engine.borrow_mut(), &container(), &batches)?;
         });

@@ -1,7 +1,7 @@
 //! Thousands under way, and engines that are dropped while the storage works.
 
-use super::{KINDS, file_in, is_ready, memory, read, run, write};
-use crate::engine::{Engine, Kind, Op, open};
+use super::{ENGINES, file_in, is_ready, memory, read, run, write};
+use crate::engine::Op;
 use catena_types::Bytes;
 use nix::poll::PollTimeout;
 use std::sync::mpsc;
@@ -11,14 +11,14 @@ const MANY: u64 = 10_000;
 
 #[test]
 fn thousands_at_once_all_come_back() {
-    for kind in KINDS {
+    for open in ENGINES {
         for (directory, direct) in [
             (std::env::temp_dir().as_path(), true),
             (std::env::temp_dir().as_path(), false),
             (memory(), true),
         ] {
             let container = file_in(directory, direct);
-            let mut engine = open(kind).unwrap();
+            let mut engine = open();
             let fill = |i: u64| i.to_le_bytes()[0] ^ i.to_le_bytes()[1];
             let writes = (0..MANY).map(|i| write(&container, i * 512, 512, fill(i))).collect();
             assert!(run(&mut *engine, writes).iter().all(|one| one.result.is_ok()));
@@ -33,11 +33,11 @@ fn thousands_at_once_all_come_back() {
 
 #[test]
 fn an_engine_may_be_dropped_at_any_time() {
-    for kind in KINDS {
+    for open in ENGINES {
         for direct in [false, true] {
             let container = file_in(&std::env::temp_dir(), direct);
             for kicked in [false, true] {
-                let mut engine = open(kind).unwrap();
+                let mut engine = open();
                 for i in 0..500u64 {
                     engine.submit(i, write(&container, i << 14, 1 << 14, 9));
                     engine.submit(1000 + i, read(&container, i << 14, 1 << 14));
@@ -48,8 +48,8 @@ fn an_engine_may_be_dropped_at_any_time() {
                 drop(engine);
             }
             // Nobody writes any more, so nothing changes after this.
-            run(&mut *open(kind).unwrap(), vec![write(&container, 0, 1 << 14, 1)]);
-            let back = run(&mut *open(kind).unwrap(), vec![read(&container, 0, 1 << 14)]);
+            run(&mut *open(), vec![write(&container, 0, 1 << 14, 1)]);
+            let back = run(&mut *open(), vec![read(&container, 0, 1 << 14)]);
             assert!(back[0].buf.as_ref().unwrap().iter().all(|&byte| byte == 1));
         }
     }
@@ -57,8 +57,8 @@ fn an_engine_may_be_dropped_at_any_time() {
 
 #[test]
 fn what_has_begun_is_waited_for_and_what_has_not_never_begins() {
-    for kind in KINDS {
-        let mut engine = open(kind).unwrap();
+    for open in ENGINES {
+        let mut engine = open();
         let (begun, has_begun) = mpsc::channel();
         let (release, wait) = mpsc::channel::<()>();
         let (end, has_ended) = mpsc::channel();
@@ -84,8 +84,8 @@ fn what_has_begun_is_waited_for_and_what_has_not_never_begins() {
 
 #[test]
 fn a_call_that_waits_holds_no_other_request_up() {
-    for kind in KINDS {
-        let mut engine = open(kind).unwrap();
+    for open in ENGINES {
+        let mut engine = open();
         let (release, wait) = mpsc::channel::<()>();
         engine.submit(7, Op::Call(Box::new(move || wait.recv().map_err(std::io::Error::other))));
         engine.kick().unwrap();
@@ -104,10 +104,9 @@ fn a_call_that_waits_holds_no_other_request_up() {
 
 #[test]
 fn what_was_done_at_once_is_ready_without_a_kick_too() {
-    for kind in KINDS {
+    for open in ENGINES {
         let container = file_in(memory(), false);
-        let mut engine: Box<dyn Engine> = open(kind).unwrap();
-        assert_eq!(kind == Kind::Threads, engine.name() == "threads");
+        let mut engine = open();
         engine.submit(3, write(&container, 0, 4096, 1));
         let mut done = Vec::new();
         engine.completed(&mut done);
