@@ -31,7 +31,8 @@ pub enum Ask {
     /// Who are you, and what are you serving? Answered with [`Told::Hello`].
     Hello,
     /// Open the image that is to be the next leaf; it must be empty, and as large as the disk. Replaces what was prepared
-    /// before. Descriptor: the image, read-write and locked.
+    /// before. Descriptors: the image, read-write and locked; the present leaf, read-only, through which it is read once it is
+    /// under the new one (D12).
     Prepare {
         /// Counted up by the keeper.
         generation: u64,

@@ -1,7 +1,7 @@
 //! Changes of the chain while it is served, as the keeper asks for them.
 //!
 //! ```text
-//!   going ──quiesce──▶ draining ──▶ committing ──▶ opening the old leaf for reading ──▶ held ──resume──▶ going
+//!   going ──quiesce──▶ draining ──▶ committing ──▶ held ──resume──▶ going
 //!   going ──stop─────▶ draining ──▶ committing ──▶ closing ──▶ over
 //! ```
 //!
@@ -9,27 +9,25 @@
 //! are and go on with whatever leaf there is. Nobody but the keeper ends a quiesce (D20).
 
 use super::layers::{Leaf, Part};
+use super::write::Growth;
 use super::{Disk, Waiting};
 use crate::images::from_hex;
 use crate::serve::work::{Outcome, Trouble, Work};
-use crate::trouble::{from_io, trouble};
-use catena_blockio::{Engine, Op};
-use catena_chain::{Known, Plan, Step as PlanStep};
-use catena_control::{Told, TroubleKind};
+use crate::trouble::{from_chain, from_io, trouble};
+use catena_blockio::{Container, Engine, Op};
+use catena_chain::Known;
+use catena_control::{Hello, Told, TroubleKind};
 use catena_types::{BlockIndex, HeaderPatch, ImageId};
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 type Answered = Result<Told, catena_control::Trouble>;
 
-/// Opens the old leaf by its descriptor for reading. Called by another thread when all that it holds is durable.
-pub(crate) type OpenOldLeaf = Box<dyn FnOnce() -> Result<Part, catena_control::Trouble> + Send>;
-
 /// What a keeper asks for, its images opened; see [`catena_control::Ask`].
 pub(crate) enum Change {
-    /// The next leaf, and the way to read the present one from then on.
-    Prepare { generation: u64, leaf: Leaf, old_leaf: OpenOldLeaf },
+    /// The next leaf, and the present one's container without the right to write, through which it is read from then on.
+    Prepare { generation: u64, leaf: Leaf, old_leaf: Arc<dyn Container> },
     /// Hold writes back and make everything durable.
     Quiesce { generation: u64 },
     /// Go on.
@@ -46,8 +44,7 @@ pub(crate) enum Change {
 pub(super) struct Prepared {
     generation: u64,
     leaf: Leaf,
-    opener: Option<OpenOldLeaf>,
-    old_leaf: Option<Part>,
+    old_leaf: Arc<dyn Container>,
 }
 
 /// Why writes are held back, and how far it is.
@@ -68,13 +65,9 @@ enum Purpose {
 enum HoldStage {
     Draining,
     Committing,
-    /// Opening the old leaf, or closing the leaf.
-    Calling,
+    Closing,
     Held,
 }
-
-/// Where another thread leaves the old leaf.
-pub(super) type Opened = Arc<Mutex<Option<Result<Part, catena_control::Trouble>>>>;
 
 /// What the keeper has asked, in order, and the answers that are there.
 #[derive(Default)]
@@ -83,18 +76,6 @@ pub(super) struct Questions {
     open: VecDeque<(u64, Option<Answered>)>,
     /// Answered when nobody works with the state of the chain that it had then, or an older one.
     retiring: Vec<(u64, u64)>,
-}
-
-/// What is served, for those who ask.
-pub(crate) struct Serving {
-    /// The last generation that was heard of.
-    pub(crate) generation: u64,
-    /// Leaf first.
-    pub(crate) chain: Vec<ImageId>,
-    /// Of an open preparation.
-    pub(crate) prepared: Option<ImageId>,
-    /// Writes are held back for this generation.
-    pub(crate) quiesced: Option<u64>,
 }
 
 impl Disk {
@@ -111,9 +92,9 @@ impl Disk {
             }
             Change::Quiesce { generation } => self.hold_back(question, generation, Purpose::Quiesce),
             Change::Stop => self.hold_back(question, self.generation, Purpose::Stop),
-            Change::Resume { generation, swap } => self.resume(question, generation, swap, engine),
+            Change::Resume { generation, swap } => self.resume(question, generation, swap),
             Change::Relink { generation, below } => self.relink(question, generation, below),
-            Change::Patch { patches } => self.patch(question, patches, engine),
+            Change::Patch { patches } => self.patch(question, &patches, engine),
         }
         self.run(engine);
     }
@@ -128,13 +109,17 @@ impl Disk {
     }
 
     /// What is served.
-    pub(crate) fn serving(&self) -> Serving {
+    pub(crate) fn hello(&self) -> Hello {
         let quiesced = self.hold.as_ref().filter(|hold| hold.purpose == Purpose::Quiesce);
-        Serving {
+        Hello {
+            vdi: self.vdi,
+            pid: std::process::id(),
+            read_only: self.pending.is_none(),
             generation: self.generation,
             chain: self.layers.ids(),
             prepared: self.prepared.as_ref().map(|prepared| prepared.leaf.id),
             quiesced: quiesced.map(|hold| hold.generation),
+            moving_into: None,
         }
     }
 
@@ -154,7 +139,7 @@ impl Disk {
         }
     }
 
-    fn prepare(&mut self, generation: u64, leaf: Leaf, opener: OpenOldLeaf) -> Answered {
+    fn prepare(&mut self, generation: u64, leaf: Leaf, old_leaf: Arc<dyn Container>) -> Answered {
         if self.holds_back() {
             return Err(trouble(TroubleKind::Internal, "nothing can be prepared while writes are held back"));
         }
@@ -167,7 +152,7 @@ impl Disk {
         if leaf.layer.next_block(BlockIndex(0)).is_some() {
             return Err(trouble(TroubleKind::Damaged, "the new leaf is not empty"));
         }
-        self.prepared = Some(Prepared { generation, leaf, opener: Some(opener), old_leaf: None });
+        self.prepared = Some(Prepared { generation, leaf, old_leaf });
         Ok(Told::Done)
     }
 
@@ -207,10 +192,12 @@ impl Disk {
         let Some(hold) = &mut self.hold else { return };
         if hold.stage == HoldStage::Committing && self.is_durable {
             self.is_durable = false;
-            hold.stage = HoldStage::Calling;
             match hold.purpose {
-                Purpose::Quiesce => self.open_old_leaf(engine),
-                Purpose::Stop => self.close_leaf(engine),
+                Purpose::Quiesce => self.is_held(),
+                Purpose::Stop => {
+                    hold.stage = HoldStage::Closing;
+                    self.close_leaf(engine);
+                }
             }
         }
     }
@@ -230,31 +217,6 @@ impl Disk {
         let question = hold.question;
         let message = self.failed.clone().unwrap_or_default();
         self.answer(question, Err(trouble(TroubleKind::Io, message)));
-    }
-
-    fn open_old_leaf(&mut self, engine: &mut dyn Engine) {
-        let opener = self.prepared.as_mut().and_then(|prepared| prepared.opener.take());
-        let Some(opener) = opener else { return self.is_held() };
-        let opened = Opened::default();
-        let target = opened.clone();
-        let call = move || {
-            *target.lock().unwrap_or_else(PoisonError::into_inner) = Some(opener());
-            Ok(())
-        };
-        self.start(Waiting::OldLeaf { opened }, Op::Call(Box::new(call)), engine);
-    }
-
-    /// The old leaf was opened for reading, or not.
-    pub(super) fn old_leaf_opened(&mut self, opened: &Opened) {
-        let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match (opened, &mut self.prepared) {
-            (Some(Ok(part)), Some(prepared)) => {
-                prepared.old_leaf = Some(part);
-                self.is_held();
-            }
-            (Some(Err(trouble)), _) => self.hold_ends_with(Err(trouble)),
-            _ => self.is_held(),
-        }
     }
 
     fn is_held(&mut self) {
@@ -282,7 +244,7 @@ impl Disk {
         true
     }
 
-    fn resume(&mut self, question: u64, generation: u64, swap: bool, engine: &mut dyn Engine) {
+    fn resume(&mut self, question: u64, generation: u64, swap: bool) {
         self.generation = generation;
         let quiesced = self.hold.take_if(|hold| hold.purpose == Purpose::Quiesce);
         let Some(hold) = quiesced else {
@@ -305,26 +267,27 @@ impl Disk {
         self.is_durable = false;
         self.unpark();
         for (request, work) in std::mem::take(&mut self.held) {
-            self.admit(request, work, engine);
+            self.admit(request, work);
         }
     }
 
     /// Puts the prepared leaf on top. Answered when nothing holds the writable descriptor of the old one any more (D12).
     fn swap(&mut self, question: u64, hold: &Hold, generation: u64) -> Result<(), catena_control::Trouble> {
-        let fits = |prepared: &mut Prepared| prepared.generation == generation && prepared.old_leaf.is_some();
-        let prepared = self.prepared.take_if(fits).filter(|_| hold.stage == HoldStage::Held);
-        let Some(Prepared { leaf, old_leaf: Some(old), .. }) = prepared else {
+        let fits =
+            |prepared: &mut Prepared| prepared.generation == generation && hold.stage == HoldStage::Held;
+        let Some(prepared) = self.prepared.take_if(fits) else {
             return Err(trouble(
                 TroubleKind::Internal,
                 "this was not prepared, or writes are not held back yet",
             ));
         };
+        let id = prepared.leaf.id;
+        self.layers.push_leaf(prepared.leaf, prepared.old_leaf).map_err(|error| from_chain(&error))?;
         if let Some(pending) = &mut self.pending {
-            pending.rename(leaf.id);
+            pending.rename(id);
         }
-        self.layers.push_leaf(leaf, old);
         // What was wrong with the old leaf's growth or places is not the new one's.
-        let growing = self.growth.take().map(super::write::Growth::into_waiters).unwrap_or_default();
+        let growing = self.growth.take().map(Growth::into_waiters).unwrap_or_default();
         self.ready.extend(growing);
         self.new_blocks.clear();
         self.commits.unflushed = false;
@@ -360,7 +323,7 @@ impl Disk {
         }
     }
 
-    fn patch(&mut self, question: u64, patches: Vec<HeaderPatch>, engine: &mut dyn Engine) {
+    fn patch(&mut self, question: u64, patches: &[HeaderPatch], engine: &mut dyn Engine) {
         let Some(leaf) = self.layers.leaf() else {
             let message = "the disk is served for reading only";
             return self.answer(question, Err(trouble(TroubleKind::Unsupported, message)));
@@ -369,16 +332,20 @@ impl Disk {
             let message = format!("image {} is not the leaf", other.image);
             return self.answer(question, Err(trouble(TroubleKind::WrongImage, message)));
         }
-        let mut plan = Plan::default();
-        for write in patches.into_iter().flat_map(|patch| patch.writes) {
-            match from_hex(&write.hex) {
-                Ok(bytes) => plan.push(PlanStep::Write { at: write.at, bytes }),
-                Err(error) => return self.answer(question, Err(error)),
+        let writes = patches.iter().flat_map(|patch| &patch.writes);
+        let bytes: Result<Vec<_>, _> =
+            writes.map(|write| from_hex(&write.hex).map(|bytes| (write.at, bytes))).collect();
+        match bytes.and_then(|bytes| leaf.layer.patch(&bytes).map_err(|error| from_chain(&error))) {
+            Ok(plan) => {
+                let container = leaf.container.clone();
+                self.start(
+                    Waiting::Answer { question },
+                    Op::Call(Box::new(move || plan.run(&*container))),
+                    engine,
+                );
             }
+            Err(error) => self.answer(question, Err(error)),
         }
-        plan.push(PlanStep::Barrier);
-        let container = leaf.container.clone();
-        self.start(Waiting::Answer { question }, Op::Call(Box::new(move || plan.run(&*container))), engine);
     }
 
     /// Something that was asked for has been done, or not.
@@ -399,7 +366,7 @@ impl Disk {
                     engine,
                 );
             }
-            Err(error) => self.hold_ends_with(Err(crate::trouble::from_chain(&error))),
+            Err(error) => self.hold_ends_with(Err(from_chain(&error))),
         }
     }
 }

@@ -7,7 +7,7 @@ use super::layers::{From, Look, Run, Slot};
 use super::task::{Poll, Survey, Task, index};
 use super::{Disk, Waiting};
 use crate::serve::work::{Segment, Trouble};
-use catena_blockio::{AlignedBuf, Completion, Engine, Op};
+use catena_blockio::{Completion, Engine, Op};
 use catena_types::{BlockIndex, FileOffset, SECTOR_BYTES};
 use std::ops::Range;
 
@@ -104,14 +104,14 @@ impl Disk {
         self.learning.insert((slot, at), Learning { block, waiters: vec![index] });
         let page = FileOffset(at.0 / PAGE * PAGE);
         let length = (at.0 - page.0 + SECTOR_BYTES).next_multiple_of(PAGE);
-        let buf = AlignedBuf::zeroed(self::index(length));
+        let buf = self.pool.take(self::index(length));
         let range = 0..buf.len();
         let op = Op::Read { container: container.clone(), at: page, buf, range };
         self.start(Waiting::Bitmap { slot, at }, op, engine);
     }
 
     /// A bitmap was read, or could not be.
-    pub(super) fn learned(&mut self, slot: Slot, at: FileOffset, completion: &Completion) {
+    pub(super) fn learned(&mut self, slot: Slot, at: FileOffset, completion: Completion) {
         let Some(learning) = self.learning.remove(&(slot, at)) else { return };
         let start = index(at.0 % PAGE);
         let raw = completion.buf.as_ref().and_then(|buf| buf.get(start..start + 512)?.first_chunk());
@@ -124,6 +124,9 @@ impl Disk {
         };
         if let Err(error) = &learnt {
             self.note_failure(&format!("the bitmap of block {} cannot be read: {error}", learning.block.0));
+        }
+        if let Some(buf) = completion.buf {
+            self.pool.give(buf);
         }
         for waiter in learning.waiters {
             if let Some(task) = self.tasks.get_mut(waiter) {
@@ -187,7 +190,7 @@ impl Disk {
             let unit = container.alignment().max(1) as u64;
             let at = extent.at.0 + inside;
             let from = at / unit * unit;
-            let buf = AlignedBuf::zeroed(self::index((at + there).next_multiple_of(unit) - from));
+            let buf = self.pool.take(self::index((at + there).next_multiple_of(unit) - from));
             let part = fetch.segments.len();
             fetch.segments.push(None);
             fetch.under_way += 1;

@@ -60,7 +60,6 @@ pub(super) enum From {
 }
 
 /// The images.
-#[derive(Default)]
 pub(super) struct Layers {
     /// `None` while the disk is served for reading only.
     leaf: Option<(Slot, Leaf)>,
@@ -173,14 +172,22 @@ impl Layers {
         }
     }
 
-    /// Puts another leaf on top; the old one is read from now on, in the form given.
-    pub(super) fn push_leaf(&mut self, leaf: Leaf, old: Part) {
-        if let Some((slot, _)) = self.leaf.take() {
-            self.parts[slot] = Some(old);
+    /// Puts another leaf on top; the old one is read through that container from now on.
+    pub(super) fn push_leaf(&mut self, leaf: Leaf, old: Arc<dyn Container>) -> Result<(), Error> {
+        if let Some((slot, Leaf { id, layer, .. })) = self.leaf.take() {
+            let layer = layer.into_reader(old.clone())?;
+            self.parts[slot] = Some(Part { id, layer, container: old });
             self.order.insert(0, slot);
         }
         let slot = self.add(None);
         self.leaf = Some((slot, leaf));
+        Ok(())
+    }
+
+    /// Size of the disk.
+    pub(super) fn size(&self) -> Bytes {
+        let top = self.slots(From::Top).next().and_then(|slot| self.recall(slot));
+        top.map_or(Bytes(0), |layer| layer.virtual_size())
     }
 
     /// Makes these the images below the leaf (all of them, where there is none), topmost first; an image without a new form keeps

@@ -26,17 +26,17 @@ mod write;
 mod zero;
 
 #[allow(unused_imports, reason = "the event loop that calls it is on its way")]
-pub(crate) use change::{Change, OpenOldLeaf, Serving};
+pub(crate) use change::Change;
 #[allow(unused_imports, reason = "the event loop that calls it is on its way")]
 pub(crate) use layers::{Leaf, Part};
 #[allow(unused_imports, reason = "the event loop that calls it is on its way")]
 pub(crate) use open::{OpenError, Opening};
 
 use crate::serve::work::{Outcome, Trouble, Work};
-use catena_blockio::{Completion, Engine, Op};
+use catena_blockio::{Completion, Engine, Op, Pool};
 use catena_control::News;
-use catena_types::{BlockIndex, FileOffset};
-use change::{Hold, Opened, Prepared, Questions, weight};
+use catena_types::{BlockIndex, Bytes, FileOffset, VdiUuid};
+use change::{Hold, Prepared, Questions, weight};
 use commit::Commits;
 use fetch::{Fetch, Learning};
 use layers::{Layers, Slot};
@@ -67,16 +67,15 @@ enum Waiting {
     Growth,
     /// The commit under way.
     Commit,
-    /// The old leaf, to be read from now on.
-    OldLeaf { opened: Opened },
     /// Something that the keeper has asked for.
     Answer { question: u64 },
 }
 
 /// The disk.
-#[derive(Default)]
 pub(crate) struct Disk {
+    vdi: VdiUuid,
     layers: Layers,
+    pool: Pool,
     /// There while there is a leaf.
     pending: Option<Pending>,
     tasks: Slab<Task>,
@@ -128,7 +127,7 @@ impl Disk {
         } else if changes && self.holds_back() {
             self.held.push_back((request, work));
         } else {
-            self.admit(request, work, engine);
+            self.admit(request, work);
         }
         self.run(engine);
     }
@@ -138,11 +137,10 @@ impl Disk {
         let token = usize::try_from(completion.token).unwrap_or(usize::MAX);
         match self.waiting.remove(token) {
             Some(Waiting::Data { task, part, range }) => self.fetched(task, part, range, completion),
-            Some(Waiting::Bitmap { slot, at }) => self.learned(slot, at, &completion),
+            Some(Waiting::Bitmap { slot, at }) => self.learned(slot, at, completion),
             Some(Waiting::Piece { task }) => self.landed(task, completion),
             Some(Waiting::Growth) => self.grown(completion.result),
             Some(Waiting::Commit) => self.committed(completion.result),
-            Some(Waiting::OldLeaf { opened }) => self.old_leaf_opened(&opened),
             Some(Waiting::Answer { question }) => self.called(question, completion.result),
             None => {}
         }
@@ -159,6 +157,16 @@ impl Disk {
     /// Whether another request may be read from a socket.
     pub(crate) const fn can_take(&self) -> bool {
         self.in_flight < IN_FLIGHT
+    }
+
+    /// Where buffers for requests come from, and where those of answers go.
+    pub(crate) const fn pool(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
+    /// Size of the disk.
+    pub(crate) fn size(&self) -> Bytes {
+        self.layers.size()
     }
 
     /// When [`tick`](Self::tick) is to be called.
@@ -183,7 +191,7 @@ impl Disk {
         self.failed.as_deref()
     }
 
-    fn admit(&mut self, request: u64, work: Work, _engine: &mut dyn Engine) {
+    fn admit(&mut self, request: u64, work: Work) {
         let weight = weight(&work);
         let mut task = match work {
             Work::Read { at, len } => Task::new(request, Kind::Read, at, len.into()),
@@ -259,6 +267,9 @@ impl Disk {
             self.changing -= 1;
         }
         self.went_well(&mut task);
+        for buf in [task.buf.take(), task.zeros.take()].into_iter().flatten() {
+            self.pool.give(buf);
+        }
         self.tasks.free(index);
         self.done.push((task.request, task.weight, outcome));
     }

@@ -1,9 +1,16 @@
 //! Opening the disk: what a predecessor had acknowledged is stored before the first request (D8).
 
-use super::Disk;
+use super::change::Questions;
+use super::commit::Commits;
 use super::layers::{Layers, Leaf, Part};
+use super::locks::Locks;
 use super::pending::{Pending, PendingError};
-use catena_types::VdiUuid;
+use super::slab::Slab;
+use super::space::Space;
+use super::{Disk, IN_FLIGHT};
+use catena_blockio::Pool;
+use catena_types::{Bytes, VdiUuid};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 
 /// What a disk is made of.
@@ -46,10 +53,42 @@ impl Disk {
             }
             None => (None, None),
         };
-        let mut disk = Self { layers: Layers::new(leaf, below), pending, waits_when_full, ..Self::default() };
+        let mut disk = Self::new(vdi, Layers::new(leaf, below), pending, waits_when_full);
         // What a predecessor wrote over what was owned already has been answered and may never have been flushed.
         disk.commits.unflushed = true;
         Ok(disk)
+    }
+
+    fn new(vdi: VdiUuid, layers: Layers, pending: Option<Pending>, waits_when_full: bool) -> Self {
+        Self {
+            vdi,
+            layers,
+            pool: Pool::new(Bytes(IN_FLIGHT)),
+            pending,
+            tasks: Slab::default(),
+            waiting: Slab::default(),
+            locks: Locks::default(),
+            ready: VecDeque::new(),
+            learning: HashMap::new(),
+            growth: None,
+            new_blocks: HashSet::new(),
+            commits: Commits::default(),
+            space: Space::default(),
+            waits_when_full,
+            failed: None,
+            hold: None,
+            is_durable: false,
+            held: VecDeque::new(),
+            changing: 0,
+            prepared: None,
+            generation: 0,
+            epoch: 0,
+            in_epoch: BTreeMap::new(),
+            questions: Questions::default(),
+            news: Vec::new(),
+            in_flight: 0,
+            done: Vec::new(),
+        }
     }
 }
 
