@@ -3,6 +3,7 @@
 //! Knows no format: a format implements [`Layer`] and [`LayerMut`]. Callers are `vhd` (implements) and `datapath` (uses).
 //!
 //! * [`Chain`] reads a chain as one disk; [`stream`](fn@stream) reads much of it at once.
+//! * [`LiveChain`] says who owns what of a disk that is served, without waiting; its leaf is a [`LiveLayer`].
 //! * [`write`](fn@write) writes to the leaf.
 //! * [`copy`](fn@copy) merges an immutable layer into its parent, with a cursor.
 //! * [`move_down`] empties a leaf into its parent, without one.
@@ -11,6 +12,7 @@ mod copy;
 mod error;
 mod layer;
 mod live;
+mod livechain;
 mod map;
 mod mixed;
 mod mover;
@@ -33,7 +35,8 @@ pub use copy::{CopyOutcome, copy};
 pub use error::Error;
 pub use layer::{Extent, Layer, LayerMut, Ownership};
 pub use live::{Commit, Known, LiveLayer, Noted, Placed, Recall};
-pub use mixed::{Owner, Slot};
+pub use livechain::{Beneath, Link, LiveChain, Look, Member};
+pub use mixed::{Owner, Run, Runs, Slot};
 pub use moving::move_down;
 pub use plan::{Plan, Step};
 pub use progress::Progress;

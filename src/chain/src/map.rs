@@ -3,11 +3,11 @@
 //! Invariants: an entry that is not `Unknown` equals what [`resolve`] would find in the layers now, so that entries can be
 //! dropped at any time and whoever changes ownership invalidates; entries name slots, never positions in the chain or in a
 //! container. Memory: 8 bytes a block, plus at most the budget for the blocks whose sectors have several owners. Used by
-//! [`Chain`](crate::Chain), which holds it under a lock.
+//! [`Chain`](crate::Chain), which holds it under a lock, and by [`LiveChain`](crate::LiveChain).
 
 use crate::error::Error;
 use crate::layer::{Layer, Ownership};
-use crate::mixed::{Mixed, Owner, Run, Slot};
+use crate::mixed::{Mixed, Owner, Run, Runs, Slot};
 use crate::units::sectors_inside;
 use catena_types::{BLOCK_SECTORS, BlockIndex, Bytes, SectorSet};
 use std::ops::Range;
@@ -23,10 +23,53 @@ pub(crate) enum BlockMap {
 
 impl BlockMap {
     /// The maximal runs inside `range`, ascending and without gaps.
-    pub(crate) fn runs(&self, range: Range<usize>) -> Vec<Run> {
+    pub(crate) const fn runs(&self, range: Range<usize>) -> Runs<'_> {
         match self {
-            Self::Uniform(owner) => vec![Run { sectors: range, owner: *owner }],
-            Self::Mixed(mixed) => mixed.runs(range).collect(),
+            Self::Uniform(owner) => Runs::uniform(*owner, range),
+            Self::Mixed(mixed) => mixed.runs(range),
+        }
+    }
+}
+
+/// A walk from the leaf down, until every sector of the block has an owner.
+pub(crate) struct Walk {
+    block: BlockIndex,
+    /// The sectors that nobody owns so far and that are not past the end of a layer.
+    open: SectorSet,
+    found: Vec<Run>,
+}
+
+impl Walk {
+    /// At the leaf.
+    pub(crate) const fn new(block: BlockIndex) -> Self {
+        Self { block, open: SectorSet::full(), found: Vec::new() }
+    }
+
+    /// Comes to a layer of this size; false if no sector is open any more.
+    pub(crate) fn enters(&mut self, size: Bytes) -> bool {
+        // D6: past its own end a layer hides what is below, and reads as zero.
+        self.open.remove(sectors_inside(size, self.block)..BLOCK_SECTORS);
+        !self.open.is_empty()
+    }
+
+    /// The layer owns these sectors.
+    pub(crate) fn meets(&mut self, owner: Owner, owned: &Ownership) {
+        let mine = match owned {
+            Ownership::Nothing => return,
+            Ownership::Everything => self.open.clone(),
+            Ownership::Sectors(set) => self.open.intersection(set),
+        };
+        self.found.extend(mine.runs().map(|sectors| Run { sectors, owner }));
+        self.open = self.open.minus(&mine);
+    }
+
+    /// What was found on the way.
+    pub(crate) fn ends(mut self) -> BlockMap {
+        self.found.sort_unstable_by_key(|run| run.sectors.start);
+        let runs = fill_gaps(self.found);
+        match runs.as_slice() {
+            [one] => BlockMap::Uniform(one.owner),
+            _ => BlockMap::Mixed(Mixed::from_runs(&runs)),
         }
     }
 }
@@ -36,30 +79,14 @@ pub(crate) fn resolve<'a>(
     layers: impl Iterator<Item = &'a dyn Layer>,
     block: BlockIndex,
 ) -> Result<BlockMap, Error> {
-    let mut open = SectorSet::full();
-    let mut found: Vec<Run> = Vec::new();
+    let mut walk = Walk::new(block);
     for (index, layer) in layers.enumerate() {
-        // D6: past its own end a layer hides what is below, and reads as zero.
-        open.remove(sectors_inside(layer.virtual_size(), block)..BLOCK_SECTORS);
-        if open.is_empty() {
+        if !walk.enters(layer.virtual_size()) {
             break;
         }
-        let owner = Slot::new(index);
-        let mine = match layer.ownership(block)? {
-            Ownership::Nothing => continue,
-            Ownership::Everything if open.is_full() => return Ok(BlockMap::Uniform(owner)),
-            Ownership::Everything => open.clone(),
-            Ownership::Sectors(set) => open.intersection(&set),
-        };
-        found.extend(mine.runs().map(|sectors| Run { sectors, owner }));
-        open = open.minus(&mine);
+        walk.meets(Slot::new(index), &layer.ownership(block)?);
     }
-    found.sort_unstable_by_key(|run| run.sectors.start);
-    let runs = fill_gaps(found);
-    Ok(match runs.as_slice() {
-        [one] => BlockMap::Uniform(one.owner),
-        _ => BlockMap::Mixed(Mixed::from_runs(&runs)),
-    })
+    Ok(walk.ends())
 }
 
 /// Puts runs without an owner between the given ones, so that all of the block is covered.
@@ -133,14 +160,14 @@ impl ChainMap {
     }
 
     /// The runs of `range` in the block, if they are known.
-    pub(crate) fn lookup(&mut self, block: BlockIndex, range: Range<usize>) -> Option<Vec<Run>> {
+    pub(crate) fn lookup(&mut self, block: BlockIndex, range: Range<usize>) -> Option<Runs<'_>> {
         match *self.words.get(block.index())? {
             Word::Unknown => None,
-            Word::Uniform(owner) => Some(vec![Run { sectors: range, owner }]),
+            Word::Uniform(owner) => Some(Runs::uniform(owner, range)),
             Word::Mixed(index) => {
                 let entry = self.entries.get_mut(index as usize)?.as_mut()?;
                 entry.used = true;
-                Some(entry.mixed.runs(range).collect())
+                Some(entry.mixed.runs(range))
             }
         }
     }
@@ -158,6 +185,46 @@ impl ChainMap {
                 None => Word::Unknown,
             },
         };
+    }
+
+    /// These sectors have another owner now: what is known of the block is brought up to date, cheaply.
+    pub(crate) fn own(&mut self, block: BlockIndex, sectors: Range<usize>, owner: Owner) {
+        match self.words.get(block.index()).copied() {
+            _ if sectors.is_empty() => {}
+            Some(Word::Uniform(all)) if all != owner => {
+                let around =
+                    [(0..sectors.start, all), (sectors.clone(), owner), (sectors.end..BLOCK_SECTORS, all)];
+                let runs = around.into_iter().filter(|(sectors, _)| !sectors.is_empty());
+                let runs: Vec<Run> = runs.map(|(sectors, owner)| Run { sectors, owner }).collect();
+                let changed = match runs.as_slice() {
+                    [one] => BlockMap::Uniform(one.owner),
+                    _ => BlockMap::Mixed(Mixed::from_runs(&runs)),
+                };
+                self.insert(block, changed, self.generation);
+            }
+            Some(Word::Mixed(index)) => self.own_mixed(block, index, sectors, owner),
+            _ => {}
+        }
+    }
+
+    fn own_mixed(&mut self, block: BlockIndex, index: u32, sectors: Range<usize>, owner: Owner) {
+        let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        let before = cost(entry);
+        entry.used = true;
+        let uniform = entry.mixed.own(sectors, owner);
+        self.taken = self.taken - before + cost(entry);
+        if uniform {
+            self.forget(block);
+            self.words[block.index()] = Word::Uniform(owner);
+        }
+        while self.taken > self.budget {
+            self.evict();
+        }
+    }
+
+    /// Takes in blocks that the disk has got, of which nothing is known.
+    pub(crate) fn grow(&mut self, blocks: u32) {
+        self.words.resize(BlockIndex(blocks).index().max(self.words.len()), Word::Unknown);
     }
 
     /// The ownership of the block has changed.

@@ -9,7 +9,8 @@ use std::ops::Range;
 
 use crate::units::PAGE_SECTORS;
 
-/// The small number of a layer in a chain: 0 is the layer that was the leaf when the chain was put together.
+/// The small number of a layer in a chain: 0 is the layer that was the leaf when the chain was put together. It says nothing
+/// of where in the chain the layer is: layers come and go while a disk is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(NonZeroU16);
 
@@ -30,11 +31,48 @@ pub type Owner = Option<Slot>;
 
 /// Neighbouring sectors of one block with one owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Run {
+pub struct Run {
     /// Sector numbers inside the block.
-    pub(crate) sectors: Range<usize>,
+    pub sectors: Range<usize>,
     /// Whose they are.
-    pub(crate) owner: Owner,
+    pub owner: Owner,
+}
+
+/// The maximal runs inside a range of a block's sectors, ascending and without gaps.
+#[derive(Debug, Clone)]
+pub struct Runs<'a> {
+    of: Of<'a>,
+    rest: Range<usize>,
+}
+
+#[derive(Debug, Clone)]
+enum Of<'a> {
+    Uniform(Owner),
+    Mixed(&'a Mixed),
+}
+
+impl Runs<'_> {
+    /// The one run of a block that has one owner.
+    pub(crate) const fn uniform(owner: Owner, sectors: Range<usize>) -> Self {
+        Self { of: Of::Uniform(owner), rest: sectors }
+    }
+}
+
+impl Iterator for Runs<'_> {
+    type Item = Run;
+
+    fn next(&mut self) -> Option<Run> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let (end, owner) = match &self.of {
+            Of::Uniform(owner) => (self.rest.end, *owner),
+            Of::Mixed(mixed) => mixed.run_at(self.rest.start),
+        };
+        let sectors = self.rest.start..end.min(self.rest.end);
+        self.rest.start = sectors.end;
+        Some(Run { sectors, owner })
+    }
 }
 
 /// The most runs that are kept as runs: 64 of them take as much as a quarter of the next form.
@@ -66,16 +104,41 @@ impl Mixed {
     }
 
     /// The maximal runs inside `range`, ascending and without gaps.
-    pub(crate) fn runs(&self, range: Range<usize>) -> impl Iterator<Item = Run> + '_ {
-        let mut at = range.start;
-        std::iter::from_fn(move || {
-            (at < range.end).then(|| {
-                let (end, owner) = self.run_at(at);
-                let sectors = at..end.min(range.end);
-                at = sectors.end;
-                Run { sectors, owner }
-            })
-        })
+    pub(crate) const fn runs(&self, range: Range<usize>) -> Runs<'_> {
+        Runs { of: Of::Mixed(self), rest: range }
+    }
+
+    /// Gives these sectors another owner. Tells whether it owns all of the block now.
+    pub(crate) fn own(&mut self, sectors: Range<usize>, owner: Owner) -> bool {
+        let (end, before) = self.run_at(sectors.start);
+        if before == owner && end >= sectors.end {
+            return false;
+        }
+        match self {
+            Self::Pages(owners)
+                if sectors.start.is_multiple_of(PAGE_SECTORS) && sectors.end.is_multiple_of(PAGE_SECTORS) =>
+            {
+                owners[sectors.start / PAGE_SECTORS..sectors.end / PAGE_SECTORS].fill(owner);
+                all_are(owners, owner)
+            }
+            Self::Sectors(owners) => {
+                owners[sectors].fill(owner);
+                all_are(owners, owner)
+            }
+            Self::Runs(_) | Self::Pages(_) => {
+                let mut runs: Vec<Run> = Vec::with_capacity(MAX_RUNS + 2);
+                let after = self.runs(sectors.end..BLOCK_SECTORS);
+                let changed = std::iter::once(Run { sectors: sectors.clone(), owner });
+                for run in self.runs(0..sectors.start).chain(changed).chain(after) {
+                    match runs.last_mut() {
+                        Some(last) if last.owner == run.owner => last.sectors.end = run.sectors.end,
+                        _ => runs.push(run),
+                    }
+                }
+                *self = Self::from_runs(&runs);
+                runs.len() == 1
+            }
+        }
     }
 
     /// Bytes that this takes on the heap.
@@ -109,6 +172,12 @@ fn spread(runs: &[Run], unit: usize, count: usize) -> Box<[Owner]> {
         owners[run.sectors.start / unit..run.sectors.end / unit].fill(run.owner);
     }
     owners.into_boxed_slice()
+}
+
+fn all_are(owners: &[Owner], owner: Owner) -> bool {
+    owners.first() == Some(&owner)
+        && owners.last() == Some(&owner)
+        && owners.iter().all(|&other| other == owner)
 }
 
 /// Up to where the owner at `at` goes on, and who it is.
@@ -152,6 +221,30 @@ mod tests {
                 sectors: run.sectors.start.max(range.start)..run.sectors.end.min(range.end), owner: run.owner,
             }).filter(|run| !run.sectors.is_empty()).collect();
             prop_assert_eq!(mixed.runs(range).collect::<Vec<_>>(), inside);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_new_owner_changes_its_sectors_and_no_others(
+            borders in prop::collection::vec(1usize..512, 0..300), unit in prop::sample::select(vec![1usize, 8]),
+            changes in prop::collection::vec((0usize..4096, 1usize..600, 0usize..3, any::<bool>()), 1..12),
+        ) {
+            let runs = cover(borders, unit);
+            let mut mixed = Mixed::from_runs(&runs);
+            let mut model = vec![None; BLOCK_SECTORS];
+            runs.iter().for_each(|run| model[run.sectors.clone()].fill(run.owner));
+            for (start, length, owner, aligned) in changes {
+                let (start, length) = if aligned { (start / 8 * 8, length.next_multiple_of(8)) } else { (start, length) };
+                let range = start..(start + length).min(BLOCK_SECTORS);
+                let uniform = mixed.own(range.clone(), Slot::new(owner));
+                model[range].fill(Slot::new(owner));
+                prop_assert!(!uniform || model.iter().all(|&other| other == Slot::new(owner)));
+                let found: Vec<Owner> =
+                    mixed.runs(0..BLOCK_SECTORS).flat_map(|run| run.sectors.map(move |_| run.owner)).collect();
+                prop_assert_eq!(&found, &model);
+            }
+            prop_assert!(mixed.own(0..BLOCK_SECTORS, None) || model.iter().all(Option::is_none));
         }
     }
 

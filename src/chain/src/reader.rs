@@ -150,13 +150,13 @@ impl Chain {
         let generation = {
             let mut map = self.map();
             if let Some(runs) = map.lookup(block, sectors.clone()) {
-                return Ok(runs);
+                return Ok(runs.collect());
             }
             map.generation()
         };
         // The walk reads from storage, so it runs outside the lock.
         let resolved = resolve(self.layers.iter().map(|layer| &**layer), block)?;
-        let runs = resolved.runs(sectors);
+        let runs = resolved.runs(sectors).collect();
         self.map().insert(block, resolved, generation);
         Ok(runs)
     }

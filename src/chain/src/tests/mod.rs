@@ -1,5 +1,6 @@
 //! Tests that need whole layers: each compares with a plain table of sectors.
 
+mod live;
 mod merging;
 mod reading;
 mod writing;
