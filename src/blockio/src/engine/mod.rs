@@ -4,7 +4,7 @@
 //! its owner, who counts the bytes that it submits.
 //!
 //! ```text
-//!            ┌── only a copy in memory ────────────────────▶ done at once
+//!            ┌── a short copy in memory ───────────────────▶ done at once
 //!  submit ───┼── aligned, and there is a descriptor ───────▶ io_uring, where that is the engine
 //!            └── all others; calls; what came back short ──▶ threads that wait
 //! ```
@@ -128,7 +128,7 @@ pub trait Engine {
     /// Begins all that was submitted: called once for a batch.
     fn kick(&mut self) -> io::Result<()>;
 
-    /// Takes the completions that there are.
+    /// Takes the completions that there are. Right after a kick it saves a turn of the event loop for what was done at once.
     fn completed(&mut self, into: &mut Vec<Completion>);
 
     /// Readable while there may be completions.

@@ -71,6 +71,12 @@ impl Transfer {
         }
     }
 
+    /// Whether it keeps the processor busy for long, with the page cache for its storage: then it is better done beside the event
+    /// loop, on another processor, than in it.
+    pub(super) fn is_long_copy(&self) -> bool {
+        self.range.len() > AT_ONCE_BYTES && (self.container.is_in_memory() || self.container.alignment() == 1)
+    }
+
     /// Reads here and now what is in the page cache. To hand a request to a thread costs more than to copy a page, and a
     /// read that would wait is refused at once.
     pub(super) fn cached(mut self) -> Result<Completion, Self> {

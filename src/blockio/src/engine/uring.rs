@@ -72,6 +72,9 @@ impl UringEngine {
     }
 
     fn take(&mut self, mut transfer: Transfer) {
+        if transfer.is_long_copy() {
+            return self.batch.push(Job::Transfer(transfer));
+        }
         let Some(fd) = transfer.bare() else { return self.batch.push(Job::Transfer(transfer)) };
         if let Some(error) = beyond_the_device(&transfer) {
             return self.done.push(transfer.end(Err(error)));

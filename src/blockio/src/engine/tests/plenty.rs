@@ -115,3 +115,25 @@ fn what_was_done_at_once_is_ready_without_a_kick_too() {
         assert!(!is_ready(&*engine, PollTimeout::ZERO));
     }
 }
+
+#[test]
+fn long_requests_arrive_whole() {
+    for open in ENGINES {
+        for (directory, direct) in
+            [(std::env::temp_dir().as_path(), true), (memory(), false), (memory(), true)]
+        {
+            let container = file_in(directory, direct);
+            let mut engine = open();
+            let (whole, odd) = (1 << 20, (1 << 20) + 77);
+            let writes = vec![write(&container, 0, whole, 1), write(&container, 1 << 20, odd, 2)];
+            assert!(run(&mut *engine, writes).iter().all(|one| one.result.is_ok()));
+            let done = run(&mut *engine, vec![read(&container, 100, whole), read(&container, 0, 4 << 20)]);
+            let seen: Vec<_> = done.iter().map(|one| one.buf.as_ref().unwrap()).collect();
+            assert!(seen[0][..whole - 100].iter().all(|&byte| byte == 1));
+            assert!(seen[0][whole - 100..].iter().all(|&byte| byte == 2));
+            assert!(seen[1][..whole].iter().all(|&byte| byte == 1));
+            assert!(seen[1][whole..whole + odd].iter().all(|&byte| byte == 2));
+            assert!(seen[1][whole + odd..].iter().all(|&byte| byte == 0));
+        }
+    }
+}
