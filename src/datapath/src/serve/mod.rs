@@ -3,4 +3,6 @@
 //! One event loop owns everything; see [`disk`] for the state and [`work`] for the seam between a connection and the disk.
 
 mod disk;
+mod figures;
+mod limits;
 mod work;
