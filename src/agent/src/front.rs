@@ -21,6 +21,9 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// How long figures of served disks are waited for.
+const FIGURES: Duration = Duration::from_secs(2);
+
 /// The parameters of a request.
 pub(crate) type Params = Map<String, Value>;
 
@@ -145,7 +148,20 @@ impl Front {
             "skipped": self.skipped,
             "connections": self.connections.load(Ordering::SeqCst),
             "srs": srs,
+            "disks": self.served_disks(),
         })
+    }
+
+    /// Figures of all disks that are served, as far as they can be had now.
+    fn served_disks(&self) -> Vec<Value> {
+        let running: Vec<Arc<Sr>> =
+            self.table.all().into_iter().filter(|sr| sr.state().phase == Phase::Attached).collect();
+        let replies = crate::fanout::ask(&running, "Keeper.figures", |_| json!({}), FIGURES, |_| false);
+        let found = replies.into_iter().filter_map(|reply| reply.outcome.ok()).map(|text| text.value());
+        found
+            .filter_map(|mut answer| serde_json::from_value(answer["disks"].take()).ok())
+            .flat_map(|disks: Vec<Value>| disks)
+            .collect()
     }
 
     /// Starts the keepers of all SRs that are to be attached. Does not wait for them.

@@ -91,6 +91,7 @@ impl View {
             attached: self.0.state.attachments.get(&vdi.uuid).map(|row| row.mode.word().to_owned()),
             state: leaf.map_or(ImageState::Missing, |image| image.state),
             other_config: vdi.other_config.clone(),
+            serving: None,
         }
     }
 

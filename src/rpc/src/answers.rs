@@ -1,7 +1,7 @@
 //! What methods answer around the documents: lists, uuids of what was made, reports. The schema names them, clients may read
 //! them; the agent and its keepers write the same shapes.
 
-use crate::documents::{CoalesceStatus, Event, Finding, Job, Node, Sr, Vdi};
+use crate::documents::{CoalesceStatus, Event, Finding, Job, Node, ServedDisk, Sr, Vdi};
 use catena_types::{Bytes, Failure, Policy, SrUuid, VdiUuid};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -188,6 +188,9 @@ pub struct AgentStats {
     pub connections: u64,
     /// The SRs.
     pub srs: Vec<KeeperStats>,
+    /// The disks that are served; without those whose keeper or process does not answer at once.
+    #[serde(default)]
+    pub disks: Vec<ServedDisk>,
 }
 
 /// The `error` of an answer.

@@ -117,6 +117,49 @@ pub struct Vdi {
     pub state: ImageState,
     /// Free keys and values.
     pub other_config: BTreeMap<String, String>,
+    /// Figures of its process; null while detached, in lists, and where the process does not answer at once.
+    #[serde(default)]
+    pub serving: Option<ServedDisk>,
+}
+
+/// How a disk is served, counted from the start of its process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServedDisk {
+    /// The disk.
+    pub vdi: VdiUuid,
+    /// Its process.
+    pub pid: u32,
+    /// What carries out its I/O: `io_uring` or `threads`.
+    pub engine: String,
+    /// Connections that are open now.
+    pub connections: u64,
+    /// Requests that are under way now.
+    pub queue_depth: u64,
+    /// How often writes were held back for a change of its chain.
+    pub pauses: u64,
+    /// The longest time that they were, in microseconds.
+    pub longest_pause_us: u64,
+    /// Requests that read.
+    pub read: ServedRequests,
+    /// Requests that wrote, zeroed or discarded.
+    pub write: ServedRequests,
+    /// Requests that flushed.
+    pub flush: ServedRequests,
+}
+
+/// Requests of one kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServedRequests {
+    /// How many were answered.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: Bytes,
+    /// How many of them failed.
+    pub failed: u64,
+    /// Half of them took less than so many microseconds (a power of two); 0 without any.
+    pub p50_us: u64,
+    /// Of a hundred, 99 took less than so many microseconds (a power of two); 0 without any.
+    pub p99_us: u64,
 }
 
 /// A node of the tree.

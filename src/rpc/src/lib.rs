@@ -18,8 +18,8 @@ pub use answers::{
 };
 pub use connection::{Incoming, Reader, WireError, Writer, connect, split, split_for_answers};
 pub use documents::{
-    CheckReport, CoalesceState, CoalesceStatus, Event, Finding, Job, MergePlan, Node, Reason, Repaired, Sr,
-    SrState, TrimReport, TrimSkipped, Vdi,
+    CheckReport, CoalesceState, CoalesceStatus, Event, Finding, Job, MergePlan, Node, Reason, Repaired,
+    ServedDisk, ServedRequests, Sr, SrState, TrimReport, TrimSkipped, Vdi,
 };
 pub use message::{Id, Message, Notification, Outcome, Reply, Request, Response};
 pub use params::{

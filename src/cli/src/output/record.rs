@@ -36,11 +36,17 @@ fn field(name: &str, value: &Value) -> String {
         Value::Object(map) if map.is_empty() => "-".to_owned(),
         Value::Object(map) => {
             let pairs: Vec<String> =
-                map.iter().map(|(key, value)| format!("{}={}", printable(key), field(key, value))).collect();
+                map.iter().map(|(key, value)| format!("{}={}", printable(key), inner(key, value))).collect();
             pairs.join(" ")
         }
         Value::Array(values) => values.iter().map(|value| field("", value)).collect::<Vec<_>>().join(", "),
     }
+}
+
+/// A field of a field: one that has fields itself is in brackets.
+fn inner(name: &str, value: &Value) -> String {
+    let text = field(name, value);
+    if value.is_object() { format!("({text})") } else { text }
 }
 
 /// The fields whose numbers are bytes.
@@ -50,7 +56,7 @@ fn is_size(name: &str) -> bool {
         || name.ends_with("_size")
         || name.ends_with("_bytes")
         || name.starts_with("bytes_")
-        || matches!(name, "coalesce.rate" | "coalesce.floor")
+        || matches!(name, "bytes" | "coalesce.rate" | "coalesce.floor")
 }
 
 #[cfg(test)]
@@ -73,6 +79,10 @@ mod tests {
              other_config  k=v w=-\n\
              reflink       true\n\
              virtual_size  2097152 (2.0 MiB)\n"
+        );
+        assert_eq!(
+            line("serving", 7, &json!({"pid": 7, "read": {"count": 2, "failed": 0}})),
+            "serving  pid=7 read=(count=2 failed=0)\n"
         );
     }
 }
