@@ -175,31 +175,28 @@ impl Disk {
         }
     }
 
-    /// Moves a hold on that waits for requests to end.
-    pub(super) fn pump_hold(&mut self, engine: &mut dyn Engine) {
-        let Some(hold) = &mut self.hold else { return };
+    /// Moves a hold on that waits for requests to end. Whether it has come further.
+    pub(super) fn pump_hold(&mut self, engine: &mut dyn Engine) -> bool {
+        let Some(hold) = &mut self.hold else { return false };
         let idle = match hold.purpose {
             Purpose::Quiesce => self.changing == 0,
             Purpose::Stop => self.tasks.is_empty(),
         };
-        if hold.stage == HoldStage::Draining && idle {
-            hold.stage = HoldStage::Committing;
-            if self.failed.is_some() {
-                return self.hold_has_failed();
+        match (hold.stage, hold.purpose) {
+            (HoldStage::Draining, _) if idle && self.failed.is_some() => self.hold_has_failed(),
+            (HoldStage::Draining, _) if idle => {
+                hold.stage = HoldStage::Committing;
+                self.is_durable = false;
+                self.commits.want_for_hold();
             }
-            self.commits.want_for_hold();
-        }
-        let Some(hold) = &mut self.hold else { return };
-        if hold.stage == HoldStage::Committing && self.is_durable {
-            self.is_durable = false;
-            match hold.purpose {
-                Purpose::Quiesce => self.is_held(),
-                Purpose::Stop => {
-                    hold.stage = HoldStage::Closing;
-                    self.close_leaf(engine);
-                }
+            (HoldStage::Committing, Purpose::Quiesce) if self.is_durable => self.is_held(),
+            (HoldStage::Committing, Purpose::Stop) if self.is_durable => {
+                hold.stage = HoldStage::Closing;
+                self.close_leaf(engine);
             }
+            _ => return false,
         }
+        true
     }
 
     /// All that was answered is durable, and writes are held back.

@@ -25,6 +25,9 @@ mod task;
 mod write;
 mod zero;
 
+#[cfg(test)]
+mod tests;
+
 #[allow(unused_imports, reason = "the event loop that calls it is on its way")]
 pub(crate) use change::Change;
 #[allow(unused_imports, reason = "the event loop that calls it is on its way")]
@@ -238,9 +241,9 @@ impl Disk {
             while let Some(index) = self.ready.pop_front() {
                 self.advance(index, engine);
             }
-            let woken = self.pump_commits(engine);
-            self.pump_hold(engine);
-            if self.ready.is_empty() && !woken {
+            let committing = self.pump_commits(engine);
+            let holding = self.pump_hold(engine);
+            if self.ready.is_empty() && !committing && !holding {
                 return;
             }
         }
@@ -314,7 +317,7 @@ impl Disk {
             }
             Stage::Check => self.check_fast(index, task, engine),
             Stage::Edges | Stage::Pieces => self.step_write(index, task, engine),
-            Stage::Window => self.step_window(index, task, engine),
+            Stage::Window => self.plan_window(index, task, engine),
             Stage::GiveUp if task.given_up => Poll::Ready,
             Stage::Durable if task.durable => return Step::End(Outcome::Done),
             Stage::GiveUp | Stage::Durable => Poll::Pending,

@@ -6,7 +6,7 @@
 
 use super::Disk;
 use super::layers::From;
-use super::task::{Edge, Kind, Poll, Stage, Survey, Task, by_block, index};
+use super::task::{Edge, Kind, Poll, Survey, Task, by_block, index};
 use super::write::{Piece, ZEROS, edges};
 use crate::serve::work::Trouble;
 use catena_blockio::{AlignedBuf, Engine};
@@ -115,15 +115,6 @@ impl Disk {
             found.add(task.kind, block, &inner, &owned, &by_leaf.minus(&by_others));
         }
         Ok(found)
-    }
-
-    /// Moves a trim or a zeroing on by a stage.
-    pub(super) fn step_window(&mut self, index: usize, task: &mut Task, engine: &mut dyn Engine) -> Poll {
-        match self.plan_window(index, task, engine) {
-            Poll::Ready => task.stage = Stage::Pieces,
-            other => return other,
-        }
-        Poll::Ready
     }
 }
 

@@ -1,0 +1,7 @@
+//! The disk on simulated storage: random requests with completions in random order, crashes at every step, and single cases.
+
+mod cases;
+mod chains;
+mod model;
+mod random;
+mod rig;

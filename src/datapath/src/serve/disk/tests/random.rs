@@ -1,0 +1,202 @@
+//! Random requests against a model, in any order of completion; then with the power cut and the process killed at every step.
+
+use super::chains::{SIZE, chain, content, owned};
+use super::model::Model;
+use super::rig::{Rig, bytes, world, write};
+use crate::serve::work::{Outcome, Work};
+use catena_blockio::Container;
+use catena_blockio::sim::{Rng, SimDisk, SimWorld};
+use catena_types::Severity;
+use catena_vhd::{CheckOptions, check};
+use std::fs::File;
+use std::sync::Arc;
+
+/// Somewhere on the disk: often near the same few places, so that requests overlap, often not aligned.
+fn place(rng: &mut Rng, longest: u64) -> (u64, u32) {
+    let near = rng.below(5) * SIZE / 5;
+    let unit = [1, 512, 4096][usize::try_from(rng.below(3)).unwrap()];
+    let at = (near + rng.below(longest)).min(SIZE - 1) / unit * unit;
+    let len = (1 + rng.below(longest)).next_multiple_of(unit).min(SIZE - at);
+    (at, u32::try_from(len).unwrap())
+}
+
+fn work(rng: &mut Rng) -> Work {
+    let fua = rng.below(6) == 0;
+    match rng.below(20) {
+        0..8 => {
+            let (at, len) = place(rng, 20_000);
+            let tag = u8::try_from(rng.below(255)).unwrap() + 1;
+            let data: Vec<u8> = (0..len).map(|n| tag ^ u8::try_from(n / 512 % 7).unwrap()).collect();
+            write(at, &data, fua)
+        }
+        8..13 => {
+            let (at, len) = place(rng, 100_000);
+            Work::Read { at, len }
+        }
+        13..15 => {
+            let (at, len) = place(rng, 100_000);
+            Work::Trim { at, len, fua }
+        }
+        15..17 => {
+            let (at, len) = place(rng, 60_000);
+            Work::Zeroes { at, len, fua, no_hole: rng.coin(), fast: false }
+        }
+        17 => {
+            let (at, len) = place(rng, 60_000);
+            Work::Status { at, len, one: rng.coin() }
+        }
+        _ => Work::Flush,
+    }
+}
+
+/// A disk under random requests.
+struct Run {
+    rig: Rig,
+    model: Model,
+    rng: Rng,
+    world: Arc<SimWorld>,
+    pending: File,
+    seed: u64,
+}
+
+impl Run {
+    fn new(seed: u64) -> Self {
+        let world = world();
+        let mut rng = Rng::new(seed);
+        let count = 1 + usize::try_from(rng.below(4)).unwrap();
+        let empty = rng.coin();
+        let disks = chain(&world, &mut rng, count, empty);
+        let pending = tempfile::tempfile().unwrap();
+        let model = Model::new(content(&disks), owned(&disks[..count - 1]));
+        let rig = Rig::open(&disks, &pending, seed);
+        Self { rig, model, rng, world, pending, seed }
+    }
+
+    fn submit(&mut self) {
+        let work = work(&mut self.rng);
+        // Answers that come at once must find the request in the model.
+        let next = self.rig.next_number();
+        self.model.comes(next, &work);
+        self.rig.submit(work);
+        self.take_answers();
+    }
+
+    fn take_answers(&mut self) {
+        for (request, outcome) in std::mem::take(&mut self.rig.answered) {
+            assert!(!matches!(outcome, Outcome::Failed(_)), "seed {}: request {request} failed", self.seed);
+            if let Some(expected) = self.model.answered(request) {
+                let read = bytes(outcome);
+                let differs = read.iter().zip(&expected).position(|(a, b)| a != b);
+                assert!(
+                    read == expected,
+                    "seed {}: request {request} read {} bytes of {}, different from {differs:?} on",
+                    self.seed,
+                    read.len(),
+                    expected.len()
+                );
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        self.rig.step();
+        self.take_answers();
+    }
+
+    /// Some requests, and some steps between them; `look` is called after each step.
+    fn go(&mut self, requests: usize, mut look: impl FnMut(&mut Self)) {
+        for _ in 0..requests {
+            self.submit();
+            for _ in 0..self.rng.below(6) {
+                self.step();
+                look(self);
+            }
+            if self.rng.below(10) == 0 {
+                self.rig.wait();
+                self.take_answers();
+            }
+        }
+        while !self.rig.lab.is_idle() {
+            self.step();
+            look(self);
+        }
+    }
+}
+
+fn sound(disks: &[Arc<SimDisk>], what: &str) {
+    for disk in disks {
+        let problems = check(&**disk as &dyn Container, &CheckOptions::default()).unwrap();
+        let errors: Vec<_> = problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
+        assert!(errors.is_empty(), "{what}: {errors:?}");
+    }
+}
+
+fn seeds(test: &str, count: u64) -> Vec<u64> {
+    let given = std::env::var("CATENA_SEED").ok().and_then(|text| text.parse().ok());
+    let count = if std::env::var_os("CATENA_NIGHTLY").is_some() { count * 20 } else { count };
+    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let first = u64::from(time.subsec_nanos());
+    let seeds = given.map_or_else(|| (0..count).map(|n| first + n).collect(), |seed| vec![seed]);
+    println!("{test}: CATENA_SEED is one of {seeds:?}");
+    seeds
+}
+
+#[test]
+fn random_requests_read_what_was_written() {
+    for seed in seeds("random requests", 20) {
+        let mut run = Run::new(seed);
+        run.go(60, |_| {});
+        assert!(run.model.is_done(), "seed {seed}: a request was never answered");
+        let whole = run.rig.read(0, u32::try_from(SIZE).unwrap());
+        run.model.check(&whole, false, &format!("seed {seed}, at the end"));
+        run.rig.ask(crate::serve::disk::Change::Stop);
+        run.rig.settle();
+        assert!(matches!(run.rig.told[..], [Ok(_)]), "seed {seed}: {:?}", run.rig.told);
+        let disks = run.world.after_process_kill();
+        sound(&disks, &format!("seed {seed}"));
+        run.model.check(&content(&disks), false, &format!("seed {seed}, closed"));
+    }
+}
+
+#[test]
+fn what_was_flushed_survives_a_power_cut_at_every_step() {
+    for seed in seeds("power cut", 3) {
+        let mut run = Run::new(seed);
+        run.go(25, |run| {
+            let what = format!("seed {seed}, power cut after step {}", run.rig.lab.steps);
+            let disks = run.world.after_power_cut(seed ^ run.rig.lab.steps << 20);
+            sound(&disks, &what);
+            run.model.check(&content(&disks), true, &what);
+        });
+    }
+}
+
+#[test]
+fn what_was_answered_survives_the_death_of_the_process_at_every_step() {
+    for seed in seeds("death", 3) {
+        let mut run = Run::new(seed);
+        run.go(25, |run| {
+            let what = format!("seed {seed}, killed after step {}", run.rig.lab.steps);
+            let disks = run.world.after_process_kill();
+            let pending = copy(&run.pending);
+            let mut successor = Rig::open(&disks, &pending, seed);
+            let whole = successor.read(0, u32::try_from(SIZE).unwrap());
+            run.model.check(&whole, false, &what);
+            drop(successor);
+            sound(&disks, &what);
+            // All of it is durable now, and noted no more.
+            let after = disks[0].world().after_power_cut(seed);
+            run.model.check(&content(&after), false, &format!("{what}, and the power cut after"));
+        });
+    }
+}
+
+/// The file as a process that dies now leaves it.
+fn copy(file: &File) -> File {
+    use std::os::unix::fs::FileExt;
+    let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    let copy = tempfile::tempfile().unwrap();
+    copy.write_all_at(&bytes, 0).unwrap();
+    copy
+}
