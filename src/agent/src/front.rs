@@ -187,7 +187,8 @@ impl Front {
             }
             let sender = sender.clone();
             let stop = move || {
-                if let Err(error) = sr.stop("SR.detach", json!({})) {
+                // Not a detach: disks that are attached stay so, and their processes go on.
+                if let Err(error) = sr.stop("Keeper.end", json!({})) {
                     tracing::warn!(sr = %sr.uuid(), %error, "not detached in order");
                 }
                 // Nobody listens when the time is over.
@@ -369,10 +370,10 @@ mod tests {
 
     #[test]
     fn a_stop_ends_keepers_in_order_and_does_not_wait_for_the_stuck() {
-        let (good, stuck) = (Script::new(), Script::new().ignore("SR.detach"));
+        let (good, stuck) = (Script::new(), Script::new().ignore("Keeper.end"));
         let (front, _directory) = front([good.clone(), stuck]);
         front.stop_all(Duration::from_millis(300));
-        assert_eq!(good.methods().pop().unwrap(), "SR.detach");
+        assert_eq!(good.methods().pop().unwrap(), "Keeper.end");
         let refused = ask(&front, "SR.attach", json!({"sr": "a"})).unwrap_err();
         assert_eq!(refused.name, ErrorName::TryAgain);
         // What was to be attached at the next start still is.

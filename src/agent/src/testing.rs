@@ -108,7 +108,7 @@ impl Script {
                 }
                 None => Ok(json!({})),
             };
-            let ends = outcome.is_ok() && matches!(&*method, "SR.detach" | "SR.destroy");
+            let ends = outcome.is_ok() && matches!(&*method, "SR.detach" | "SR.destroy" | "Keeper.end");
             let sent = writer
                 .send(&Message::Response(Response { id: request.id, outcome: outcome.map(Into::into) }), &[]);
             if ends || sent.is_err() {

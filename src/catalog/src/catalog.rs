@@ -90,6 +90,11 @@ impl Catalog {
         self.interrupted
     }
 
+    /// Whether the outcome of the last commit is unknown (D19).
+    pub const fn is_doubtful(&self) -> bool {
+        matches!(self.backing, Backing::Doubtful { .. })
+    }
+
     /// What is committed. While an outcome is unknown: what was committed before it.
     pub const fn state(&self) -> &State {
         &self.state

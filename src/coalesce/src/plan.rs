@@ -62,6 +62,8 @@ impl Task {
 pub enum Hold {
     /// Somebody reads the chain and must not see it change.
     Lease,
+    /// A disk of the chain is being served, and this merge cannot go on beside that.
+    Attached,
     /// One of the two was not written by us or XenServer.
     Foreign,
     /// One of the two is damaged or gone.
@@ -77,6 +79,7 @@ impl Hold {
     pub const fn code(self) -> &'static str {
         match self {
             Self::Lease => "lease",
+            Self::Attached => "chain_attached",
             Self::Foreign => "foreign_image",
             Self::Damaged | Self::Backoff => "failed",
             Self::NoSpace(_) => "no_space",
@@ -98,6 +101,8 @@ pub struct Held {
 pub struct Moment {
     /// Images that must not be written or removed.
     pub leased: BTreeSet<ImageId>,
+    /// VDIs that a process is serving.
+    pub attached: BTreeSet<VdiUuid>,
     /// Images whose merge failed and waits.
     pub backed_off: BTreeSet<ImageId>,
     /// Images whose merge was begun and has only to be finished.
@@ -213,11 +218,39 @@ fn hold(tree: &impl Tree, moment: &Moment, task: Task) -> Option<Hold> {
     if pair.iter().flatten().any(|id| moment.leased.contains(id)) {
         return Some(Hold::Lease);
     }
+    if disturbs_attached(tree, moment, task) {
+        return Some(Hold::Attached);
+    }
     if moment.backed_off.contains(&task.image()) {
         return Some(Hold::Backoff);
     }
     let need = need(tree, moment, task);
     (need > moment.free).then(|| Hold::NoSpace(Bytes(need.0 - moment.free.0)))
+}
+
+/// Whether the merge would pull the rug from under a disk that is being served: its own leaf is written by its process alone, and a
+/// base copy that grows moves blocks, which a process that has it open would look for where they were.
+fn disturbs_attached(tree: &impl Tree, moment: &Moment, task: Task) -> bool {
+    let size = |id: ImageId| tree.image(id).map_or(Bytes(0), |image| image.virtual_size);
+    match task {
+        Task::Remove { .. } => false,
+        Task::LeafMerge { vdi, .. } => moment.attached.contains(&vdi),
+        Task::Merge { from, into } => {
+            !moment.attached.is_empty() && size(from) > size(into) && has_attached(tree, moment, from)
+        }
+    }
+}
+
+/// Whether a leaf above the image is that of a VDI that is being served.
+fn has_attached(tree: &impl Tree, moment: &Moment, image: ImageId) -> bool {
+    let mut left = vec![image];
+    while let Some(id) = left.pop() {
+        if tree.vdi(id).is_some_and(|vdi| moment.attached.contains(&vdi.uuid)) {
+            return true;
+        }
+        left.extend(tree.children(id));
+    }
+    false
 }
 
 /// Bytes that the merge takes before it gives any back: all that `from` owns for an inner merge, a window of it for a leaf

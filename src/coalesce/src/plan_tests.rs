@@ -166,6 +166,19 @@ fn every_hold_has_its_reason() {
     assert!(!World::default().with_image(1, None, 0).with_vdi(1, VdiKind::Disk).can_shorten(1));
 }
 
+#[test]
+fn beside_an_attached_disk_only_merges_run_that_move_nothing_it_has_open() {
+    let attached = Moment { attached: BTreeSet::from([VdiUuid::from_bytes([3; 16])]), ..roomy() };
+    let holds = |world: &World| {
+        let held = world.plan(&attached).held;
+        held.iter().map(|held| (held.task.image(), held.hold)).collect::<BTreeMap<_, _>>()
+    };
+    // 1 - 2 - 3, of which 3 is the disk's leaf, which its process alone writes: 2 goes into 1 all the same.
+    assert_eq!(holds(&line()), BTreeMap::from([(id(3), Hold::Attached)]));
+    let grown = line().change(2, |image| image.virtual_size = Bytes(4 << 20));
+    assert_eq!(holds(&grown), BTreeMap::from([(id(2), Hold::Attached), (id(3), Hold::Attached)]));
+}
+
 /// A forest by its parents' places, with VDIs on some of its leaves.
 fn forest(parents: &[prop::sample::Index], vdis: &[u8]) -> World {
     let mut world = World::default();

@@ -1,27 +1,258 @@
-//! Disks that are served: `VDI.attach` and `VDI.detach`.
+//! `VDI.attach` and `VDI.detach`: a disk gets a process that serves it, and loses it again.
 //!
-//! Called by `dispatch`.
+//! ```text
+//!  attach:  [commit] job and attachment ─▶ directory, record, process ─▶ [commit] job done
+//!  detach:  process stopped, all of it durable ─▶ [commit] attachment gone, job done ─▶ directory gone
+//! ```
+//!
+//! The attachment is there whenever a process may be: a crash in an attach is undone from its job, which nobody was answered; one in
+//! a detach leaves an attached disk, whose process is found or replaced. Called by `dispatch` and `recover`.
 
+use crate::adoption::{end_now, local, not_attached};
+use crate::crash::{self, Phase};
 use crate::dispatch::params;
-use crate::lookup::vdi_uuid;
+use crate::lookup::{no_such_vdi, vdi_uuid};
 use crate::owner::{Call, Given, Owner};
-use catena_rpc::{VdiAttachParams, VdiParams};
-use catena_types::{ErrorName, Failure};
+use crate::serving::{PATIENCE, Served, silent};
+use catena_catalog::Change;
+use catena_control::Ask;
+use catena_rpc::{Attached, VdiAttachParams, VdiParams};
+use catena_types::{
+    AttachMode, AttachmentRecord, ErrorName, Failure, ImageId, JobKind, JobRecord, JobState, Severity,
+    VdiUuid, Work,
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// How long a process may take to flush and end.
+const STOP: Duration = Duration::from_secs(30);
 
 impl Owner {
-    /// `VDI.attach`, answered with [`catena_rpc::Attached`].
-    pub(crate) fn vdi_attach(&mut self, call: &mut Call) -> Result<Given, Failure> {
+    /// `VDI.attach`, answered with [`Attached`].
+    pub(crate) fn vdi_attach(&mut self, call: &Call) -> Result<Given, Failure> {
         let asked: VdiAttachParams = params(&call.request)?;
-        let vdi = vdi_uuid(&asked.vdi)?;
-        Err(Failure::new(ErrorName::Unsupported, "disks are not served yet").object("vdi", vdi))
+        let (vdi, leaf) = self.disk(&asked.vdi)?;
+        let uuid = vdi.uuid;
+        let mode = if asked.read_only { AttachMode::ReadOnly } else { AttachMode::ReadWrite };
+        let count = self.count_with_one_more(uuid, mode)?;
+        if mode == AttachMode::ReadWrite {
+            self.refuse_while_leased(uuid, leaf.id)?;
+            if leaf.foreign {
+                let what = "its image was written by another program and is never written to";
+                return Err(Failure::new(ErrorName::Unsupported, what)
+                    .hint("`catena vdi clone` makes a disk that can be written; --read-only needs none")
+                    .object("vdi", uuid));
+            }
+        }
+        if !self.serving.dir.is_short_enough(uuid) {
+            let text = "the path of the agent's run directory is too long for a socket";
+            return Err(Failure::new(ErrorName::Unsupported, text).hint("use a shorter --root or run_dir"));
+        }
+        let attachment = AttachmentRecord {
+            vdi: uuid,
+            mode,
+            count,
+            boot: self.serving.boot.clone(),
+            since: Timestamp::now(),
+        };
+        let job = self.new_job(Work::Attach { vdi: uuid }, asked.request_id);
+        let answer = Attached { vdi: uuid, mode: mode.word().to_owned(), uri: self.serving.dir.uri(uuid) };
+        let answer = serde_json::to_value(answer).unwrap_or_default();
+        if count > 1 {
+            self.attached(job, vec![Change::PutAttachment(attachment)], &answer)?;
+            return Ok(Given::Answer(answer));
+        }
+        // Before the first effect: no process is ever unknown.
+        self.commit(vec![Change::PutJob(job.clone()), Change::PutAttachment(attachment)])?;
+        crash::pass(JobKind::Attach, Phase::Journaled);
+        let served = Served { chain: Some(Vec::new()), ..Served::unknown() };
+        self.serving.disks.insert(uuid, served);
+        let made = self.serving.dir.make(uuid).map_err(|error| local(uuid, "its directory", &error));
+        let started = made.and_then(|()| self.start_serving(uuid));
+        crash::pass(JobKind::Attach, Phase::Made);
+        let outcome = started.and_then(|()| self.attached(job.clone(), Vec::new(), &answer));
+        if let Err(failure) = outcome {
+            self.undo_attach(job, &failure);
+            return Err(failure);
+        }
+        crash::pass(JobKind::Attach, Phase::Done);
+        Ok(Given::Answer(answer))
+    }
+
+    fn attached(&mut self, job: JobRecord, mut changes: Vec<Change>, answer: &Value) -> Result<(), Failure> {
+        let (Work::Attach { vdi } | Work::Detach { vdi }) = job.work else { return Ok(()) };
+        let text = format!("attached ({})", answer["mode"].as_str().unwrap_or_default());
+        changes.push(self.event(Severity::Info, "vdi.attached", Some(vdi), Some(&job), text));
+        changes.push(Change::PutJob(done(job, answer.clone())));
+        self.commit(changes)
+    }
+
+    /// How many attachments the VDI has with one more of this kind: one that is written has no other.
+    fn count_with_one_more(&self, vdi: VdiUuid, mode: AttachMode) -> Result<u32, Failure> {
+        match self.catalog.state().attachments.get(&vdi) {
+            None => Ok(1),
+            Some(row) if (row.mode, mode) == (AttachMode::ReadOnly, AttachMode::ReadOnly) => {
+                if self.serving.disks.get(&vdi).is_none_or(|served| served.link.is_none()) {
+                    return Err(silent(vdi));
+                }
+                Ok(row.count.saturating_add(1))
+            }
+            Some(row) => Err(in_use(vdi, row.mode)),
+        }
+    }
+
+    /// D13: what a job reads as it is now is not written meanwhile.
+    fn refuse_while_leased(&self, vdi: VdiUuid, leaf: ImageId) -> Result<(), Failure> {
+        if !self.running.values().any(|running| running.lease.contains(&leaf)) {
+            return Ok(());
+        }
+        let failure = Failure::new(ErrorName::VdiInUse, "another job reads this disk as it is now");
+        Err(failure.hint("`catena job list` names it; try again when it is done").retry().object("vdi", vdi))
+    }
+
+    /// Undoes an attach that nobody was answered: its process goes, then its row.
+    pub(crate) fn undo_attach(&mut self, job: JobRecord, why: &Failure) {
+        let Work::Attach { vdi } = job.work else { return };
+        let served = self.serving.disks.get(&vdi);
+        let runs = served.is_some_and(|served| served.link.is_some() || served.chain.is_none());
+        if runs && let Err(failure) = self.stop_serving(vdi) {
+            return tracing::error!(%vdi, %failure, "an attach could not be undone; the disk stays attached");
+        }
+        let over = JobRecord {
+            state: JobState::Failed,
+            error: Some(why.clone()),
+            request_id: job.request_id.clone().filter(|_| !why.retry),
+            updated: Timestamp::now(),
+            ..job
+        };
+        let changes = vec![Change::RemoveAttachment(vdi), Change::PutJob(over)];
+        match self.commit(changes) {
+            Ok(()) => self.forget_served(vdi),
+            Err(failure) => tracing::error!(%vdi, %failure, "the end of an attach could not be recorded"),
+        }
     }
 
     /// `VDI.detach`, answered with [`catena_rpc::Done`].
-    pub(crate) fn vdi_detach(&mut self, call: &mut Call) -> Result<Given, Failure> {
+    pub(crate) fn vdi_detach(&mut self, call: &Call) -> Result<Given, Failure> {
         let asked: VdiParams = params(&call.request)?;
-        let vdi = vdi_uuid(&asked.vdi)?;
-        Err(Failure::new(ErrorName::VdiUnavailable, "the disk is not attached")
-            .hint("`catena vdi list` says which are")
-            .object("vdi", vdi))
+        let uuid = vdi_uuid(&asked.vdi)?;
+        let state = self.catalog.state();
+        let vdi = state.vdis.get(&uuid).ok_or_else(|| no_such_vdi(&asked.vdi))?;
+        let leaf = vdi.image;
+        let row = state.attachments.get(&uuid).ok_or_else(|| not_attached(uuid))?;
+        let row = (**row).clone();
+        let job = self.new_job(Work::Detach { vdi: uuid }, asked.request_id);
+        let mut changes = Vec::new();
+        if row.count > 1 {
+            let text = format!("one of {} readers detached", row.count);
+            changes.push(Change::PutAttachment(AttachmentRecord { count: row.count - 1, ..row }));
+            changes.push(self.event(Severity::Info, "vdi.detached", Some(uuid), Some(&job), text));
+            changes.push(Change::PutJob(done(job, json!({}))));
+            self.commit(changes)?;
+            return Ok(Given::Answer(json!({})));
+        }
+        self.stop_serving(uuid)?;
+        crash::pass(JobKind::Detach, Phase::Made);
+        if row.mode == AttachMode::ReadWrite {
+            self.stale.insert(leaf);
+        }
+        changes.push(Change::RemoveAttachment(uuid));
+        changes.push(self.event(Severity::Info, "vdi.detached", Some(uuid), Some(&job), "detached"));
+        changes.push(Change::PutJob(done(job, json!({}))));
+        if let Err(failure) = self.commit(changes) {
+            self.lose_served(uuid, Duration::ZERO);
+            return Err(failure);
+        }
+        crash::pass(JobKind::Detach, Phase::Committed);
+        self.forget_served(uuid);
+        Ok(Given::Answer(json!({})))
     }
+
+    /// Ends the disk's process; all that it has acknowledged is on the images then. One that is dead has a successor for as long as
+    /// it takes to make that true, and so has one that hangs (D8).
+    fn stop_serving(&mut self, vdi: VdiUuid) -> Result<(), Failure> {
+        if self.serving.disks.get(&vdi).is_none_or(|served| served.link.is_none()) {
+            self.find_or_replace(vdi)?;
+        }
+        if self.stops(vdi)? {
+            return Ok(());
+        }
+        let pid = self.serving.disks.get(&vdi).map(|served| served.pid);
+        let text = "the datapath does not stop and is killed; another ends what it has begun";
+        let event = self.event(Severity::Error, "vdi.datapath_hangs", Some(vdi), None, text);
+        self.commit(vec![event])?;
+        pid.into_iter().for_each(end_now);
+        let ended = |served: &Served| served.link.as_ref().is_none_or(|link| link.ends_within(PATIENCE));
+        if !self.serving.disks.get(&vdi).is_none_or(ended) {
+            return Err(silent(vdi));
+        }
+        self.lose_served(vdi, Duration::ZERO);
+        self.find_or_replace(vdi)?;
+        if self.stops(vdi)? { Ok(()) } else { Err(silent(vdi)) }
+    }
+
+    /// Asks the process to end; false if it does not, or dies of it.
+    fn stops(&mut self, vdi: VdiUuid) -> Result<bool, Failure> {
+        let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| not_attached(vdi))?;
+        let link = served.link(vdi)?;
+        let told = link.put(&Ask::Stop, &[]).and_then(|()| link.answer(STOP));
+        match told {
+            Ok(_) => Ok(link.ends_within(PATIENCE)),
+            Err(_) if link.is_gone() || link.is_owed() => Ok(false),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn forget_served(&mut self, vdi: VdiUuid) {
+        self.serving.disks.remove(&vdi);
+        if let Err(error) = self.serving.dir.remove(vdi) {
+            tracing::warn!(%vdi, %error, "the directory of a served disk was not removed");
+        }
+    }
+
+    /// Refuses what cannot be done to a VDI that is attached in one of these ways.
+    pub(crate) fn refuse_attached(&self, vdi: VdiUuid, modes: &[AttachMode]) -> Result<(), Failure> {
+        match self.catalog.state().attachments.get(&vdi) {
+            Some(row) if modes.contains(&row.mode) => Err(in_use(vdi, row.mode)),
+            _ => Ok(()),
+        }
+    }
+
+    /// `SR.detach`: refused while disks are attached.
+    pub(crate) fn sr_detach(&self) -> Result<Given, Failure> {
+        match self.catalog.state().attachments.values().next() {
+            None => Ok(Given::Farewell(json!({}))),
+            Some(row) => {
+                let count = self.catalog.state().attachments.values().count();
+                let message = format!("{count} of the SR's disks are attached");
+                Err(Failure::new(ErrorName::SrInUse, message)
+                    .hint("`catena vdi list` says which; `catena vdi detach` ends it")
+                    .object("sr", self.sr.uuid)
+                    .object("vdi", row.vdi))
+            }
+        }
+    }
+}
+
+/// A job that has had all its effect.
+fn done(job: JobRecord, answer: Value) -> JobRecord {
+    JobRecord {
+        state: JobState::Done,
+        phase: "done".to_owned(),
+        committed: true,
+        answer: Some(answer),
+        updated: Timestamp::now(),
+        ..job
+    }
+}
+
+fn in_use(vdi: VdiUuid, mode: AttachMode) -> Failure {
+    let (how, hint) = match mode {
+        AttachMode::ReadOnly => ("for reading", "`catena vdi detach` ends it"),
+        AttachMode::ReadWrite => {
+            ("for writing", "`catena vdi detach` ends it; a snapshot can be read meanwhile")
+        }
+    };
+    Failure::new(ErrorName::VdiInUse, format!("the disk is attached {how}")).hint(hint).object("vdi", vdi)
 }

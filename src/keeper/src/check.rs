@@ -14,7 +14,9 @@ use catena_control::{
 };
 use catena_rpc::{CheckReport, EventListParams, Finding, SrCheckParams, SrParams};
 use catena_sr_api::{Access, Store};
-use catena_types::{Bytes, ErrorName, Failure, Format, ImageRecord, ImageState, Severity, Step, Work};
+use catena_types::{
+    AttachMode, Bytes, ErrorName, Failure, Format, ImageId, ImageRecord, ImageState, Severity, Step, Work,
+};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -41,7 +43,10 @@ impl Owner {
 
     /// A check of the SR as the catalog has it now.
     pub(crate) fn checker(&self) -> Checker {
-        Checker { store: Arc::clone(&self.store), state: self.catalog.state().clone() }
+        let state = self.catalog.state().clone();
+        let writers = state.attachments.values().filter(|row| row.mode == AttachMode::ReadWrite);
+        let written = writers.filter_map(|row| state.vdis.get(&row.vdi).map(|vdi| vdi.image)).collect();
+        Checker { store: Arc::clone(&self.store), state, written }
     }
 
     /// `SR.scan`: compares containers with the catalog and refreshes the figures. Rows of containers that are gone are marked
@@ -120,6 +125,8 @@ impl Owner {
 pub(crate) struct Checker {
     pub(crate) store: Arc<dyn Store>,
     state: State,
+    /// Leaves that attached disks write to, which are not in order until those are detached.
+    written: BTreeSet<ImageId>,
 }
 
 impl Checker {
@@ -131,7 +138,8 @@ impl Checker {
     /// The images that are to be in order.
     pub(crate) fn images(&self) -> impl Iterator<Item = &Arc<ImageRecord>> {
         self.state.images.values().filter(|row| {
-            !matches!(row.state, ImageState::Garbage | ImageState::Missing | ImageState::Orphan)
+            !self.written.contains(&row.id)
+                && !matches!(row.state, ImageState::Garbage | ImageState::Missing | ImageState::Orphan)
         })
     }
 

@@ -114,6 +114,8 @@ impl Owner {
         for running in self.running.values() {
             moment.leased.extend(&running.lease);
         }
+        moment.attached = state.attachments.keys().copied().collect();
+        moment.leased.extend(self.still_read());
         for job in state.unfinished() {
             let (Work::Merge { from, into, .. } | Work::LeafMerge { from, into, .. }) = &job.work else {
                 continue;

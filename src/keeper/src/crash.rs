@@ -15,6 +15,8 @@ pub(crate) enum Phase {
     Journaled,
     /// What it makes is made, its change of the tree is not committed.
     Made,
+    /// The writes of attached disks are held back for the commit.
+    Paused,
     /// Its change of the tree is committed, its steps are not done. A job without steps is done with its commit.
     Committed,
     /// Header bytes are planned and journaled, not written.
@@ -43,8 +45,8 @@ macro_rules! points {
 
 points! {
     Create "create": Journaled "journaled", Made "made", Committed "committed", Done "done";
-    Snapshot "snapshot": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
-    Clone "clone": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
+    Snapshot "snapshot": Journaled "journaled", Made "made", Paused "paused", Committed "committed", Stepped "stepped", Done "done";
+    Clone "clone": Journaled "journaled", Made "made", Paused "paused", Committed "committed", Stepped "stepped", Done "done";
     Revert "revert": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
     Resize "resize": Journaled "journaled", Made "made", Done "done";
     Set "set": Committed "committed";

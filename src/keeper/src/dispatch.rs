@@ -80,7 +80,8 @@ impl Owner {
             "SR.check" => self.sr_check(call),
             "SR.set_policy" => self.sr_set_policy(call),
             "SR.trim" => self.sr_trim(call),
-            "SR.detach" => Ok(Given::Farewell(serde_json::json!({}))),
+            "SR.detach" => self.sr_detach(),
+            "Keeper.end" => Ok(Given::Farewell(serde_json::json!({}))),
             "SR.destroy" => self.sr_destroy(),
             "VDI.create" => self.vdi_create(call),
             "VDI.attach" => self.vdi_attach(call),
@@ -123,6 +124,14 @@ impl Owner {
             | "VDI.write" => {
                 let merged = current.leaf_merge_of()?;
                 named_vdis(request).any(|named| named == merged)
+            }
+            "VDI.attach" => {
+                // A target that grows moves blocks, which a process that opens it just then would look for where they were.
+                let size = |image| self.image(image).map_or(catena_types::Bytes(0), |row| row.virtual_size);
+                let grows = current.task.target().is_some_and(|into| size(into) < size(current.task.image()));
+                let merged = current.leaf_merge_of();
+                let chain = self.chain_of(request.params.get("vdi")?.as_str()?);
+                (grows || merged.is_some()) && chain.contains(&current.task.image())
             }
             "VDI.export" | "VDI.copy" => {
                 let chain = self.chain_of(request.params.get("vdi")?.as_str()?);

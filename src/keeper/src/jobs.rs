@@ -89,7 +89,9 @@ impl Owner {
         make: impl FnOnce(&mut Self) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         make(self).inspect_err(|failure| {
-            if self.catalog.state().jobs.get(&job.id).is_none_or(|row| !row.committed) {
+            // D19: where it is not known whether the job has committed, nothing is undone.
+            let known = !self.catalog.is_doubtful();
+            if known && self.catalog.state().jobs.get(&job.id).is_none_or(|row| !row.committed) {
                 self.undo(job.clone(), JobState::Failed, failure);
             }
         })
@@ -259,6 +261,7 @@ impl Owner {
         let state = self.catalog.state();
         let waiters = self.job_waiters.iter().filter_map(|waiter| waiter.deadline);
         let awake = waiters.chain(self.priority.as_ref().and_then(Priority::deadline));
+        let awake = awake.chain(self.serving.deadline());
         let awake = awake.map(|at| at.saturating_duration_since(instant));
         let rests = state.unfinished().filter_map(|job| job.retry_at);
         let rests = rests.chain(state.meta.paused_until).chain(self.policy().window.next_change(looked));

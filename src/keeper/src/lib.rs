@@ -4,13 +4,15 @@
 //!   front ──socketpair── reader thread ──┬── lists and records: answered from the published snapshot
 //!                                        └── everything else ──▶ mailbox ─▶ owner thread ─▶ catalog, store
 //!                                                                   ▲            │
-//!                              long jobs (threads with a process) ──┘            └─▶ small worker process
+//!                              long jobs (threads with a process) ──┤            └─▶ small worker process
+//!                              served disks (a thread for each) ────┘
 //! ```
 //!
 //! Only the owner thread touches the catalog. It decides and journals; it links no format and parses no image: that is what
 //! `catena-datapath` processes are for. The program ends when the front's end of its standard input is closed.
 
 mod adopt;
+mod adoption;
 mod attach;
 mod cgroup;
 mod check;
@@ -31,6 +33,7 @@ mod lookup;
 mod merges;
 mod operations;
 mod owner;
+mod pausing;
 mod priority;
 mod published;
 mod rebuild;
@@ -39,7 +42,9 @@ mod repair;
 mod resize;
 mod revert;
 mod run;
+mod rundir;
 mod saved;
+mod serving;
 mod set;
 mod space;
 mod standstill;

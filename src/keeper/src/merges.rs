@@ -190,7 +190,10 @@ impl Owner {
             Ok(_) => {
                 crash::pass(job.work.kind(), Phase::Made);
                 match self.commit_merge(job.clone()) {
-                    Ok(()) => self.run_steps(id),
+                    Ok(()) => {
+                        self.relink_served();
+                        self.run_steps(id);
+                    }
                     Err(failure) => return self.merge_failed(job, failure),
                 }
                 if self.catalog.state().jobs.get(&id).is_none_or(|row| row.state != JobState::Running) {

@@ -6,13 +6,14 @@ use crate::failures::bad_request;
 use crate::images::{checked_size, new_image};
 use crate::lookup::{no_such_vdi, vdi_uuid};
 use crate::owner::{Call, Given, Owner};
+use crate::pausing::Pause;
 use crate::tree::Rows;
 use catena_catalog::Change;
 use catena_coalesce::can_shorten;
 use catena_rpc::{VdiCloneParams, VdiCreateParams, VdiParams, VdiSnapshotParams};
 use catena_types::{
-    CHAIN_LIMIT, CHAIN_WARNING, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobRecord, JobState,
-    Severity, Step, VdiKind, VdiRecord, VdiUuid, Work,
+    AttachMode, CHAIN_LIMIT, CHAIN_WARNING, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobRecord,
+    JobState, Severity, Step, VdiKind, VdiRecord, VdiUuid, Work,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -70,6 +71,7 @@ impl Owner {
         let disks = self.disks(asked.vdi.names())?;
         let mut later = None;
         for (disk, leaf) in &disks {
+            self.refuse_attached(disk.uuid, &[AttachMode::ReadOnly])?;
             let room = self.room_above(disk, leaf, asked.wait)?;
             later = later.or(room);
         }
@@ -83,6 +85,11 @@ impl Owner {
         let mut images: Vec<ImageRecord> =
             disks.iter().flat_map(|(_, leaf)| [child(leaf), child(leaf)]).collect();
         self.make(&mut job, &mut images)?;
+        let leaves: Vec<(VdiUuid, ImageRecord)> = disks
+            .iter()
+            .zip(images.chunks_exact(2))
+            .map(|((disk, _), pair)| (disk.uuid, pair[0].clone()))
+            .collect();
         let (mut changes, mut taken) = (Vec::new(), Vec::new());
         for ((disk, _), pair) in disks.iter().zip(images.chunks_exact(2)) {
             let uuid = VdiUuid::random();
@@ -95,7 +102,7 @@ impl Owner {
             taken.push(uuid);
         }
         changes.extend(images.into_iter().map(Change::PutImage));
-        self.become_bases(job, disks, changes, json!({"vdis": taken}))
+        self.become_bases(job, disks, changes, json!({"vdis": taken}), &leaves)
     }
 
     /// The disks of these names, each once.
@@ -123,7 +130,10 @@ impl Owner {
             ));
         }
         let (origin, leaf) = self.disk(&asked.vdi)?;
-        let bare = self.is_bare(&leaf)?;
+        let bare = self.is_bare_disk(&origin, &leaf)?;
+        if !bare {
+            self.refuse_attached(origin.uuid, &[AttachMode::ReadOnly])?;
+        }
         if !bare && let Some(again) = self.room_above(&origin, &leaf, asked.wait)? {
             return Ok(again);
         }
@@ -135,8 +145,10 @@ impl Owner {
         }
         self.make(&mut job, &mut images)?;
         let mut changes: Vec<Change> = images.iter().cloned().map(Change::PutImage).collect();
+        let mut leaves = Vec::new();
         if !bare && let Some(own) = images.pop() {
             changes.push(Change::PutVdi(VdiRecord { image: own.id, ..origin.clone() }));
+            leaves.push((origin.uuid, own));
         }
         let label = asked.name_label.unwrap_or_else(|| origin.name_label.clone());
         let clones: Vec<VdiRecord> = images
@@ -160,14 +172,19 @@ impl Owner {
         if bare {
             self.conclude(job, changes, Vec::new(), answer)
         } else {
-            self.become_bases(job, vec![(origin, leaf)], changes, answer)
+            self.become_bases(job, vec![(origin, leaf)], changes, answer, &leaves)
         }
     }
 
     /// Whether a clone of the leaf may hang from the leaf's parent: the leaf owns nothing, and the parent reads right alone.
     pub(crate) fn is_bare(&mut self, leaf: &ImageRecord) -> Result<bool, Failure> {
+        Ok(self.reads_right_below(leaf) && !leaf.foreign && self.owns_nothing(leaf.id)?)
+    }
+
+    /// Whether the image has a parent that reads right alone, or none.
+    pub(crate) fn reads_right_below(&self, image: &ImageRecord) -> bool {
         let whole = |parent| self.image(parent).is_ok_and(|row| row.state == ImageState::Ok);
-        Ok(leaf.parent.is_none_or(whole) && !leaf.foreign && self.owns_nothing(leaf.id)?)
+        image.parent.is_none_or(whole)
     }
 
     /// `VDI.destroy`: the VDI is gone with the commit; its image is garbage, which the worker removes.
@@ -175,6 +192,7 @@ impl Owner {
         let asked: VdiParams = params(&call.request)?;
         let uuid = vdi_uuid(&asked.vdi)?;
         let vdi = self.catalog.state().vdis.get(&uuid).cloned().ok_or_else(|| no_such_vdi(&asked.vdi))?;
+        self.refuse_attached(uuid, &[AttachMode::ReadOnly, AttachMode::ReadWrite])?;
         let leaf = self.image(vdi.image)?.clone();
         let mut job = self.new_job(Work::Destroy { vdi: uuid }, asked.request_id);
         job.state = JobState::Done;
@@ -271,13 +289,14 @@ impl Owner {
     }
 
     /// Concludes a job that puts leaves on top of the leaves of these VDIs, which become hidden base copies: sealed on disk
-    /// after the commit.
+    /// after the commit. The `leaves` are those that the VDIs get: an attached one is held back until it writes to its new leaf.
     pub(crate) fn become_bases(
         &mut self,
         job: JobRecord,
         bases: Vec<(VdiRecord, ImageRecord)>,
         mut changes: Vec<Change>,
         answer: Value,
+        leaves: &[(VdiUuid, ImageRecord)],
     ) -> Result<Given, Failure> {
         let mut steps = Vec::new();
         for (vdi, leaf) in bases {
@@ -292,17 +311,31 @@ impl Owner {
             }
             changes.push(Change::PutImage(ImageRecord { hidden: true, ..leaf }));
         }
-        self.conclude(job, changes, steps, answer)
+        let pause = self.or_undo(&job, |owner| owner.pause(leaves))?;
+        crash::pass(job.work.kind(), Phase::Paused);
+        self.conclude_paused(job, changes, steps, answer, pause)
     }
 
     /// The commit of a job, then its steps. The client gets its answer even if a step has to be tried again: the change has
     /// taken effect.
     pub(crate) fn conclude(
         &mut self,
+        job: JobRecord,
+        changes: Vec<Change>,
+        steps: Vec<Step>,
+        answer: Value,
+    ) -> Result<Given, Failure> {
+        self.conclude_paused(job, changes, steps, answer, Pause::default())
+    }
+
+    /// The same, with writes held back until the commit has decided.
+    fn conclude_paused(
+        &mut self,
         mut job: JobRecord,
         mut changes: Vec<Change>,
         steps: Vec<Step>,
         answer: Value,
+        pause: Pause,
     ) -> Result<Given, Failure> {
         let undone = job.clone();
         let kind = job.work.kind();
@@ -318,8 +351,13 @@ impl Owner {
         let id = job.id;
         let over = job.state.is_over();
         changes.push(Change::PutJob(job));
-        self.or_undo(&undone, |owner| owner.commit(changes))?;
-        crash::pass(kind, Phase::Committed);
+        let committed = self.still_paused(&pause).and_then(|()| self.commit(changes));
+        if committed.is_ok() {
+            crash::pass(kind, Phase::Committed);
+        }
+        // Before anything is undone, and before the old leaves are sealed: they are given up here (D12).
+        self.settle(id, pause);
+        self.or_undo(&undone, |_| committed)?;
         if !over {
             self.run_steps(id);
         }

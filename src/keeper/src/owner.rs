@@ -1,12 +1,14 @@
 //! The owner thread: one loop that takes mail and changes the SR. Everything that has state is in [`Owner`], and only this
 //! thread has it.
 
+use crate::adoption::Serving;
 use crate::coalescing::Current;
 use crate::failures::from_catalog;
 use crate::holds::Holds;
 use crate::long::{LongJob, News};
 use crate::priority::Priority;
 use crate::published::{Board, Live, SrFacts};
+use crate::serving::Heard;
 use crate::streams::Arriving;
 use crate::tree::Rows;
 use crate::worker::SmallWorker;
@@ -37,6 +39,8 @@ pub(crate) enum Mail {
     Long(JobId, News),
     /// The containers of a job's removal steps are gone, or not.
     Removed(JobId, Result<(), Failure>),
+    /// The process of a served disk is heard of, under the incarnation that it had.
+    Served(VdiUuid, u64, Heard),
     /// The front has gone: end.
     FrontGone,
 }
@@ -113,6 +117,8 @@ pub(crate) struct Owner {
     pub(crate) destroyed: bool,
     /// It was said that this storage has no place for labels.
     pub(crate) no_labels: bool,
+    /// The disks that are attached.
+    pub(crate) serving: Serving,
     /// What running jobs will still take.
     pub(crate) holds: Holds,
     /// What containers take that the catalog does not know.
@@ -133,6 +139,7 @@ impl Owner {
         catalog: Catalog,
         mailbox: Sender<Mail>,
         front: Writer,
+        serving: Serving,
     ) -> Self {
         let store: Arc<dyn Store> = Arc::from(store);
         let board = Arc::new(Board::new(sr.clone(), catalog.state().clone()));
@@ -159,6 +166,7 @@ impl Owner {
             farewell: None,
             destroyed: false,
             no_labels: false,
+            serving,
             holds: Holds::default(),
             beside: Bytes(0),
             stale: BTreeSet::new(),
@@ -185,6 +193,7 @@ impl Owner {
     fn rest(&mut self, mail: &Receiver<Mail>) {
         // What ends after this moment may have been missed below, and what ended before was not.
         let looked = Zoned::now();
+        self.look_after_served();
         self.coalesce();
         self.answer_waiters();
         self.publish();
@@ -215,6 +224,7 @@ impl Owner {
             Mail::Long(job, News::Progress(progress)) => self.progressed(job, progress),
             Mail::Long(job, News::End(end)) => self.long_ended(job, end),
             Mail::Removed(job, result) => self.removed(job, result),
+            Mail::Served(vdi, incarnation, heard) => self.heard(vdi, incarnation, heard),
             Mail::FrontGone => self.leaving = true,
         }
         self.publish();

@@ -1,9 +1,13 @@
 //! What is done when an SR is opened, before its first request: every job row that a crash has left is answered.
 //!
+//! First the processes of attached disks are taken up, and told what the catalog says; those that have died get successors when all
+//! of this is done.
+//!
 //! | the row says | answer |
 //! |---|---|
 //! | header bytes planned (D5) | they are written again: the header may be torn |
 //! | not committed, makes containers | they are removed, the job has failed |
+//! | not committed, an attach | its process is ended, its attachment removed |
 //! | not committed, a resize | the leaf's own header decides: it has grown, or the job has failed |
 //! | not committed, a merge | its mover's locks are waited for; it waits for its turn, with its cursor |
 //! | committed, steps left | they are done |
@@ -24,6 +28,7 @@ impl Owner {
             .filter(|job| !job.state.is_over())
             .map(|job| (**job).clone())
             .collect();
+        self.adopt_served()?;
         for job in &left {
             self.mend_headers(job)?;
         }
@@ -31,6 +36,8 @@ impl Owner {
             tracing::info!(sr = %self.sr.uuid, job = job.id, committed = job.committed, "a job was interrupted");
             if job.committed || matches!(job.work, Work::Merge { .. } | Work::LeafMerge { .. }) {
                 self.requeue(job)?;
+            } else if matches!(job.work, Work::Attach { .. }) {
+                self.undo_attach(job, &interrupted());
             } else if matches!(job.work, Work::Resize { .. }) {
                 self.recover_resize(job);
             } else {
@@ -45,9 +52,8 @@ impl Owner {
 
     /// Undoes a job that nobody was answered: who repeats the request means it to be carried out.
     pub(crate) fn undo_interrupted(&mut self, job: JobRecord) {
-        let why = Failure::new(ErrorName::TryAgain, "the job was interrupted by the end of its keeper");
         let job = JobRecord { request_id: None, ..job };
-        self.undo(job, JobState::Failed, &why.hint("start it again"));
+        self.undo(job, JobState::Failed, &interrupted());
     }
 
     /// D5: a crash between the first and the last write of a header leaves it torn, and it has no second copy but the row.
@@ -62,6 +68,9 @@ impl Owner {
             })
             .flatten()
             .collect();
+        // An image that a process has open was mended by that process; one that does not answer costs its own chain only.
+        let mut patches = patches;
+        patches.retain(|patch| self.writer_of(patch.image).is_none());
         self.apply_patches(&patches)
     }
 
@@ -80,4 +89,9 @@ impl Owner {
         let job = JobRecord { state: JobState::Queued, phase: "waiting".to_owned(), ..job };
         self.commit(vec![Change::PutJob(job)])
     }
+}
+
+fn interrupted() -> Failure {
+    Failure::new(ErrorName::TryAgain, "the job was interrupted by the end of its keeper")
+        .hint("start it again")
 }

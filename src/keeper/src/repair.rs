@@ -78,7 +78,13 @@ impl Owner {
         self.job_document(job.id).map(Given::Answer)
     }
 
+    /// Refuses to write to images all over the SR while others read or write them.
     fn refuse_while_read(&self) -> Result<(), Failure> {
+        if let Some(row) = self.catalog.state().attachments.values().next() {
+            return Err(Failure::new(ErrorName::SrInUse, "disks of the SR are attached")
+                .hint("`catena vdi list` says which; `catena vdi detach` ends it")
+                .object("vdi", row.vdi));
+        }
         if self.running.values().all(|running| running.lease.is_empty()) {
             return Ok(());
         }

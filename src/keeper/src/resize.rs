@@ -20,8 +20,8 @@ use catena_control::{Answer, Request};
 use catena_rpc::VdiResizeParams;
 use catena_sr_api::Access;
 use catena_types::{
-    BLOCK_BYTES, Bytes, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobKind, JobRecord, JobState,
-    Severity, VdiKind, VdiRecord, VdiUuid, Work,
+    AttachMode, BLOCK_BYTES, Bytes, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobKind, JobRecord,
+    JobState, Severity, VdiKind, VdiRecord, VdiUuid, Work,
 };
 use jiff::Timestamp;
 use serde_json::json;
@@ -33,6 +33,7 @@ impl Owner {
         let asked: VdiResizeParams = params(&call.request)?;
         let size = checked_size(asked.virtual_size)?;
         let (disk, leaf) = self.disk(&asked.vdi)?;
+        self.refuse_attached(disk.uuid, &[AttachMode::ReadOnly, AttachMode::ReadWrite])?;
         self.may_grow(&disk, &leaf, size)?;
         if size == leaf.virtual_size {
             return Ok(Given::Answer(json!({"virtual_size": size})));

@@ -8,7 +8,7 @@ use crate::lookup::{no_such_vdi, vdi_uuid};
 use crate::owner::{Call, Given, Owner};
 use catena_catalog::Change;
 use catena_rpc::VdiRevertParams;
-use catena_types::{Failure, Severity, VdiKind, VdiRecord, Work};
+use catena_types::{AttachMode, Failure, Severity, VdiKind, VdiRecord, Work};
 use serde_json::json;
 
 impl Owner {
@@ -20,10 +20,15 @@ impl Owner {
         let disk = (**disk).clone();
         let (snapshot, leaf) = self.disk(&asked.snapshot)?;
         refuse_others(&disk, &snapshot)?;
+        self.refuse_attached(uuid, &[AttachMode::ReadOnly, AttachMode::ReadWrite])?;
+        self.refuse_attached(snapshot.uuid, &[AttachMode::ReadWrite])?;
         let given_up = self.image(disk.image)?.clone();
         let bare = self.is_bare(&leaf)?;
         if !bare && let Some(again) = self.room_above(&snapshot, &leaf, false)? {
             return Ok(again);
+        }
+        if !bare {
+            self.refuse_attached(snapshot.uuid, &[AttachMode::ReadOnly])?;
         }
         let base = if bare { leaf.parent } else { Some(leaf.id) };
         let mut job = self.new_job(Work::Revert { vdi: uuid, snapshot: snapshot.uuid }, asked.request_id);
@@ -43,7 +48,7 @@ impl Owner {
         if bare {
             self.conclude(job, changes, Vec::new(), json!({}))
         } else {
-            self.become_bases(job, vec![(snapshot, leaf)], changes, json!({}))
+            self.become_bases(job, vec![(snapshot, leaf)], changes, json!({}), &[])
         }
     }
 }

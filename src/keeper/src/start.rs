@@ -1,11 +1,13 @@
 //! How an SR is opened: attached, created or taken over. One of these comes once, before any other request.
 
+use crate::adoption::Serving;
 use crate::cgroup::Group;
 use crate::dispatch::params;
 use crate::failures::{bad_request, from_catalog};
 use crate::introduce::{lost, nothing_is_left, unmake};
 use crate::owner::{Mail, Owner};
 use crate::published::SrFacts;
+use crate::rundir::RunDir;
 use catena_catalog::{Catalog, Error as CatalogError, Meta};
 use catena_rpc::{KeeperStart, Request, SrCreateParams, SrOwner, SrParams, SrProbed, Writer};
 use catena_sr_api::{Error as StoreError, HostIdentity, Plugin, Probe, SrIdentity, Store};
@@ -161,7 +163,11 @@ impl Starter {
         let groups = self.start.as_ref().is_some_and(|start| start.groups);
         let group = groups.then(|| Group::make(sr)).flatten().map(Arc::new);
         let facts = SrFacts { group, ..self.facts(sr, &*store)? };
-        Ok(Owner::new(facts, store, catalog, self.mailbox.clone(), self.front.clone()))
+        let (run_dir, group, boot) = self.start.as_ref().map_or_else(Default::default, |start| {
+            (start.run_dir.clone(), start.socket_group, start.boot_id.clone())
+        });
+        let serving = Serving::new(RunDir::new(&run_dir, group), boot);
+        Ok(Owner::new(facts, store, catalog, self.mailbox.clone(), self.front.clone(), serving))
     }
 }
 

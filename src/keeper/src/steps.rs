@@ -5,8 +5,9 @@ use crate::failures::from_trouble;
 use crate::hands::ready;
 use crate::images::unexpected;
 use crate::owner::{Mail, Owner};
+use crate::serving::silent;
 use catena_catalog::Change;
-use catena_control::{Answer, Request};
+use catena_control::{Answer, Ask, Request};
 use catena_sr_api::Access;
 use catena_types::{Failure, HeaderPatch, ImageId, JobId, JobRecord, JobState, Step, Work};
 use jiff::{SignedDuration, Timestamp};
@@ -53,6 +54,10 @@ impl Owner {
 
     fn set_hidden(&mut self, image: ImageId, hidden: bool) -> Result<(), Failure> {
         let Some(row) = self.catalog.state().images.get(&image).cloned() else { return Ok(()) };
+        if let Some(vdi) = self.writer_of(image) {
+            // D12: it has not said yet that it writes to its new leaf.
+            return Err(silent(vdi));
+        }
         let one = ready(&*self.store, &row, Access::ReadWrite)?;
         let request = Request::SetHidden { image: one.handed, hidden };
         self.small.call(&request, vec![one.fd]).map_err(|trouble| from_trouble(&trouble))?;
@@ -118,12 +123,24 @@ impl Owner {
 
     /// Writes planned bytes. The headers may be torn by an earlier try, so nothing is read from them.
     pub(crate) fn apply_patches(&mut self, patches: &[HeaderPatch]) -> Result<(), Failure> {
-        for batch in patches.chunks(BATCH) {
+        // D12: what a process has open for writing is written by that process.
+        let (mut here, mut there) = (Vec::new(), Vec::new());
+        for patch in patches {
+            match self.writer_of(patch.image) {
+                Some(vdi) => there.push((vdi, patch.clone())),
+                None => here.push(patch),
+            }
+        }
+        for (vdi, patch) in there {
+            let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
+            served.link(vdi)?.ask(&Ask::Patch { patches: vec![patch] }, Vec::new())?;
+        }
+        for batch in here.chunks(BATCH) {
             let (mut wanted, mut fds) = (Vec::new(), Vec::new());
             for patch in batch {
                 let Some(row) = self.catalog.state().images.get(&patch.image).cloned() else { continue };
                 fds.push(ready(&*self.store, &row, Access::ReadWrite)?.fd);
-                wanted.push(patch.clone());
+                wanted.push((*patch).clone());
             }
             let answer = self.small.call(&Request::ApplyPatches { patches: wanted }, fds);
             answer.map_err(|trouble| from_trouble(&trouble))?;

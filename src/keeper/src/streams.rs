@@ -15,8 +15,8 @@ use catena_control::{Answer, ExportFormat, ImportFormat, Request, Trouble, Troub
 use catena_rpc::{ReadWriteParams, VdiExportParams, VdiImportParams};
 use catena_sr_api::Access;
 use catena_types::{
-    BLOCK_BYTES, Bytes, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobRecord, JobState, Made,
-    Severity, VdiKind, VdiUuid, Work,
+    AttachMode, BLOCK_BYTES, Bytes, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobRecord,
+    JobState, Made, Severity, VdiKind, VdiUuid, Work,
 };
 use jiff::Timestamp;
 use nix::libc;
@@ -189,6 +189,7 @@ impl Owner {
     pub(crate) fn vdi_write(&mut self, call: &mut Call) -> Result<Given, Failure> {
         let asked: ReadWriteParams = params(&call.request)?;
         let (vdi, leaf) = self.disk(&asked.vdi)?;
+        self.refuse_attached(vdi.uuid, &[AttachMode::ReadOnly, AttachMode::ReadWrite])?;
         if self.running.values().any(|running| running.lease.contains(&leaf.id)) {
             let failure = Failure::new(ErrorName::VdiInUse, "another job reads this disk as it is now");
             return Err(failure
@@ -221,6 +222,9 @@ impl Owner {
         let named: VdiUuid = uuid.parse().map_err(|_| no_such_vdi(uuid))?;
         let leaf = state.vdis.get(&named).map_or(ImageId(named.0), |vdi| vdi.image);
         let row = state.images.get(&leaf).ok_or_else(|| no_such_vdi(uuid))?;
+        if let Some(vdi) = state.vdi_of(leaf) {
+            self.refuse_attached(vdi.uuid, &[AttachMode::ReadWrite])?;
+        }
         let refuse = |text: &str| {
             Failure::new(ErrorName::VdiUnavailable, format!("{}: {text}", row.container))
                 .object("image", leaf)

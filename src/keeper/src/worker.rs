@@ -118,7 +118,8 @@ pub(crate) fn tell(worker: &Channel, request: &Request) -> bool {
     }
 }
 
-fn program() -> io::Result<PathBuf> {
+/// The program beside this one that handles image bytes.
+pub(crate) fn program() -> io::Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name("catena-datapath"))
 }
 

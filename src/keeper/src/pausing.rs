@@ -1,0 +1,206 @@
+//! Holding back the writes of attached disks for one commit: a snapshot or a clone of disks in use.
+//!
+//! ```text
+//!  prepare (new leaf) ─▶ quiesce all ─▶ [commit] ─▶ resume: swap where the VDI points at the new leaf, keep where it does not
+//!         └── any failure before the commit ──────▶ resume: keep
+//! ```
+//!
+//! How a pause ends is never remembered: it is read from the catalog, here as after a crash (`adoption`). While the outcome of the
+//! commit is unknown, the pause goes on (D19, D20).
+
+use crate::failures::from_catalog;
+use crate::hands::ready;
+use crate::images::{empty_bytes, unexpected};
+use crate::owner::Owner;
+use crate::serving::{PATIENCE, silent};
+use catena_control::{Ask, Told};
+use catena_sr_api::Access;
+use catena_types::{
+    AttachMode, BLOCK_BYTES, ErrorName, Failure, ImageId, ImageRecord, JobId, JobRecord, JobState, VdiRecord,
+    VdiUuid,
+};
+use std::time::Duration;
+
+/// Changes that a commit of a pause may have, for each disk of it.
+const CHANGES: usize = 8;
+/// The rest before a process whose answer is missing is asked anew.
+const BREATH: Duration = Duration::from_millis(50);
+
+/// Disks whose writes are held back, and the leaf that each gets.
+#[derive(Debug, Default)]
+pub(crate) struct Pause(Vec<Member>);
+
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    vdi: VdiUuid,
+    leaf: ImageId,
+    generation: u64,
+}
+
+impl Pause {
+    /// Whether it is about this disk.
+    pub(crate) fn holds(&self, vdi: VdiUuid) -> bool {
+        self.0.iter().any(|member| member.vdi == vdi)
+    }
+}
+
+impl Owner {
+    /// Holds back the writes of those of the disks that are attached, each with the leaf that it is to get. On failure nothing is
+    /// held back.
+    pub(crate) fn pause(&mut self, disks: &[(VdiUuid, ImageRecord)]) -> Result<Pause, Failure> {
+        let attached =
+            |(vdi, _): &&(VdiUuid, ImageRecord)| self.catalog.state().attachments.contains_key(vdi);
+        let attached: Vec<(VdiUuid, ImageRecord)> = disks.iter().filter(attached).cloned().collect();
+        if attached.is_empty() {
+            return Ok(Pause::default());
+        }
+        // D22: what may take long is done before anybody waits.
+        self.catalog.make_room(CHANGES * disks.len()).map_err(|error| from_catalog(&error))?;
+        let mut pause = Pause::default();
+        let held = self.prepare(&attached, &mut pause).and_then(|()| self.quiesce(&pause));
+        match held {
+            Ok(()) => Ok(pause),
+            Err(failure) => {
+                self.end_pause_of(&pause);
+                Err(failure)
+            }
+        }
+    }
+
+    fn prepare(&mut self, disks: &[(VdiUuid, ImageRecord)], pause: &mut Pause) -> Result<(), Failure> {
+        for (vdi, image) in disks {
+            if self.serving.disks.get(vdi).is_none_or(|served| served.link.is_none()) {
+                self.find_or_replace(*vdi)?;
+            }
+            let leaf = ready(&*self.store, image, Access::ReadWrite)?;
+            let served = self.serving.disks.get_mut(vdi).ok_or_else(|| silent(*vdi))?;
+            let generation = served.next_generation();
+            pause.0.push(Member { vdi: *vdi, leaf: image.id, generation });
+            served.link(*vdi)?.ask(&Ask::Prepare { generation, leaf: leaf.handed }, vec![leaf.fd])?;
+        }
+        Ok(())
+    }
+
+    /// All are told before the first is waited for: the instants of the set lie close together.
+    fn quiesce(&mut self, pause: &Pause) -> Result<(), Failure> {
+        let mut asked = Vec::new();
+        let mut outcome = Ok(());
+        for Member { vdi, generation, .. } in &pause.0 {
+            let served = self.serving.disks.get_mut(vdi).ok_or_else(|| silent(*vdi))?;
+            let put =
+                served.link(*vdi).and_then(|link| link.put(&Ask::Quiesce { generation: *generation }, &[]));
+            match put {
+                Ok(()) => asked.push(*vdi),
+                Err(failure) => {
+                    outcome = Err(failure);
+                    break;
+                }
+            }
+        }
+        // Every question is answered before the next one is asked, also where the set has failed already.
+        for vdi in asked {
+            let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
+            let answer = served.link(vdi).and_then(|link| link.answer(PATIENCE));
+            outcome = outcome.and(match answer {
+                Ok(Told::Quiesced { .. }) => Ok(()),
+                Ok(_) => Err(unexpected()),
+                Err(failure) => Err(failure),
+            });
+        }
+        outcome
+    }
+
+    /// D20: refuses to commit unless every process of the set is there and has held back its writes since it said so.
+    pub(crate) fn still_paused(&self, pause: &Pause) -> Result<(), Failure> {
+        for Member { vdi, .. } in &pause.0 {
+            let link = self.serving.disks.get(vdi).and_then(|served| served.link.as_ref());
+            if link.is_none_or(crate::serving::Link::is_gone) {
+                return Err(silent(*vdi));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a pause as the catalog says. Where that is not known, the writes stay held back, and the job waits for the answer.
+    pub(crate) fn settle(&mut self, job: JobId, pause: Pause) {
+        if self.catalog.is_doubtful() {
+            self.serving.undecided.push((job, pause));
+        } else {
+            self.end_pause_of(&pause);
+        }
+    }
+
+    fn end_pause_of(&mut self, pause: &Pause) {
+        for Member { vdi, leaf, generation } in pause.0.iter().copied() {
+            let swap = self.catalog.state().vdis.get(&vdi).is_some_and(|row| row.image == leaf);
+            let Some(served) = self.serving.disks.get_mut(&vdi) else { continue };
+            let told =
+                served.link(vdi).and_then(|link| link.ask(&Ask::Resume { generation, swap }, Vec::new()));
+            match told {
+                Ok(_) if swap => {
+                    served.chain.get_or_insert_default().insert(0, leaf);
+                    self.note_served(vdi);
+                }
+                Ok(_) => {}
+                Err(failure) => {
+                    tracing::error!(%vdi, %failure, "a datapath does not say that it goes on, and is asked anew");
+                    served.lose(BREATH);
+                }
+            }
+        }
+    }
+
+    /// Ends what is undecided, once the catalog can say how.
+    pub(crate) fn decide_pauses(&mut self) {
+        if self.serving.undecided.is_empty() {
+            return;
+        }
+        if let Err(error) = self.catalog.resolve_unknown() {
+            return tracing::error!(sr = %self.sr.uuid, %error, "the outcome of a commit is still unknown");
+        }
+        for (id, pause) in std::mem::take(&mut self.serving.undecided) {
+            self.end_pause_of(&pause);
+            let Some(job) = self.catalog.state().jobs.get(&id).map(|row| (**row).clone()) else { continue };
+            if job.committed {
+                self.run_steps(id);
+            } else {
+                self.undo_unanswered(job);
+            }
+        }
+    }
+
+    fn undo_unanswered(&mut self, job: JobRecord) {
+        let why = Failure::new(ErrorName::IoError, "the catalog could not be written; nothing was changed");
+        self.undo(JobRecord { request_id: None, ..job }, JobState::Failed, &why);
+    }
+
+    /// Whether a clone of the disk may hang from its leaf's parent. The leaf of a disk that is being written is asked at an instant
+    /// without writes.
+    pub(crate) fn is_bare_disk(&mut self, vdi: &VdiRecord, leaf: &ImageRecord) -> Result<bool, Failure> {
+        let mode = self.catalog.state().attachments.get(&vdi.uuid).map(|row| row.mode);
+        if mode != Some(AttachMode::ReadWrite) {
+            return self.is_bare(leaf);
+        }
+        let surely_owns = self.measured(leaf).allocated.0 > empty_bytes(leaf.virtual_size).0 + BLOCK_BYTES;
+        if leaf.foreign || surely_owns || !self.reads_right_below(leaf) {
+            return Ok(false);
+        }
+        let uuid = vdi.uuid;
+        if self.serving.disks.get(&uuid).is_none_or(|served| served.link.is_none()) {
+            self.find_or_replace(uuid)?;
+        }
+        let served = self.serving.disks.get_mut(&uuid).ok_or_else(|| silent(uuid))?;
+        let generation = served.next_generation();
+        let link = served.link(uuid)?;
+        let told = link.ask(&Ask::Quiesce { generation }, Vec::new());
+        let resumed = link.ask(&Ask::Resume { generation, swap: false }, Vec::new());
+        if resumed.is_err() {
+            served.lose(BREATH);
+        }
+        resumed?;
+        match told? {
+            Told::Quiesced { leaf_is_empty } => Ok(leaf_is_empty),
+            _ => Err(unexpected()),
+        }
+    }
+}

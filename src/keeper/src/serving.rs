@@ -1,0 +1,310 @@
+//! The processes that serve attached disks, as their keeper sees them: started here, spoken to over their control sockets, left
+//! alone when the keeper ends.
+//!
+//! A process has a session of its own and no bond with the keeper but the socket, so it survives keeper and front; a keeper that
+//! was started anew connects to it again (`adoption`). A thread for each connection reads it: answers go to whoever asked, news to
+//! the owner's mailbox. Every question has a time limit, so that a process that hangs costs its SR some seconds.
+
+use crate::failures::{from_channel, from_trouble};
+use crate::owner::Mail;
+use crate::rundir::Sockets;
+use catena_control::{Ask, Channel, Handed, Hello, Packet, Said, Told, Trouble};
+use catena_types::{ErrorName, Failure, ImageId, VdiUuid};
+use nix::libc;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// How long a process may think about a question.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the owner hears of a process that serves a disk.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// What it says unasked.
+    News(catena_control::News),
+    /// Its connection is closed.
+    Gone,
+    /// It has ended, in this way.
+    Ended(String),
+}
+
+/// A disk that is being served, or should be.
+#[derive(Debug)]
+pub(crate) struct Served {
+    /// Counts processes and connections: what is heard of an earlier one does not count.
+    pub(crate) incarnation: u64,
+    /// How to talk to the process; none while there is none, or it does not answer.
+    pub(crate) link: Option<Link>,
+    /// The process, as it said; 0 before.
+    pub(crate) pid: u32,
+    /// The images that the process has open, leaf first. While it is not known, it may be any.
+    pub(crate) chain: Option<Vec<ImageId>>,
+    /// The last number given to a change of its chain.
+    pub(crate) generation: u64,
+    /// How often in a row it was tried to find or start a process.
+    pub(crate) attempts: u32,
+    /// When that is tried again.
+    pub(crate) retry_at: Option<Instant>,
+    /// How the last process has ended.
+    pub(crate) ended: Option<String>,
+}
+
+impl Served {
+    /// A disk of which nothing is known yet.
+    pub(crate) const fn unknown() -> Self {
+        Self {
+            incarnation: 0,
+            link: None,
+            pid: 0,
+            chain: None,
+            generation: 0,
+            attempts: 0,
+            retry_at: None,
+            ended: None,
+        }
+    }
+
+    /// The link, which must be there.
+    pub(crate) fn link(&mut self, vdi: VdiUuid) -> Result<&mut Link, Failure> {
+        self.link.as_mut().ok_or_else(|| silent(vdi))
+    }
+
+    /// A number for the next change of the chain.
+    pub(crate) const fn next_generation(&mut self) -> u64 {
+        self.generation += 1;
+        self.generation
+    }
+
+    /// The link broke, or cannot be relied on: whatever the process does next, it is asked again before it is told anything.
+    pub(crate) fn lose(&mut self, after: Duration) {
+        self.link = None;
+        self.retry_at = Some(Instant::now() + after);
+    }
+}
+
+/// A connection to a process. Questions are answered in order.
+#[derive(Debug)]
+pub(crate) struct Link {
+    channel: Channel,
+    answers: Receiver<Result<Told, Trouble>>,
+    /// Answers that nobody waits for any more.
+    owed: usize,
+    gone: Arc<AtomicBool>,
+    vdi: VdiUuid,
+}
+
+impl Link {
+    /// Takes up a connection. What is heard over it reaches the mailbox under this incarnation.
+    pub(crate) fn open(
+        channel: Channel,
+        vdi: VdiUuid,
+        incarnation: u64,
+        mailbox: &Sender<Mail>,
+    ) -> Result<Self, Failure> {
+        let reader = channel.try_clone().map_err(|error| from_trouble(&from_channel(&error)))?;
+        let (sender, answers) = self::channel();
+        let gone = Arc::new(AtomicBool::new(false));
+        let (mailbox, ending) = (mailbox.clone(), Arc::clone(&gone));
+        std::thread::spawn(move || {
+            listen(&reader, &sender, &mailbox, vdi, incarnation);
+            ending.store(true, Ordering::SeqCst);
+            drop(sender);
+            // Without an owner the keeper is ending, here and below.
+            let _ = mailbox.send(Mail::Served(vdi, incarnation, Heard::Gone));
+        });
+        Ok(Self { channel, answers, owed: 0, gone, vdi })
+    }
+
+    /// Whether the process has closed the connection.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
+    }
+
+    /// Whether an answer is missing.
+    pub(crate) const fn is_owed(&self) -> bool {
+        self.owed > 0
+    }
+
+    /// Sends a question, whose answer is to be fetched before the next one is asked. The descriptors are the caller's to close.
+    pub(crate) fn put(&self, ask: &Ask, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        match self.channel.try_send_with(ask, fds) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(silent(self.vdi)),
+            Err(error) => Err(lost(self.vdi, &from_channel(&error).message)),
+        }
+    }
+
+    /// The answer to the last question.
+    pub(crate) fn answer(&mut self, patience: Duration) -> Result<Told, Failure> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.answers.recv_timeout(left) {
+                Ok(_) if self.owed > 0 => self.owed -= 1,
+                Ok(answer) => {
+                    return answer.map_err(|trouble| from_trouble(&trouble).object("vdi", self.vdi));
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.owed += 1;
+                    return Err(silent(self.vdi));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(lost(self.vdi, "it has closed the connection"));
+                }
+            }
+        }
+    }
+
+    /// A question and its answer.
+    pub(crate) fn ask(&mut self, ask: &Ask, fds: Vec<OwnedFd>) -> Result<Told, Failure> {
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let sent = self.put(ask, &borrowed);
+        drop(borrowed);
+        // D11: the process's copy of a lock is the only one from here on.
+        drop(fds);
+        sent?;
+        self.answer(PATIENCE)
+    }
+
+    /// What the process is serving.
+    pub(crate) fn hello(&mut self, patience: Duration) -> Result<Hello, Failure> {
+        self.put(&Ask::Hello, &[])?;
+        match self.answer(patience)? {
+            Told::Hello(hello) => Ok(hello),
+            _ => Err(crate::images::unexpected()),
+        }
+    }
+
+    /// Waits until the process closes the connection, as it does when it ends; false if it does not in time.
+    pub(crate) fn ends_within(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.answers.recv_timeout(left) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => return true,
+                Err(RecvTimeoutError::Timeout) => return false,
+            }
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // Ends the thread that reads; the process lives on.
+        self.channel.shutdown();
+    }
+}
+
+fn listen(
+    channel: &Channel,
+    answers: &Sender<Result<Told, Trouble>>,
+    mailbox: &Sender<Mail>,
+    vdi: VdiUuid,
+    incarnation: u64,
+) {
+    loop {
+        match channel.receive::<Said>() {
+            Ok(Some(Packet { message: Said::Answer(answer), .. })) => {
+                // Nobody waits if the link was given up.
+                let _ = answers.send(answer);
+            }
+            Ok(Some(Packet { message: Said::News(news), .. })) => {
+                let _ = mailbox.send(Mail::Served(vdi, incarnation, Heard::News(news)));
+            }
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(%vdi, %error, "what a datapath says cannot be understood");
+                return;
+            }
+        }
+    }
+}
+
+/// What a process is started with.
+#[derive(Debug)]
+pub(crate) struct Start {
+    /// The disk.
+    pub(crate) vdi: VdiUuid,
+    /// For reading only.
+    pub(crate) read_only: bool,
+    /// Its sockets.
+    pub(crate) sockets: Sockets,
+    /// D7.
+    pub(crate) pending: File,
+    /// The chain, leaf first.
+    pub(crate) images: Vec<(Handed, OwnedFd)>,
+}
+
+impl Start {
+    /// Starts the process in a session of its own. All descriptors are its alone when this returns (D11). How it ends reaches the
+    /// mailbox under this incarnation, if the keeper lives to see it.
+    pub(crate) fn run(self, incarnation: u64, mailbox: &Sender<Mail>) -> io::Result<u32> {
+        let mut command = Command::new(crate::worker::program()?);
+        command.arg("serve").arg("--vdi").arg(self.vdi.to_string());
+        let mut kept: Vec<RawFd> = Vec::new();
+        let mut hand = |command: &mut Command, option: &str, fd: RawFd, rest: &str| {
+            kept.push(fd);
+            command.arg(option).arg(format!("{fd}{rest}"));
+        };
+        hand(&mut command, "--nbd", self.sockets.nbd.as_raw_fd(), "");
+        hand(&mut command, "--control", self.sockets.control.as_raw_fd(), "");
+        hand(&mut command, "--pending", self.pending.as_raw_fd(), "");
+        for (image, fd) in &self.images {
+            let rest = format!(":{}:{}", image.id, image.format.extension());
+            hand(&mut command, "--image", fd.as_raw_fd(), &rest);
+        }
+        if self.read_only {
+            command.arg("--read-only");
+        }
+        command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+        // SAFETY: between fork and exec this calls setsid and fcntl, which are async-signal-safe, and allocates nothing; the
+        // descriptors are open, since `self` holds them until after the start.
+        unsafe {
+            command.pre_exec(move || {
+                nix::unistd::setsid()?;
+                for fd in &kept {
+                    if libc::fcntl(*fd, libc::F_SETFD, 0) != 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        let child = command.spawn()?;
+        let (pid, vdi, mailbox) = (child.id(), self.vdi, mailbox.clone());
+        std::thread::spawn(move || collect(child, vdi, incarnation, &mailbox));
+        Ok(pid)
+    }
+}
+
+/// Waits for the end of a process that this keeper has started.
+fn collect(mut child: Child, vdi: VdiUuid, incarnation: u64, mailbox: &Sender<Mail>) {
+    let how = match child.wait() {
+        Ok(status) => status.to_string(),
+        Err(error) => format!("it cannot be waited for: {error}"),
+    };
+    let _ = mailbox.send(Mail::Served(vdi, incarnation, Heard::Ended(how)));
+}
+
+/// The process does not answer.
+pub(crate) fn silent(vdi: VdiUuid) -> Failure {
+    Failure::new(ErrorName::VdiUnavailable, "the process that serves this disk does not answer")
+        .hint("its storage may hang; see the log, and try again")
+        .retry()
+        .object("vdi", vdi)
+}
+
+fn lost(vdi: VdiUuid, why: &str) -> Failure {
+    Failure::new(ErrorName::VdiUnavailable, format!("the process that serves this disk is gone: {why}"))
+        .hint("it is being replaced; try again in a moment")
+        .retry()
+        .object("vdi", vdi)
+}
