@@ -4,6 +4,7 @@
 
 #![allow(dead_code, reason = "each test program uses its own part of the harness")]
 
+pub(crate) mod attached;
 pub(crate) mod mounted;
 pub(crate) mod small;
 
@@ -217,7 +218,13 @@ impl Agent {
         self.child.as_ref().and_then(|child| i32::try_from(child.id()).ok()).map(Pid::from_raw)
     }
 
-    /// The processes of all keepers, or of all workers: descendants of the front by the name of their program.
+    /// The processes that serve its disks.
+    pub(crate) fn served(&self) -> Vec<Pid> {
+        attached::served_below(self.home.path())
+    }
+
+    /// The processes of all keepers, or of all workers: descendants of the front by the name of their program, without those that
+    /// serve disks.
     pub(crate) fn processes(&self, program: &str) -> Vec<Pid> {
         let mut found = Vec::new();
         let mut level: Vec<Pid> = self.pid().into_iter().collect();
@@ -227,7 +234,8 @@ impl Agent {
                 level
                     .iter()
                     .copied()
-                    .filter(|pid| name_of(*pid).is_some_and(|name| program.starts_with(&name))),
+                    .filter(|pid| name_of(*pid).is_some_and(|name| program.starts_with(&name)))
+                    .filter(|pid| !attached::is_serving(*pid)),
             );
         }
         found
@@ -279,7 +287,8 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        if let Err(error) = self.kill() {
+        let killed = self.kill();
+        if let Err(error) = attached::end_served(self.home.path()).and(killed) {
             eprintln!("an agent could not be ended: {error:#}");
         }
     }
