@@ -6,6 +6,8 @@
 
 pub(crate) mod attached;
 pub(crate) mod mounted;
+pub(crate) mod nbd;
+pub(crate) mod serving;
 pub(crate) mod small;
 
 use anyhow::{Context, Result, bail, ensure};

@@ -20,7 +20,6 @@ mod privileges;
 mod ranges;
 mod repair;
 mod run;
-#[allow(dead_code, reason = "the event loop that calls it is on its way")]
 mod serve;
 mod streams;
 mod supervisor;

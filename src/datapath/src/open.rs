@@ -43,15 +43,7 @@ impl Descriptors {
 
     /// The next one, as the image it is said to be.
     pub(crate) fn image(&mut self, handed: &Handed, mode: Mode, caching: Caching) -> Result<Image, Trouble> {
-        let Format::Vhd = handed.format;
-        let container = self.container(caching)?;
-        let image = Image::open(container, mode).map_err(|error| of_image(handed, from_vhd(&error)))?;
-        let id = image.info().id;
-        if id != handed.id && !(handed.any && mode == Mode::ReadOnly) {
-            let message = format!("a container holds image {id}, not {}", handed.id);
-            return Err(trouble(TroubleKind::WrongImage, message));
-        }
-        Ok(image)
+        open_image(self.container(caching)?, handed, mode)
     }
 
     /// The next ones, as layers to be read, topmost first.
@@ -68,6 +60,22 @@ impl Descriptors {
     pub(crate) fn chain(&mut self, chain: &[Handed], caching: Caching) -> Result<Chain, Trouble> {
         Chain::new(self.layers(chain, caching)?).map_err(|error| crate::trouble::from_chain(&error))
     }
+}
+
+/// The image that a container is said to hold.
+pub(crate) fn open_image(
+    container: Arc<dyn Container>,
+    handed: &Handed,
+    mode: Mode,
+) -> Result<Image, Trouble> {
+    let Format::Vhd = handed.format;
+    let image = Image::open(container, mode).map_err(|error| of_image(handed, from_vhd(&error)))?;
+    let id = image.info().id;
+    if id != handed.id && !(handed.any && mode == Mode::ReadOnly) {
+        let message = format!("a container holds image {id}, not {}", handed.id);
+        return Err(trouble(TroubleKind::WrongImage, message));
+    }
+    Ok(image)
 }
 
 /// The trouble with an image of a chain, which must say which one it is.

@@ -21,7 +21,17 @@ pub(crate) fn drop_privileges() -> nix::Result<()> {
 /// Puts the calling thread into an I/O class, and with it every thread that it makes from here on.
 pub(crate) fn set_io_class(class: IoClass) -> nix::Result<()> {
     const WHO_PROCESS: libc::c_int = 1;
-    // SAFETY: ioprio_set takes three integers and touches no memory; 0 means the calling thread.
-    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, class.to_kernel()) };
+    set_class_of(WHO_PROCESS, class)
+}
+
+/// Puts all threads of all processes of the caller's group into an I/O class.
+pub(crate) fn set_group_io_class(class: IoClass) -> nix::Result<()> {
+    const WHO_GROUP: libc::c_int = 2;
+    set_class_of(WHO_GROUP, class)
+}
+
+fn set_class_of(who: libc::c_int, class: IoClass) -> nix::Result<()> {
+    // SAFETY: ioprio_set takes three integers and touches no memory; 0 means the caller's own thread or group.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, who, 0, class.to_kernel()) };
     Errno::result(result).map(drop)
 }

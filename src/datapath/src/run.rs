@@ -1,6 +1,6 @@
 //! The program: its arguments, and the worker's loop.
 
-use crate::{crash, privileges, worker};
+use crate::{crash, privileges, serve, worker};
 use anyhow::Context;
 use catena_control::Channel;
 use clap::{Parser, Subcommand};
@@ -22,6 +22,8 @@ struct Arguments {
 enum Role {
     /// Take requests over the socketpair on standard input.
     Worker,
+    /// Serve one disk over NBD, with the descriptors of these numbers.
+    Serve(Box<serve::Arguments>),
 }
 
 /// Runs the program.
@@ -38,7 +40,8 @@ pub fn main() -> ExitCode {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let result = match arguments.role {
-        Some(Role::Worker) => serve(),
+        Some(Role::Worker) => work(),
+        Some(Role::Serve(arguments)) => serve::run(&arguments),
         None => Ok(()),
     };
     match result {
@@ -50,7 +53,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn serve() -> anyhow::Result<()> {
+fn work() -> anyhow::Result<()> {
     let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("standard input cannot be used")?;
     privileges::drop_privileges().context("privileges cannot be dropped")?;
     worker::serve(&Channel::from_fd(stdin)).context("the keeper cannot be heard")

@@ -2,7 +2,96 @@
 //!
 //! One event loop owns everything; see [`disk`] for the state and [`work`] for the seam between a connection and the disk.
 
+mod arguments;
+mod changes;
+mod clients;
+mod connection;
+mod control;
+mod core;
 mod disk;
+mod event_loop;
 mod figures;
+mod input;
 mod limits;
+mod opening;
+mod output;
+mod poller;
+mod underway;
 mod work;
+
+pub(crate) use self::arguments::Arguments;
+use self::arguments::{Inherited, OnFull};
+use self::changes::Changes;
+use self::clients::Clients;
+use self::control::Keepers;
+use self::core::Core;
+use self::disk::Disk;
+use self::event_loop::EventLoop;
+use self::poller::Poller;
+use crate::privileges;
+use anyhow::{Context, Result};
+use catena_blockio::engine;
+use catena_control::Handed;
+use catena_types::ImageId;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{getuid, setsid};
+use std::os::fd::OwnedFd;
+
+/// Serves until the keeper, or a signal, ends it.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    // Before any thread is made: threads inherit what is blocked.
+    let signals = take_signals().context("signals cannot be taken")?;
+    let inherited = arguments.inherit()?;
+    // Fails where the process leads a session already, which is what is wanted.
+    let _ = setsid();
+    let user = getuid().as_raw();
+    let boot = boot_id().context("this boot has no name")?;
+    privileges::drop_privileges().context("privileges cannot be dropped")?;
+
+    let engine = engine::open(arguments.engine).context("the I/O engine cannot be started")?;
+    let Inherited { nbd, control, pending, images } = inherited;
+    let disk = open_disk(arguments, boot, images, pending)?;
+    let poller = Poller::new()?;
+    let clients = Clients::new(nbd, arguments.vdi, arguments.read_only, &poller)?;
+    let keepers = Keepers::new(control, user, &poller)?;
+    let changes = Changes::new(arguments.read_only);
+    tracing::info!(vdi = %arguments.vdi, engine = engine.name(), "serving");
+    EventLoop::new(poller, signals, Core::new(disk, engine), clients, keepers, changes)?.run()
+}
+
+/// The disk as it is to be served: with what a predecessor had acknowledged (D8). Waits for the storage. There is an image: the
+/// command line asks for one at least.
+fn open_disk(
+    arguments: &Arguments,
+    boot: [u8; 16],
+    images: Vec<(Handed, OwnedFd)>,
+    pending: OwnedFd,
+) -> Result<Disk> {
+    let mut below = images;
+    let leaf = if arguments.read_only {
+        None
+    } else {
+        let (handed, fd) = below.remove(0);
+        Some((opening::leaf(&handed, fd)?, pending))
+    };
+    let below = below.into_iter().map(|(handed, fd)| opening::part(&handed, fd)).collect::<Result<_, _>>()?;
+    let waits_when_full = arguments.on_full == OnFull::Wait;
+    Ok(Disk::open(disk::Opening { vdi: arguments.vdi, boot, leaf, below, waits_when_full })?)
+}
+
+/// What the kernel calls the time since the machine was started.
+fn boot_id() -> Result<[u8; 16]> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(text.trim().parse::<ImageId>()?.to_bytes())
+}
+
+/// The signals that end the process in order come through a descriptor; one that a vanishing terminal sends is ignored.
+fn take_signals() -> nix::Result<SignalFd> {
+    let mut wanted = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        wanted.add(signal);
+    }
+    wanted.thread_block()?;
+    SignalFd::with_flags(&wanted, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}

@@ -106,11 +106,6 @@ impl Layers {
         position.and_then(|position| u32::try_from(position + 1).ok()).unwrap_or(u32::MAX)
     }
 
-    /// Whether nothing is below the leaf.
-    pub(super) fn leaf_is_alone(&self) -> bool {
-        self.order.is_empty()
-    }
-
     fn slots(&self, from: From) -> impl Iterator<Item = Slot> + '_ {
         let leaf = self.leaf_slot().filter(|_| from == From::Top);
         leaf.into_iter().chain(self.order.iter().copied())

@@ -28,12 +28,9 @@ mod zero;
 #[cfg(test)]
 mod tests;
 
-#[allow(unused_imports, reason = "the event loop that calls it is on its way")]
 pub(crate) use change::Change;
-#[allow(unused_imports, reason = "the event loop that calls it is on its way")]
 pub(crate) use layers::{Leaf, Part};
-#[allow(unused_imports, reason = "the event loop that calls it is on its way")]
-pub(crate) use open::{OpenError, Opening};
+pub(crate) use open::Opening;
 
 use crate::serve::work::{Outcome, Trouble, Work};
 use catena_blockio::{Completion, Engine, Op, Pool};
@@ -190,6 +187,7 @@ impl Disk {
     }
 
     /// Why nothing is written any more, if so.
+    #[cfg(test)]
     pub(crate) fn failure(&self) -> Option<&str> {
         self.failed.as_deref()
     }
