@@ -31,7 +31,9 @@ fn holds_below(pid: Pid, home: &Path) -> bool {
 /// Ends them as `kill -9` does.
 pub(crate) fn end_served(home: &Path) -> Result<()> {
     let served = served_below(home);
-    // One that has just ended by itself is as good.
-    served.iter().for_each(|pid| drop(kill(*pid, Signal::SIGKILL)));
+    for pid in &served {
+        // One that has just ended by itself is as good.
+        let _ = kill(*pid, Signal::SIGKILL);
+    }
     wait_for_end(&served)
 }
