@@ -21,6 +21,7 @@ mod copying;
 mod crash;
 mod dispatch;
 mod failures;
+mod figures;
 mod hands;
 mod holds;
 mod images;

@@ -14,7 +14,7 @@ use crate::tree::Rows;
 use crate::worker::SmallWorker;
 use catena_catalog::{Catalog, Change, Error as CatalogError};
 use catena_coalesce::{Candidates, Tree};
-use catena_rpc::{Id, Message, Notification, Reply, Request, Response, Writer};
+use catena_rpc::{Id, Message, Notification, Reply, Request, Response, ServedDisk, Writer};
 use catena_sr_api::Store;
 use catena_types::{Bytes, EventRecord, Failure, ImageId, JobId, JobRecord, JobState, Severity, VdiUuid};
 use jiff::{Timestamp, Zoned};
@@ -41,6 +41,8 @@ pub(crate) enum Mail {
     Removed(JobId, Result<(), Failure>),
     /// The process of a served disk is heard of, under the incarnation that it had.
     Served(VdiUuid, u64, Heard),
+    /// Figures of a served disk are wanted, or of all.
+    Figures(Option<VdiUuid>, Sender<Vec<ServedDisk>>),
     /// The front has gone: end.
     FrontGone,
 }
@@ -225,6 +227,10 @@ impl Owner {
             Mail::Long(job, News::End(end)) => self.long_ended(job, end),
             Mail::Removed(job, result) => self.removed(job, result),
             Mail::Served(vdi, incarnation, heard) => self.heard(vdi, incarnation, heard),
+            Mail::Figures(of, to) => {
+                // Who asked may have given up.
+                let _ = to.send(self.figures(of));
+            }
             Mail::FrontGone => self.leaving = true,
         }
         self.publish();

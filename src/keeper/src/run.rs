@@ -3,7 +3,7 @@
 use crate::owner::{Call, Mail, Owner};
 use crate::published::Board;
 use crate::start::{Begun, Starter};
-use crate::{crash, lookup};
+use crate::{crash, figures, lookup};
 use anyhow::Context;
 use catena_rpc::{Incoming, Message, Reader, Response, Text, Writer, split};
 use catena_sr_api::Plugin;
@@ -87,6 +87,9 @@ fn begin(
 fn read(mut reader: Reader, front: &Writer, board: &Board, mailbox: &Sender<Mail>) {
     while let Ok(Some(Incoming { message, fds })) = reader.next_message() {
         let Ok(Message::Request(request)) = message else { continue };
+        if figures::take_up(board, &request, front, mailbox) {
+            continue;
+        }
         if let Some(outcome) = lookup::answer(&board.read(), &request) {
             let response = Message::Response(Response { id: request.id, outcome });
             if front.send(&response, &[]).is_err() {
