@@ -296,10 +296,7 @@ impl Disk {
         self.generation = generation;
         match self.layers.relink(below) {
             Ok(()) => self.retire(question),
-            Err(id) => {
-                let message = format!("image {id} is not served and came without a descriptor");
-                self.answer(question, Err(trouble(TroubleKind::Internal, message)));
-            }
+            Err(error) => self.answer(question, Err(from_chain(&error))),
         }
     }
 

@@ -51,7 +51,8 @@ struct Running {
     plan: Arc<Plan>,
     gives_up: bool,
     covers: Vec<usize>,
-    new_blocks: Vec<BlockIndex>,
+    /// Of a commit, the new ones that it stores; of a give-up, all.
+    blocks: Vec<BlockIndex>,
     for_hold: bool,
     /// The storage was full; it is run again.
     full: bool,
@@ -163,13 +164,13 @@ impl Disk {
         };
         let noted = pending.blocks();
         pending.begin_commit();
-        let new_blocks = noted.into_iter().filter(|block| self.new_blocks.contains(block)).collect();
+        let blocks = noted.into_iter().filter(|block| self.new_blocks.contains(block)).collect();
         let commits = &mut self.commits;
         let covers = std::mem::take(&mut commits.waiters);
         let for_hold = std::mem::take(&mut commits.for_hold);
         (commits.unflushed, commits.due, commits.gave_up_last) = (false, false, false);
         commits.noted_since = None;
-        self.run_commit(commit, false, covers, new_blocks, for_hold, engine);
+        self.run_commit(commit, false, covers, blocks, for_hold, engine);
         true
     }
 
@@ -190,7 +191,8 @@ impl Disk {
         match leaf.layer.begin_give_up(&sets) {
             Ok(commit) => {
                 self.commits.gave_up_last = true;
-                self.run_commit(commit, true, covers, Vec::new(), false, engine);
+                let blocks = sets.into_iter().map(|(block, _)| block).collect();
+                self.run_commit(commit, true, covers, blocks, false, engine);
                 true
             }
             Err(error) => {
@@ -205,13 +207,13 @@ impl Disk {
         mut commit: Commit,
         gives_up: bool,
         covers: Vec<usize>,
-        new_blocks: Vec<BlockIndex>,
+        blocks: Vec<BlockIndex>,
         for_hold: bool,
         engine: &mut dyn Engine,
     ) {
         let plan = Arc::new(std::mem::take(&mut commit.plan));
         self.commits.running =
-            Some(Running { commit, plan, gives_up, covers, new_blocks, for_hold, full: false });
+            Some(Running { commit, plan, gives_up, covers, blocks, for_hold, full: false });
         self.send_commit(engine);
     }
 
@@ -246,7 +248,7 @@ impl Disk {
             self.commits.running = Some(running);
             return self.storage_is_full();
         }
-        let Running { commit, gives_up, covers, new_blocks, for_hold, .. } = running;
+        let Running { commit, gives_up, covers, blocks, for_hold, .. } = running;
         let ended = self.layers.leaf().map_or(Ok(()), |leaf| {
             if gives_up {
                 leaf.layer.end_give_up(commit, result.is_ok())
@@ -260,11 +262,13 @@ impl Disk {
             self.fail(&with_source(&error));
             return;
         }
-        if !gives_up {
+        if gives_up {
+            blocks.into_iter().for_each(|block| self.layers.forget(block));
+        } else {
             if let Some(pending) = &mut self.pending {
                 pending.end_commit();
             }
-            for block in new_blocks {
+            for block in blocks {
                 self.new_blocks.remove(&block);
             }
             self.ready.extend(std::mem::take(&mut self.commits.room));

@@ -3,11 +3,11 @@
 //! Bitmaps that are not in memory are read for all images at once, each of them once however many requests wait for it. Then
 //! there is one read for each run; what nobody owns takes none.
 
-use super::layers::{From, Look, Run, Slot};
-use super::task::{Poll, Survey, Task, index};
+use super::task::{Beneath, Poll, Survey, Task, index};
 use super::{Disk, Waiting};
 use crate::serve::work::{Segment, Trouble};
 use catena_blockio::{Completion, Engine, Op};
+use catena_chain::{Look, Run, Slot};
 use catena_types::{BlockIndex, FileOffset, SECTOR_BYTES};
 use std::ops::Range;
 
@@ -50,39 +50,70 @@ impl Disk {
         index: usize,
         task: &mut Task,
         survey: &mut Survey,
-        from: From,
         engine: &mut dyn Engine,
     ) -> Poll {
-        if task.learning > 0 {
-            return Poll::Pending;
-        }
-        if task.unread {
-            return Poll::Failed(Trouble::Io);
+        if let Some(poll) = task.learns() {
+            return poll;
         }
         self.enter_epoch(task);
         for (block, sectors) in std::mem::take(&mut survey.todo) {
-            match self.layers.look(block, sectors.clone(), from) {
-                Ok(Look::Runs(runs)) => survey.found.extend(runs.into_iter().map(|run| (block, run))),
+            match self.layers.look(block, sectors.clone()) {
+                Ok(Look::Runs(runs)) => survey.found.extend(runs.map(|run| (block, run))),
                 Ok(Look::Missing(missing)) => {
                     survey.todo.push((block, sectors));
-                    for (slot, at) in missing {
-                        self.learn(index, task, slot, block, at, engine);
-                    }
+                    self.learn_all(index, task, block, missing, engine);
                 }
-                Err(error) => {
-                    self.note_failure(&format!("an image cannot be read: {error}"));
-                    task.unread = true;
-                }
+                Err(error) => self.cannot_look(task, &error),
             }
         }
-        if task.learning > 0 {
-            return Poll::Pending;
-        }
-        if task.unread || !survey.todo.is_empty() {
-            return Poll::Failed(Trouble::Io);
+        if let Some(poll) = task.learns() {
+            return poll;
         }
         survey.found.sort_by_key(|(block, run)| (*block, run.sectors.start));
         Poll::Ready
+    }
+
+    /// The same for what is owned below the leaf.
+    pub(super) fn survey_beneath(
+        &mut self,
+        index: usize,
+        task: &mut Task,
+        beneath: &mut Beneath,
+        engine: &mut dyn Engine,
+    ) -> Poll {
+        if let Some(poll) = task.learns() {
+            return poll;
+        }
+        for block in std::mem::take(&mut beneath.todo) {
+            match self.layers.beneath_leaf(block) {
+                Ok(None) => {}
+                Ok(Some(catena_chain::Beneath::Owned(set))) => drop(beneath.found.insert(block, *set)),
+                Ok(Some(catena_chain::Beneath::Missing(missing))) => {
+                    beneath.todo.push(block);
+                    self.learn_all(index, task, block, missing, engine);
+                }
+                Err(error) => self.cannot_look(task, &error),
+            }
+        }
+        task.learns().unwrap_or(Poll::Ready)
+    }
+
+    fn cannot_look(&self, task: &mut Task, error: &catena_chain::Error) {
+        self.note_failure(&format!("an image cannot be read: {error}"));
+        task.unread = true;
+    }
+
+    fn learn_all(
+        &mut self,
+        index: usize,
+        task: &mut Task,
+        block: BlockIndex,
+        missing: Vec<(Slot, FileOffset)>,
+        engine: &mut dyn Engine,
+    ) {
+        for (slot, at) in missing {
+            self.learn(index, task, slot, block, at, engine);
+        }
     }
 
     /// Has a bitmap read, once for all who want to know it.
@@ -95,7 +126,10 @@ impl Disk {
         at: FileOffset,
         engine: &mut dyn Engine,
     ) {
-        let Some(container) = self.layers.container(slot) else { return };
+        let Some(container) = self.layers.container(slot) else {
+            task.unread = true;
+            return;
+        };
         task.learning += 1;
         if let Some(learning) = self.learning.get_mut(&(slot, at)) {
             learning.waiters.push(index);
@@ -141,7 +175,7 @@ impl Disk {
     pub(super) fn fetch(&mut self, index: usize, task: &mut Task, engine: &mut dyn Engine) -> Poll {
         let Some(mut fetch) = task.fetch.take() else { return Poll::Ready };
         if !fetch.begun {
-            let poll = self.survey(index, task, &mut fetch.survey, From::Top, engine);
+            let poll = self.survey(index, task, &mut fetch.survey, engine);
             if poll != Poll::Ready {
                 task.fetch = Some(fetch);
                 return poll;

@@ -34,12 +34,13 @@ pub(crate) use open::Opening;
 
 use crate::serve::work::{Outcome, Trouble, Work};
 use catena_blockio::{Completion, Engine, Op, Pool};
+use catena_chain::Slot;
 use catena_control::News;
 use catena_types::{BlockIndex, Bytes, FileOffset, VdiUuid};
 use change::{Hold, Prepared, Questions, weight};
 use commit::Commits;
 use fetch::{Fetch, Learning};
-use layers::{Layers, Slot};
+use layers::Layers;
 use locks::{Access, Locks};
 use pending::Pending;
 use slab::Slab;

@@ -33,9 +33,9 @@ pub(crate) enum OpenError {
     /// Nobody knows what was acknowledged.
     #[error(transparent)]
     Pending(#[from] PendingError),
-    /// What was acknowledged cannot be stored.
-    #[error("what was acknowledged cannot be stored: {0}")]
-    Replay(#[from] catena_chain::Error),
+    /// What was acknowledged cannot be stored, or the images do not make a chain.
+    #[error("the images cannot be served: {0}")]
+    Images(#[from] catena_chain::Error),
 }
 
 impl Disk {
@@ -53,7 +53,7 @@ impl Disk {
             }
             None => (None, None),
         };
-        let mut disk = Self::new(vdi, Layers::new(leaf, below), pending, waits_when_full);
+        let mut disk = Self::new(vdi, Layers::new(leaf, below)?, pending, waits_when_full);
         // What a predecessor wrote over what was owned already has been answered and may never have been flushed.
         disk.commits.unflushed = true;
         Ok(disk)

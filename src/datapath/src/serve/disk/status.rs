@@ -1,7 +1,6 @@
 //! Who owns what, for clients that ask, and finding it out ahead of reads.
 
 use super::Disk;
-use super::layers::From;
 use super::task::{Kind, Poll, Step, Survey, Task};
 use crate::serve::work::{Extent, Outcome};
 use catena_blockio::Engine;
@@ -10,7 +9,7 @@ use catena_types::SECTOR_BYTES;
 impl Disk {
     pub(super) fn step_status(&mut self, index: usize, task: &mut Task, engine: &mut dyn Engine) -> Step {
         let mut survey = task.survey.take().unwrap_or_else(|| Survey::of(task.range.clone()));
-        match self.survey(index, task, &mut survey, From::Top, engine) {
+        match self.survey(index, task, &mut survey, engine) {
             Poll::Pending => {
                 task.survey = Some(survey);
                 Step::Wait
@@ -29,7 +28,7 @@ impl Disk {
             let bytes = |sector: usize| block.start().0 + sector as u64 * SECTOR_BYTES;
             let start = bytes(run.sectors.start).max(task.range.start);
             let len = bytes(run.sectors.end).min(task.range.end) - start;
-            let depth = run.owner.map_or(0, |slot| self.layers.depth(slot));
+            let depth = self.layers.depth(run.owner);
             let extent = Extent { len, hole: depth == 0, zero: depth == 0, depth };
             match extents.last_mut() {
                 Some(last) if last.depth == depth => last.len += len,

@@ -11,12 +11,12 @@
 //! nothing does no harm.
 
 use super::fetch::Fetch;
-use super::layers::{Run, Slot};
 use super::write::Piece;
 use crate::serve::work::{Outcome, Trouble};
 use catena_blockio::AlignedBuf;
+use catena_chain::{Owner, Run};
 use catena_types::{BLOCK_BYTES, BlockIndex, GuestOffset, SECTOR_BYTES, SectorSet};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 /// What a request is.
@@ -100,7 +100,7 @@ pub(super) struct Task {
     pub(super) edges: VecDeque<Edge>,
     pub(super) fetch: Option<Fetch>,
     pub(super) survey: Option<Survey>,
-    pub(super) below: Option<Survey>,
+    pub(super) beneath: Option<Beneath>,
     pub(super) pieces: VecDeque<Piece>,
     /// Where the next window begins.
     pub(super) cursor: u64,
@@ -134,7 +134,7 @@ impl Task {
             edges: VecDeque::new(),
             fetch: None,
             survey: None,
-            below: None,
+            beneath: None,
             pieces: VecDeque::new(),
             cursor: at,
             give_up: Vec::new(),
@@ -149,6 +149,15 @@ impl Task {
     /// Whether it changes the disk, or waits for changes: what a quiesce holds back.
     pub(super) const fn changes(&self) -> bool {
         !matches!(self.kind, Kind::Read | Kind::Cache | Kind::Status { .. })
+    }
+
+    /// Where it stands with bitmaps that it waits for; `None`: with none.
+    pub(super) const fn learns(&self) -> Option<Poll> {
+        match (self.learning, self.unread) {
+            (0, false) => None,
+            (0, true) => Some(Poll::Failed(Trouble::Io)),
+            _ => Some(Poll::Pending),
+        }
     }
 
     /// The sectors that nobody else may change meanwhile. What gives sectors up has whole blocks: a block of which nothing is
@@ -179,12 +188,28 @@ impl Survey {
     }
 
     /// The sectors of the block whose owner is one of those.
-    pub(super) fn owned_by(&self, block: BlockIndex, owner: impl Fn(Option<Slot>) -> bool) -> SectorSet {
+    pub(super) fn owned_by(&self, block: BlockIndex, owner: impl Fn(Owner) -> bool) -> SectorSet {
         let mut set = SectorSet::empty();
         for (_, run) in self.found.iter().filter(|(of, run)| *of == block && owner(run.owner)) {
             set.insert(run.sectors.clone());
         }
         set
+    }
+}
+
+/// What is owned below the leaf in some blocks, while it is being found out.
+#[derive(Debug)]
+pub(super) struct Beneath {
+    /// What is not known yet.
+    pub(super) todo: Vec<BlockIndex>,
+    /// What is known.
+    pub(super) found: HashMap<BlockIndex, SectorSet>,
+}
+
+impl Beneath {
+    /// In the blocks that these bytes of the disk touch.
+    pub(super) fn of(bytes: Range<u64>) -> Self {
+        Self { todo: by_block(bytes).map(|(block, _)| block).collect(), found: HashMap::new() }
     }
 }
 

@@ -160,11 +160,8 @@ impl Disk {
         block: BlockIndex,
         engine: &mut dyn Engine,
     ) -> Result<Known, Poll> {
-        if task.learning > 0 {
-            return Err(Poll::Pending);
-        }
-        if task.unread {
-            return Err(Poll::Failed(Trouble::Io));
+        if let Some(poll) = task.learns() {
+            return Err(poll);
         }
         let Some((slot, leaf)) = self.layers.leaf_slot().zip(self.layers.leaf()) else {
             return Err(Poll::Failed(Trouble::ReadOnly));
@@ -292,6 +289,7 @@ impl Disk {
             return Poll::Failed(Trouble::Io);
         }
         pending.note(&noted);
+        self.layers.own(piece.block, piece.sectors.clone());
         self.commits.noted();
         Poll::Ready
     }

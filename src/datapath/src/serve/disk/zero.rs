@@ -5,8 +5,7 @@
 //! is durable. A long range is done window by window.
 
 use super::Disk;
-use super::layers::From;
-use super::task::{Edge, Kind, Poll, Survey, Task, by_block, index};
+use super::task::{Beneath, Edge, Kind, Poll, Survey, Task, by_block, index};
 use super::write::{Piece, ZEROS, edges};
 use crate::serve::work::Trouble;
 use catena_blockio::{AlignedBuf, Engine};
@@ -95,13 +94,13 @@ impl Disk {
         engine: &mut dyn Engine,
     ) -> Result<Found, Poll> {
         let mut top = task.survey.take().unwrap_or_else(|| Survey::of(window.clone()));
-        let mut below = task.below.take().unwrap_or_else(|| Survey::of(window.clone()));
-        let mut poll = self.survey(index, task, &mut top, From::Top, engine);
+        let mut beneath = task.beneath.take().unwrap_or_else(|| Beneath::of(window.clone()));
+        let mut poll = self.survey(index, task, &mut top, engine);
         if poll == Poll::Ready {
-            poll = self.survey(index, task, &mut below, From::BelowLeaf, engine);
+            poll = self.survey_beneath(index, task, &mut beneath, engine);
         }
         if poll != Poll::Ready {
-            (task.survey, task.below) = (Some(top), Some(below));
+            (task.survey, task.beneath) = (Some(top), Some(beneath));
             return Err(poll);
         }
         let leaf = self.layers.leaf_slot();
@@ -109,7 +108,7 @@ impl Disk {
         for (block, touched) in by_block(window.clone()) {
             let owned = top.owned_by(block, |owner| owner.is_some());
             let by_leaf = top.owned_by(block, |owner| owner.is_some() && owner == leaf);
-            let by_others = below.owned_by(block, |owner| owner.is_some());
+            let by_others = beneath.found.get(&block).cloned().unwrap_or_default();
             let inner = inner(block, &task.range, &touched);
             found.edge_owned |= !owned.minus(&inner).is_empty();
             found.add(task.kind, block, &inner, &owned, &by_leaf.minus(&by_others));

@@ -182,9 +182,10 @@ fn what_was_answered_survives_the_death_of_the_process_at_every_step() {
             let mut successor = Rig::open(&disks, &pending, seed);
             let whole = successor.read(0, u32::try_from(SIZE).unwrap());
             run.model.check(&whole, false, &what);
+            assert!(matches!(successor.done(Work::Flush), Outcome::Done), "{what}");
             drop(successor);
             sound(&disks, &what);
-            // All of it is durable now, and noted no more.
+            // The successor's flush covers what its predecessor has answered.
             let after = disks[0].world().after_power_cut(seed);
             run.model.check(&content(&after), false, &format!("{what}, and the power cut after"));
         });
