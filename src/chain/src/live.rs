@@ -102,7 +102,8 @@ pub trait LiveLayer: Recall {
     fn end_commit(&mut self, commit: Commit, succeeded: bool) -> Result<(), Error>;
 
     /// Begins to give sectors up, of which nothing is noted and which nobody reads or writes until the end (D2). No commit may be
-    /// under way. The blocks should be known, or their bitmaps are read here. The plan of nothing to give up is empty.
+    /// under way. Other sectors of their blocks may be written meanwhile, so a block loses its place only where it is given up as a
+    /// whole. The blocks should be known, or their bitmaps are read here. The plan of nothing to give up is empty.
     fn begin_give_up(&mut self, sectors: &[(BlockIndex, SectorSet)]) -> Result<Commit, Error>;
 
     /// Ends it: the sectors are not owned any more.

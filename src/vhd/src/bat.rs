@@ -18,7 +18,7 @@ const READ_SECTORS: usize = 256;
 type Page = [u32; ENTRIES_PER_SECTOR];
 
 /// The block table of one image.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Bat {
     at: FileOffset,
     blocks: u32,

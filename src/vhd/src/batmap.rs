@@ -30,7 +30,7 @@ pub(crate) enum Stored {
 }
 
 /// The batmap of one image.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Batmap {
     at: FileOffset,
     stored: Stored,

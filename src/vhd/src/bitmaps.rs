@@ -10,7 +10,7 @@ use std::collections::HashMap;
 const GENERATION: usize = 2048;
 
 /// The cache of one image.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Bitmaps {
     young: HashMap<BlockIndex, SectorSet>,
     old: HashMap<BlockIndex, SectorSet>,

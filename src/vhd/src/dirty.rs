@@ -16,7 +16,7 @@ use crate::layout::Slot;
 use catena_types::{BlockIndex, FileOffset, SectorSet};
 
 /// A dirty block.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Dirty {
     pub(crate) slot: Slot,
     /// Nothing on disk names the slot, and no plan that is under way will.
@@ -84,7 +84,7 @@ impl Dirty {
 }
 
 /// What a plan is for that is being carried out.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum UnderWay {
     /// Bits and entries are on their way.
     Commit,

@@ -10,8 +10,11 @@ use crate::footer::DiskKind;
 use crate::image::Image;
 use crate::layout::{SLOT_SECTORS, Slot};
 use catena_chain::{Plan, Step};
-use catena_types::{BlockIndex, Bytes, FileOffset, SECTOR_BYTES, SectorSet};
+use catena_types::{BLOCK_SECTORS, BlockIndex, Bytes, FileOffset, SECTOR_BYTES, SectorSet};
 use std::collections::BTreeMap;
+
+/// What a storage can take back at least.
+const PAGE: u64 = 4096;
 
 /// What is left of one block.
 #[derive(Debug)]
@@ -20,8 +23,17 @@ struct Change {
     slot: Slot,
     before: SectorSet,
     after: SectorSet,
-    /// Nothing is left, and nothing is noted.
+    /// It loses its place.
     empties: bool,
+}
+
+/// What becomes of blocks of which nothing is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Emptied {
+    /// They lose their place.
+    LoseTheirPlace,
+    /// Only those that are given up as a whole: in the others a write may be under way, of which nobody has told yet.
+    LoseItIfWhole,
 }
 
 impl Image {
@@ -42,16 +54,20 @@ impl Image {
             self.check_block(*block)?;
         }
         self.commit_pointers()?;
-        let plan = self.begin_give_up_plan(sectors)?;
+        let plan = self.begin_give_up_plan(sectors, Emptied::LoseTheirPlace)?;
         let done = self.run(&plan, "giving sectors up");
         self.end_plan(done.is_ok());
         done
     }
 
     /// Plans to give the sectors up, of which nothing is noted. The plan of nothing is empty; it too has to be ended.
-    pub(crate) fn begin_give_up_plan(&mut self, sectors: &[(BlockIndex, SectorSet)]) -> Result<Plan> {
+    pub(crate) fn begin_give_up_plan(
+        &mut self,
+        sectors: &[(BlockIndex, SectorSet)],
+        emptied: Emptied,
+    ) -> Result<Plan> {
         self.nothing_under_way()?;
-        let changes = self.changes(sectors)?;
+        let changes = self.changes(sectors, emptied)?;
         let mut plan = Plan::default();
         let (mut shrunk, mut emptied) = (Vec::new(), Vec::new());
         if !changes.is_empty() {
@@ -83,7 +99,7 @@ impl Image {
         Ok(plan)
     }
 
-    fn changes(&mut self, sectors: &[(BlockIndex, SectorSet)]) -> Result<Vec<Change>> {
+    fn changes(&mut self, sectors: &[(BlockIndex, SectorSet)], emptied: Emptied) -> Result<Vec<Change>> {
         let mut wanted: BTreeMap<BlockIndex, SectorSet> = BTreeMap::new();
         for (block, set) in sectors {
             let all = wanted.entry(*block).or_default();
@@ -98,7 +114,11 @@ impl Image {
                 None => (self.stored_bits(block, slot)?, false),
             };
             let after = before.minus(&set);
-            let empties = after.is_empty() && !noted;
+            let whole = SectorSet::of(
+                0..usize::try_from(self.block_len(block) / SECTOR_BYTES).unwrap_or(BLOCK_SECTORS),
+            );
+            let may = emptied == Emptied::LoseTheirPlace || whole.minus(&set).is_empty();
+            let empties = after.is_empty() && !noted && may;
             if after != before || empties {
                 changes.push(Change { block, slot, before, after, empties });
             }
@@ -113,14 +133,18 @@ impl Image {
                 plan.push(Step::Release { at: change.slot.bitmap_at(), len: SLOT_BYTES });
             }
         }
-        if self.footer.kind != DiskKind::Dynamic {
-            return Ok(());
-        }
-        // Sectors without a bit must read as zero in a disk without parent: other programs look at the data alone.
         for change in changes.iter().filter(|change| !change.empties) {
             for run in change.before.minus(&change.after).runs() {
-                let at = FileOffset(change.slot.data_at().0 + run.start as u64 * SECTOR_BYTES);
-                plan.push(Step::Punch { at, len: Bytes(run.len() as u64 * SECTOR_BYTES) });
+                let data = change.slot.data_at().0;
+                let at = FileOffset(data + run.start as u64 * SECTOR_BYTES);
+                let end = data + run.end as u64 * SECTOR_BYTES;
+                let (page, end_page) = (at.0.next_multiple_of(PAGE), end / PAGE * PAGE);
+                if self.footer.kind == DiskKind::Dynamic {
+                    // Sectors without a bit must read as zero in a disk without parent: other programs look at the data alone.
+                    plan.push(Step::Punch { at, len: Bytes(end - at.0) });
+                } else if self.writer()?.returns_space && page < end_page {
+                    plan.push(Step::Release { at: FileOffset(page), len: Bytes(end_page - page) });
+                }
             }
         }
         Ok(())

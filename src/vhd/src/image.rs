@@ -62,7 +62,7 @@ pub(crate) enum Session {
 }
 
 /// What an image that is open for writing has besides.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Writer {
     pub(crate) session: Session,
     pub(crate) space: Space,

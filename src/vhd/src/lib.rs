@@ -23,6 +23,8 @@ mod giveup;
 mod grow;
 mod header;
 mod image;
+#[cfg(test)]
+mod interleavings;
 mod layer;
 mod layout;
 mod live;

@@ -4,6 +4,7 @@
 
 use crate::dirty::{Dirty, UnderWay};
 use crate::footer::DiskKind;
+use crate::giveup::Emptied;
 use crate::image::Image;
 use catena_blockio::Container;
 use catena_chain::{Commit, Error, Known, LiveLayer, Noted, Ownership, Placed, Plan, Recall, Step};
@@ -102,7 +103,7 @@ impl LiveLayer for Image {
                 return Err(Error::OutOfRange(format!("block {} is not committed yet", block.0)));
             }
         }
-        let plan = self.begin_give_up_plan(sectors)?;
+        let plan = self.begin_give_up_plan(sectors, Emptied::LoseItIfWhole)?;
         self.numbered(plan)
     }
 

@@ -28,7 +28,7 @@ impl End {
 }
 
 /// The free and used space of one image.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Space {
     free: BTreeSet<Slot>,
     /// The first sector after the metadata.

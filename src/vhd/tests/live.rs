@@ -8,8 +8,11 @@ use catena_blockio::{Container, Sizing};
 use catena_chain::{Commit, Known, Layer, LayerMut, LiveLayer, Recall, Step};
 use catena_types::{BlockIndex, Bytes, FileOffset, SectorSet};
 use catena_vhd::{CreateSpec, Error, Image, Mode, create};
+use proptest::prelude::*;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use support::model::{Mark, Model, use_again};
 use support::{MIB, child_spec, errors, parent, read_block, spec};
 
 fn disk(spec: &CreateSpec, sizing: Sizing) -> Arc<SimDisk> {
@@ -27,12 +30,17 @@ fn open(disk: &Arc<SimDisk>) -> Box<Image> {
 }
 
 /// Writes as the owner of a live image does.
-fn write(image: &mut Image, block: u32, sectors: Range<usize>, fill: u8) {
+fn try_write(image: &mut Image, block: u32, sectors: Range<usize>, fill: u8) -> io::Result<()> {
     let placed = LiveLayer::place(image, BlockIndex(block)).unwrap();
-    placed.first.run(image.container()).unwrap();
+    placed.first.run(image.container())?;
     let at = FileOffset(placed.at.0 + sectors.start as u64 * 512);
-    image.container().write_at(&vec![fill; sectors.len() * 512], at).unwrap();
+    image.container().write_at(&vec![fill; sectors.len() * 512], at)?;
     LiveLayer::wrote(image, BlockIndex(block), &SectorSet::of(sectors)).unwrap();
+    Ok(())
+}
+
+fn write(image: &mut Image, block: u32, sectors: Range<usize>, fill: u8) {
+    try_write(image, block, sectors, fill).unwrap();
 }
 
 fn carry_out(image: &mut Image, commit: Commit) {
@@ -268,4 +276,111 @@ fn a_header_is_patched_and_a_disk_grows_while_it_is_open() {
     let again = Image::open(disk.after_power_cut(3), Mode::ReadOnly).unwrap();
     assert_eq!((again.virtual_size(), again.info().parent.unwrap().id), (Bytes(9000 * MIB), new.id));
     assert_eq!([2, 3, 4400].map(|block| owned(&again, block)), [0; 3].map(|_| SectorSet::of(0..4)));
+}
+
+/// What the owner of a live image does.
+#[derive(Debug, Clone)]
+enum Do {
+    Write(u32, Range<usize>, u8),
+    Begin,
+    End,
+    GiveUp(u32, Range<usize>),
+}
+
+/// An image that is being served, with what may be found on the storage.
+struct Served {
+    image: Box<Image>,
+    model: Model,
+    under_way: Option<(Commit, Mark)>,
+}
+
+impl Served {
+    /// Fails when the machine crashes.
+    fn run(&mut self, step: &Do) -> io::Result<()> {
+        match step {
+            Do::Write(block, sectors, fill) => {
+                self.model.writes(*block, sectors.clone(), *fill);
+                try_write(&mut self.image, *block, sectors.clone(), *fill)
+            }
+            Do::Begin => {
+                if let Some(commit) = self.image.begin_commit().unwrap() {
+                    self.under_way = Some((commit, self.model.mark()));
+                }
+                Ok(())
+            }
+            Do::End => {
+                let Some((commit, mark)) = self.under_way.take() else { return Ok(()) };
+                commit.plan.run(self.image.container())?;
+                self.image.end_commit(commit, true).unwrap();
+                self.model.settle_until(&mark);
+                Ok(())
+            }
+            Do::GiveUp(block, sectors) => {
+                self.run(&Do::End)?;
+                self.run(&Do::Begin)?;
+                self.run(&Do::End)?;
+                let give_up = [(BlockIndex(*block), SectorSet::of(sectors.clone()))];
+                let give_up = self.image.begin_give_up(&give_up).unwrap();
+                self.model.gives_up(*block, sectors);
+                give_up.plan.run(self.image.container())?;
+                self.image.end_give_up(give_up, true).unwrap();
+                self.model.settle_until(&self.model.mark());
+                Ok(())
+            }
+        }
+    }
+}
+
+fn step() -> impl Strategy<Value = Do> {
+    let range = || (0usize..40, 1usize..20).prop_map(|(start, len)| start..start + len);
+    prop_oneof![
+        6 => (0u32..6, range(), 1u8..=255).prop_map(|(block, range, fill)| Do::Write(block, range, fill)),
+        2 => Just(Do::Begin),
+        2 => Just(Do::End),
+        1 => (0u32..6, prop_oneof![range(), Just(0..4096)]).prop_map(|(block, range)| Do::GiveUp(block, range)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn any_live_steps_and_any_crash(
+        steps in prop::collection::vec(step(), 1..40),
+        device in any::<bool>(),
+        child in any::<bool>(),
+        crash in prop::option::of(0u64..100),
+    ) {
+        let sizing = if device { Sizing::Explicit } else { Sizing::Automatic };
+        let disk = disk(&if child { child_spec(12) } else { spec(12) }, sizing);
+        let model = Model::new(12 * MIB);
+        let mut served = Served { image: open(&disk), model, under_way: None };
+        let world = disk.world();
+        if let Some(crash) = crash {
+            world.crash_at(world.calls() + crash);
+        }
+        let outcome = steps.iter().try_for_each(|step| {
+            let done = served.run(step);
+            if crash.is_none() {
+                served.model.clone().settled().verify_image(&served.image, "while open");
+            }
+            done
+        });
+        let Served { image, model, .. } = served;
+        let noted = image.noted();
+        drop(image);
+        let killed: Arc<dyn Container> = disk.after_process_kill();
+        model.verify(&killed, "after a kill");
+        let mut successor = Image::open(killed, Mode::ReadWrite).unwrap();
+        successor.restore(&noted).unwrap();
+        if outcome.is_ok() {
+            model.clone().settled().verify_image(&successor, "restored");
+        }
+        for seed in 0..4 {
+            let survivor: Arc<dyn Container> = disk.after_power_cut(seed);
+            model.verify(&survivor, "after a power cut");
+            if seed == 0 {
+                use_again(&model, &survivor, "after a power cut");
+            }
+        }
+    }
 }

@@ -30,6 +30,9 @@ const ANY: u16 = 256;
 /// The sectors that `Fill` writes; of the others it only says that they are owned.
 const FILLED: Range<usize> = 0..4;
 
+/// How many values each sector had at some time.
+pub type Mark = BTreeMap<(u32, usize), usize>;
+
 /// What may be found.
 #[derive(Debug, Clone, Default)]
 pub struct Model {
@@ -42,6 +45,30 @@ pub struct Model {
 impl Model {
     pub fn new(size: u64) -> Self {
         Self { hidden: vec![false], sizes: vec![size], ..Self::default() }
+    }
+
+    /// Sectors are about to be written: either value may be found.
+    pub fn writes(&mut self, block: u32, sectors: Range<usize>, fill: u8) {
+        self.add(block, sectors, Some(u16::from(fill)));
+    }
+
+    /// Sectors are about to be given up.
+    pub fn gives_up(&mut self, block: u32, sectors: &Range<usize>) {
+        let known = self.sectors.range((block, sectors.start)..(block, sectors.end));
+        let known: Vec<usize> = known.map(|((_, sector), _)| *sector).collect();
+        known.into_iter().for_each(|sector| self.add(block, sector..sector + 1, None));
+    }
+
+    /// How many values each sector has had so far.
+    pub fn mark(&self) -> Mark {
+        self.sectors.iter().map(|(&sector, values)| (sector, values.len())).collect()
+    }
+
+    /// Of the values up to the mark only the last can be found from here on.
+    pub fn settle_until(&mut self, mark: &Mark) {
+        for (sector, count) in mark {
+            self.sectors.entry(*sector).and_modify(|values| drop(values.drain(..count - 1)));
+        }
     }
 
     fn add(&mut self, block: u32, sectors: Range<usize>, value: Option<u16>) {
@@ -79,12 +106,7 @@ impl Model {
             Step::GiveUp(list) => {
                 let list: Vec<_> =
                     list.iter().map(|(block, range)| (BlockIndex(*block), range.clone())).collect();
-                for (block, range) in &list {
-                    let tracked = (0..4096).filter(|sector| range.contains(sector));
-                    let known: Vec<usize> =
-                        tracked.filter(|&s| self.sectors.contains_key(&(block.0, s))).collect();
-                    known.into_iter().for_each(|sector| self.add(block.0, sector..sector + 1, None));
-                }
+                list.iter().for_each(|(block, range)| self.gives_up(block.0, range));
                 let sets: Vec<_> =
                     list.iter().map(|(block, range)| (*block, SectorSet::of(range.clone()))).collect();
                 image.give_up(&sets)?;
