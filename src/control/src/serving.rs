@@ -22,7 +22,7 @@ use catena_types::{Bytes, HeaderPatch, ImageId, IoClass, VdiUuid};
 use serde::{Deserialize, Serialize};
 
 /// The size of a disk's `pending` file in bytes: made with it, all of it allocated, and zeroes (D7).
-pub const PENDING_BYTES: u64 = 1 << 20;
+pub const PENDING_BYTES: u64 = 4096 + 1024 * 576;
 
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

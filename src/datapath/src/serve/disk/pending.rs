@@ -31,6 +31,8 @@ const BITMAP_AT: usize = 8;
 const WORDS: usize = HEADER_WORDS + ENTRIES * ENTRY_WORDS;
 /// Size of the file, in bytes.
 const FILE_BYTES: usize = WORDS * 8;
+// The keeper makes the file.
+const _: () = assert!(FILE_BYTES as u64 == catena_control::PENDING_BYTES);
 
 const MAGIC: u64 = u64::from_le_bytes(*b"CATENAPN");
 /// Version 1 in the lower half, the number of entries in the upper.
