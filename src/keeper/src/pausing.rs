@@ -73,10 +73,16 @@ impl Owner {
                 self.find_or_replace(*vdi)?;
             }
             let leaf = ready(&*self.store, image, Access::ReadWrite)?;
+            // D12: through which the present leaf is read once it is under the new one.
+            let state = self.catalog.state();
+            let present = state.vdis.get(vdi).and_then(|row| state.images.get(&row.image));
+            let present = ready(&*self.store, present.ok_or_else(|| silent(*vdi))?, Access::ReadOnly)?;
             let served = self.serving.disks.get_mut(vdi).ok_or_else(|| silent(*vdi))?;
             let generation = served.next_generation();
             pause.0.push(Member { vdi: *vdi, leaf: image.id, generation });
-            served.link(*vdi)?.ask(&Ask::Prepare { generation, leaf: leaf.handed }, vec![leaf.fd])?;
+            served
+                .link(*vdi)?
+                .ask(&Ask::Prepare { generation, leaf: leaf.handed }, vec![leaf.fd, present.fd])?;
         }
         Ok(())
     }
