@@ -77,7 +77,7 @@ pub struct Commit {
 /// A layer that is written while it is read. One writer (D11).
 pub trait LiveLayer: Recall {
     /// A place for the block: the one it has, or a new one. Changes memory only. Only the first who asks for a new place is told
-    /// what is to be done before; all others wait until that is done.
+    /// what is to be done before; nobody asks for this block again until that is done.
     fn place(&mut self, block: BlockIndex) -> Result<Placed, Error>;
 
     /// Takes a new place back of which [`Placed::first`] failed, if nothing was written there.

@@ -1,28 +1,25 @@
-//! The block allocation table in memory: one page for each 512-byte sector of the table, none for sectors without a block.
+//! The block allocation table in memory: one page for each 512-byte sector of the table.
 //!
 //! A page is the sector as it is on disk, padding included, so that only touched sectors are ever written back and what
 //! another program put into the padding survives. An entry is set here only when it may be written (D1).
 
 use crate::error::{Error, Result};
 use crate::layout::{ENTRIES_PER_SECTOR, Layout, SECTOR, Slot};
+use crate::page::{Page, UNUSED};
 use catena_blockio::Container;
 use catena_chain::Plan;
 use catena_types::{BlockIndex, FileOffset, SECTOR_BYTES};
 use std::collections::BTreeSet;
 
-/// The entry of a block that has no place.
-const UNUSED: u32 = u32::MAX;
 /// Sectors of the table that are read at once.
 const READ_SECTORS: usize = 256;
-
-type Page = [u32; ENTRIES_PER_SECTOR];
 
 /// The block table of one image.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Bat {
     at: FileOffset,
     blocks: u32,
-    pages: Vec<Option<Box<Page>>>,
+    pages: Vec<Page>,
     /// Pages that differ from the disk.
     dirty: BTreeSet<usize>,
 }
@@ -37,7 +34,7 @@ impl Bat {
             let take = (count - pages.len()).min(READ_SECTORS) * SECTOR;
             let at = FileOffset(layout.table_at.0 + pages.len() as u64 * SECTOR_BYTES);
             container.read_at(&mut buf[..take], at).map_err(Error::io("reading the block table"))?;
-            pages.extend(buf[..take].chunks_exact(SECTOR).map(page));
+            pages.extend(buf[..take].chunks_exact(SECTOR).map(Page::parse));
         }
         Ok(Self { at: layout.table_at, blocks, pages, dirty: BTreeSet::new() })
     }
@@ -52,8 +49,8 @@ impl Bat {
         if block.0 >= self.blocks {
             return None;
         }
-        let page = self.pages.get(block.index() / ENTRIES_PER_SECTOR)?.as_ref()?;
-        let entry = page[block.index() % ENTRIES_PER_SECTOR];
+        let page = self.pages.get(block.index() / ENTRIES_PER_SECTOR)?;
+        let entry = page.get(block.index() % ENTRIES_PER_SECTOR);
         (entry != UNUSED).then_some(Slot(entry))
     }
 
@@ -61,8 +58,7 @@ impl Bat {
     pub(crate) fn set(&mut self, block: BlockIndex, slot: Option<Slot>) {
         let number = block.index() / ENTRIES_PER_SECTOR;
         if let Some(page) = self.pages.get_mut(number) {
-            let page = page.get_or_insert_with(|| Box::new([UNUSED; ENTRIES_PER_SECTOR]));
-            page[block.index() % ENTRIES_PER_SECTOR] = slot.map_or(UNUSED, |slot| slot.0);
+            page.set(block.index() % ENTRIES_PER_SECTOR, slot.map_or(UNUSED, |slot| slot.0));
             self.dirty.insert(number);
         }
     }
@@ -70,19 +66,18 @@ impl Bat {
     /// The blocks at or after `from` that have a place, ascending.
     pub(crate) fn used(&self, from: BlockIndex) -> impl Iterator<Item = (BlockIndex, Slot)> + '_ {
         let first = from.index() / ENTRIES_PER_SECTOR;
-        let pages = self.pages.iter().enumerate().skip(first).filter(|(_, page)| page.is_some());
-        pages
-            .flat_map(|(number, _)| {
-                let entries = number * ENTRIES_PER_SECTOR..(number + 1) * ENTRIES_PER_SECTOR;
-                entries.filter_map(|entry| u32::try_from(entry).ok().map(BlockIndex))
-            })
-            .filter(move |&block| block >= from)
-            .filter_map(|block| self.get(block).map(|slot| (block, slot)))
+        let pages = self.pages.iter().enumerate().skip(first);
+        let entries = pages.flat_map(|(page, entries)| {
+            entries.used().map(move |(number, entry)| (page * ENTRIES_PER_SECTOR + number, Slot(entry)))
+        });
+        entries
+            .filter_map(|(block, slot)| Some((BlockIndex(u32::try_from(block).ok()?), slot)))
+            .filter(move |&(block, _)| block >= from && block.0 < self.blocks)
     }
 
     /// A sector of the table: its place and its bytes.
     fn sector(&self, number: usize) -> (FileOffset, [u8; SECTOR]) {
-        let raw = self.pages.get(number).and_then(Option::as_deref).map_or([0xff; SECTOR], encode);
+        let raw = self.pages.get(number).map_or([0xff; SECTOR], Page::encode);
         (FileOffset(self.at.0 + number as u64 * SECTOR_BYTES), raw)
     }
 
@@ -97,26 +92,6 @@ impl Bat {
         self.dirty_sectors().into_iter().for_each(|(at, raw)| plan.write(at, raw));
         self.dirty.clear();
     }
-}
-
-fn page(raw: &[u8]) -> Option<Box<Page>> {
-    const EMPTY: [u8; SECTOR] = [0xff; SECTOR];
-    if raw == EMPTY {
-        return None;
-    }
-    let mut page = Box::new([UNUSED; ENTRIES_PER_SECTOR]);
-    for (entry, raw) in page.iter_mut().zip(raw.chunks_exact(4)) {
-        *entry = u32::from_be_bytes([raw[0], raw[1], raw[2], raw[3]]);
-    }
-    Some(page)
-}
-
-fn encode(page: &Page) -> [u8; SECTOR] {
-    let mut raw = [0; SECTOR];
-    for (raw, entry) in raw.chunks_exact_mut(4).zip(page) {
-        raw.copy_from_slice(&entry.to_be_bytes());
-    }
-    raw
 }
 
 /// The bytes of an empty table: unused entries, padded with zeros.

@@ -30,6 +30,7 @@ mod layout;
 mod live;
 mod locator;
 mod open;
+mod page;
 mod portable;
 mod repair;
 mod repair_header;

@@ -20,6 +20,8 @@ impl Image {
         self.check_block(block)?;
         self.writer()?;
         if let Some(slot) = self.slot(block) {
+            // Whoever asks again has waited until what he was told first was done.
+            self.footer_stands(block)?;
             return Ok((slot, Plan::default()));
         }
         let (slot, first) = self.allocate(stride)?;
