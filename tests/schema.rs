@@ -183,17 +183,17 @@ fn disks(scene: &mut Scene, sr: &str) -> Result<()> {
     scene.validate("documents/error", &refused)
 }
 
-/// Where disks are not served the refusal is a document too.
+/// A disk while it is served: its record has figures then.
 fn serving(scene: &mut Scene) -> Result<()> {
-    for (verb, method) in [("attach", "VDI.attach"), ("detach", "VDI.detach")] {
-        let said = scene.agent.catena(&["--json", "vdi", verb, "web"])?;
-        let (at, text) = match said.code {
-            0 => (format!("methods/{method}/answer"), &said.out),
-            _ => ("documents/error_document".to_owned(), &said.err),
-        };
-        scene.validate(&at, &serde_json::from_str(text)?)?;
-        scene.seen.insert(format!("vdi {verb}"));
-    }
+    let attached = scene.run("methods/VDI.attach/answer", &["vdi", "attach", "web"])?;
+    ensure!(attached["mode"] == "rw", "{attached}");
+    let record = scene.run("methods/VDI.get_record/answer", &["vdi", "show", "web"])?;
+    ensure!(record["attached"] == "rw" && record["serving"]["vdi"] == record["uuid"], "{record}");
+    let stats = scene.agent.call("Agent.stats", &json!({}))?.ok().context("Agent.stats")?;
+    scene.validate("methods/Agent.stats/answer", &stats)?;
+    ensure!(stats["disks"][0]["pid"] == record["serving"]["pid"], "{stats}");
+    scene.run("methods/VDI.get_tree/answer", &["vdi", "tree"])?;
+    scene.run("methods/VDI.detach/answer", &["vdi", "detach", "web"])?;
     Ok(())
 }
 

@@ -89,6 +89,11 @@ fn refusals_while_another_job_is_at_work() -> Result<()> {
     play(Ground::Busy)
 }
 
+#[test]
+fn refusals_of_disks_that_are_attached() -> Result<()> {
+    play(Ground::Served)
+}
+
 /// Plays all rows of a ground, also after one has failed, and says which have.
 fn play(ground: Ground) -> Result<()> {
     let table = documented()?;

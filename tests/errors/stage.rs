@@ -22,6 +22,8 @@ pub(crate) enum Ground {
     Broken,
     /// An SR that an export is stuck in.
     Busy,
+    /// An SR with disks that are attached, for writing and for reading.
+    Served,
 }
 
 /// A ground.
@@ -52,6 +54,7 @@ impl Stage {
             Ground::Long => stage.long()?,
             Ground::Broken => stage.broken()?,
             Ground::Busy => stage.busy()?,
+            Ground::Served => stage.served()?,
         }
         Ok(stage)
     }
@@ -204,6 +207,19 @@ impl Stage {
         self.agent.ok(&["coalesce", "pause", "worn"])?;
         self.agent.ok(&["sr", "scan", "worn"])?;
         Ok(())
+    }
+
+    fn served(&mut self) -> Result<()> {
+        let place = self.agent.path("srs/store");
+        self.sr("store", &place)?;
+        self.agent.ok(&["coalesce", "pause", "store"])?;
+        for name in ["written", "read"] {
+            self.disk("store", name)?;
+        }
+        self.agent.ok(&["vdi", "snapshot", "written", "--name", "before"])?;
+        self.agent.ok(&["vdi", "attach", "written"])?;
+        self.agent.ok(&["vdi", "attach", "read", "--read-only"])?;
+        self.file("some.raw", &[1; 512])
     }
 
     /// An export into a pipe that nobody reads.

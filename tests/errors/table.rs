@@ -1,6 +1,6 @@
 //! The refusals: where, what is asked, and what is said.
 
-use crate::stage::Ground::{self, Broken, Busy, Full, Long, Plain};
+use crate::stage::Ground::{self, Broken, Busy, Full, Long, Plain, Served};
 
 /// A refusal.
 pub(crate) struct Row {
@@ -47,7 +47,7 @@ pub(crate) const NEVER: &[(&str, &str)] = &[
     ("vdi_delete", "told by its cause; a delete needs no space"),
     ("vdi_clone", "told by its cause: no_space, chain_too_long, vdi_load"),
     ("vdi_snapshot", "told by its cause: no_space, chain_too_long"),
-    ("over_provisioned_attach", "needs a volume group; disks are not attached yet"),
+    ("over_provisioned_attach", "needs a volume group"),
 ];
 
 /// Every refusal.
@@ -284,4 +284,29 @@ pub(crate) const ROWS: &[Row] = &[
         "another job reads this disk",
         "catena job list",
     ),
+    at_once(Busy, "vdi attach disk", "vdi_in_use", "another job reads this disk", "catena job list"),
+    // In use.
+    at_once(Served, "vdi attach written", "vdi_in_use", "attached for writing", "catena vdi detach"),
+    at_once(
+        Served,
+        "vdi attach written --read-only",
+        "vdi_in_use",
+        "attached for writing",
+        "catena vdi detach",
+    ),
+    at_once(Served, "vdi attach read", "vdi_in_use", "attached for reading", "catena vdi detach"),
+    at_once(Served, "vdi snapshot read", "vdi_in_use", "attached for reading", "catena vdi detach"),
+    at_once(Served, "vdi revert written before", "vdi_in_use", "attached for writing", "catena vdi detach"),
+    at_once(Served, "vdi resize written 16MiB", "vdi_in_use", "attached for writing", "catena vdi detach"),
+    at_once(
+        Served,
+        "vdi write written {files}/some.raw",
+        "vdi_in_use",
+        "attached for writing",
+        "catena vdi detach",
+    ),
+    at_once(Served, "vdi export written {files}/new.raw", "vdi_in_use", "attached for writing", "snapshot"),
+    at_once(Served, "vdi copy written", "vdi_in_use", "attached for writing", "snapshot"),
+    at_once(Served, "vdi destroy written --yes", "vdi_in_use", "attached for writing", "catena vdi detach"),
+    at_once(Served, "sr detach store", "sr_in_use", "2 of the SR's disks are attached", "catena vdi detach"),
 ];

@@ -10,6 +10,8 @@ mod archive;
 mod chain;
 mod disks;
 mod hash;
+mod live;
+mod remote;
 mod stage;
 
 use crate::errors::{CliError, Exit};
@@ -75,6 +77,7 @@ impl Demo {
         self.clone_forty_times(&golden)?;
         let chain = self.snapshot_to_the_limit()?;
         self.merge_the_chain(&chain)?;
+        self.serve_a_disk()?;
         self.merge_what_was_adopted(&adopted)?;
         self.look_back()
     }

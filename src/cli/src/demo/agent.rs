@@ -88,6 +88,26 @@ impl PrivateAgent {
     }
 
     fn end(&mut self) -> Result<ExitStatus> {
+        let status = self.end_agent();
+        self.end_served();
+        status
+    }
+
+    /// Ends the processes that serve disks, which outlive their agent. There are some only where a step has failed in between.
+    fn end_served(&self) {
+        for disk in fs::read_dir(self.root().join("run/catena/vdi")).into_iter().flatten().flatten() {
+            let state = fs::read_to_string(disk.path().join("state.json")).unwrap_or_default();
+            let state: serde_json::Value = serde_json::from_str(&state).unwrap_or_default();
+            if let Some(pid) = state["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok())
+                && fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with("catena-datapath"))
+            {
+                // One that has just ended by itself is as good.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+
+    fn end_agent(&mut self) -> Result<ExitStatus> {
         if let Some(status) = self.child.try_wait()? {
             return Ok(status);
         }
