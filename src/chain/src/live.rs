@@ -119,7 +119,7 @@ pub trait LiveLayer: Recall {
     /// waits. What deeper layers own past the old end is the caller's business (D6).
     fn grow(&mut self, size: Bytes) -> Result<(), Error>;
 
-    /// The same layer for reading only, through this container: what a leaf becomes under a new one. Nothing is noted. The old
-    /// container is let go.
-    fn into_reader(self: Box<Self>, container: Arc<dyn Container>) -> Result<Arc<dyn Recall>, Error>;
+    /// From here on the layer is only read, through this container: what a leaf becomes under a new one. Nothing is noted. The
+    /// old container is let go, and every change is refused.
+    fn end_writing(&mut self, container: Arc<dyn Container>) -> Result<(), Error>;
 }

@@ -125,14 +125,14 @@ impl LiveLayer for Image {
         Ok(Self::grow(self, size)?)
     }
 
-    fn into_reader(mut self: Box<Self>, container: Arc<dyn Container>) -> Result<Arc<dyn Recall>, Error> {
+    fn end_writing(&mut self, container: Arc<dyn Container>) -> Result<(), Error> {
         self.all_is_stored()?;
         self.release_unwritten()?;
         // Blocks were looked at when they were placed; whoever seals the image meanwhile cuts off none of them.
         self.data_end = self.data_end.max(self.used_end());
         self.container = container;
         self.writer = None;
-        Ok(Arc::new(*self))
+        Ok(())
     }
 }
 

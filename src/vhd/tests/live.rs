@@ -233,7 +233,9 @@ fn a_leaf_becomes_a_base_that_another_process_seals() {
     write(&mut image, 3, 0..4, 2);
     assert!(LiveLayer::close(&mut *image).is_err(), "not committed yet");
     commit(&mut image);
-    let reader = image.into_reader(disk.clone()).unwrap();
+    let mut reader = image;
+    reader.end_writing(disk.clone()).unwrap();
+    assert!(LiveLayer::place(&mut *reader, BlockIndex(0)).is_err(), "no more");
     let mut sealer = open(&disk);
     sealer.seal().unwrap();
     sealer.set_hidden(true).unwrap();

@@ -4,9 +4,7 @@
 //! that are not in memory is said to be missing.
 
 use catena_blockio::Container;
-use catena_chain::{
-    Beneath, Error, Extent, Known, Layer, Link, LiveChain, LiveLayer, Look, Member, Ownership, Recall, Slot,
-};
+use catena_chain::{Beneath, Error, Extent, Link, LiveChain, LiveLayer, Look, Member, Recall, Slot};
 use catena_types::{BlockIndex, Bytes, ImageId};
 use std::ops::Range;
 use std::sync::Arc;
@@ -33,7 +31,9 @@ pub(crate) struct Leaf {
 
 /// An image of the chain.
 enum Image {
+    /// The one that is written, or was before there was another leaf.
     Leaf(Leaf),
+    /// One that was opened for reading.
     Part(Part),
 }
 
@@ -145,13 +145,9 @@ impl Layers {
 
     /// Puts another leaf on top; the old one is read through that container from now on, and keeps its slot.
     pub(super) fn push_leaf(&mut self, leaf: Leaf, old: Arc<dyn Container>) -> Result<(), Error> {
-        if let Some(image) = self.leaf.and_then(|slot| self.chain.member_mut(slot)) {
-            let (id, size) = (image.id(), image.layer().virtual_size());
-            let layer: Arc<dyn Recall> = Arc::new(Vacant(old.clone(), size));
-            let before = std::mem::replace(image, Image::Part(Part { id, layer, container: old.clone() }));
-            if let (Image::Leaf(before), Image::Part(part)) = (before, image) {
-                part.layer = before.layer.into_reader(old)?;
-            }
+        if let Some(before) = self.leaf() {
+            before.layer.end_writing(old.clone())?;
+            before.container = old;
         }
         self.leaf = Some(self.chain.push_leaf(Image::Leaf(leaf))?);
         Ok(())
@@ -174,49 +170,5 @@ impl Layers {
         let leaf = self.leaf.map(|slot| Ok(Link::Stays(slot)));
         let chain = leaf.into_iter().chain(links).collect::<Result<Vec<_>, Error>>()?;
         self.chain.relink(chain).map(drop)
-    }
-}
-
-/// What stands in the place of a leaf while it becomes a reader, and for ever if it cannot: reads of it fail.
-struct Vacant(Arc<dyn Container>, Bytes);
-
-impl Vacant {
-    fn gone<T>(block: BlockIndex) -> Result<T, Error> {
-        Err(Error::Damaged {
-            block,
-            problem: "its image could not be read any more under a new leaf".to_owned(),
-        })
-    }
-}
-
-impl Layer for Vacant {
-    fn virtual_size(&self) -> Bytes {
-        self.1
-    }
-
-    fn ownership(&self, block: BlockIndex) -> Result<Ownership, Error> {
-        Self::gone(block)
-    }
-
-    fn locate(&self, _block: BlockIndex) -> Option<Extent> {
-        None
-    }
-
-    fn next_block(&self, _from: BlockIndex) -> Option<BlockIndex> {
-        None
-    }
-
-    fn container(&self) -> &dyn Container {
-        &*self.0
-    }
-}
-
-impl Recall for Vacant {
-    fn known(&self, block: BlockIndex) -> Result<Known, Error> {
-        Self::gone(block)
-    }
-
-    fn learn(&self, block: BlockIndex, _raw: &[u8; 512]) -> Result<(), Error> {
-        Self::gone(block)
     }
 }
