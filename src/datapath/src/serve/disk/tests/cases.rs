@@ -226,6 +226,23 @@ fn extents_say_how_deep_their_owner_is() {
     assert_eq!(extents.len(), 1);
 }
 
+#[test]
+fn a_block_is_not_given_up_while_a_write_is_on_its_way_there() {
+    let Fresh { mut rig, .. } = fresh(1, true);
+    assert!(matches!(rig.write(0, &[1; PAGE]), Outcome::Done));
+    assert!(matches!(rig.done(Work::Flush), Outcome::Done));
+    let writing = rig.submit(write(PAGE as u64, &[2; PAGE], false));
+    let trimming = rig.submit(Work::Trim { at: 0, len: 4096, fua: false });
+    rig.settle_plans();
+    let elsewhere = rig.submit(write(BLOCK_BYTES, &[3; PAGE], false));
+    rig.settle();
+    for request in [writing, trimming, elsewhere] {
+        assert!(matches!(rig.outcome(request), Some(Outcome::Done)));
+    }
+    assert!(rig.read(0, 8192) == [[0; PAGE], [2; PAGE]].concat());
+    assert!(rig.read(BLOCK_BYTES, 4096) == [3; PAGE]);
+}
+
 /// A new leaf for the chain.
 fn next_leaf(fresh: &Fresh) -> Arc<SimDisk> {
     let n = fresh.disks.len();
@@ -241,7 +258,7 @@ fn a_snapshot_holds_writes_back_and_lets_reads_go_on() {
     let rig = &mut fresh.rig;
     assert!(matches!(rig.write(0, &[1; PAGE]), Outcome::Done));
     let old_leaf = gated(&fresh.disks[1]);
-    rig.ask(Change::Prepare { generation: 1, leaf: leaf(2, &new), old_leaf });
+    rig.ask(Change::Prepare { generation: 1, leaf: leaf(&new), old_leaf });
     assert_eq!(rig.disk.hello().prepared, Some(id(2)));
     rig.ask(Change::Quiesce { generation: 1 });
     let held = rig.submit(write(0, &[2; PAGE], false));
@@ -276,7 +293,7 @@ fn a_change_that_is_given_up_leaves_everything_as_it_was() {
     let new = next_leaf(&fresh);
     let rig = &mut fresh.rig;
     let old_leaf = gated(&fresh.disks[1]);
-    rig.ask(Change::Prepare { generation: 1, leaf: leaf(2, &new), old_leaf });
+    rig.ask(Change::Prepare { generation: 1, leaf: leaf(&new), old_leaf });
     rig.ask(Change::Quiesce { generation: 1 });
     let held = rig.submit(write(0, &[2; PAGE], false));
     rig.settle();
@@ -309,7 +326,7 @@ fn writes_that_wait_for_space_do_not_keep_a_snapshot_from_being_made() {
     let waits = rig.submit(write(0, &[2; PAGE], false));
     rig.settle();
     let old_leaf = gated(&fresh.disks[1]);
-    rig.ask(Change::Prepare { generation: 1, leaf: leaf(2, &new), old_leaf });
+    rig.ask(Change::Prepare { generation: 1, leaf: leaf(&new), old_leaf });
     rig.ask(Change::Quiesce { generation: 1 });
     rig.settle();
     assert_eq!(rig.told[1], Ok(Told::Quiesced { leaf_is_empty: true }));
@@ -339,7 +356,7 @@ fn a_merged_image_is_let_go_when_the_last_read_of_it_has_ended() {
     image.close().unwrap();
 
     let reading = rig.submit(Work::Read { at, len: 512 });
-    rig.ask(Change::Relink { generation: 1, below: vec![(id(0), Some(part(0, &merged)))] });
+    rig.ask(Change::Relink { generation: 1, below: vec![(id(0), Some(part(&merged)))] });
     assert!(rig.told.is_empty(), "a read of the old images is under way");
     let later = rig.submit(Work::Read { at, len: 512 });
     rig.settle();

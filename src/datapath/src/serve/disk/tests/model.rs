@@ -45,6 +45,11 @@ impl Model {
         Self { base, below, histories: BTreeMap::new(), open: HashMap::new() }
     }
 
+    /// Another leaf is on top now.
+    pub(super) fn set_below(&mut self, below: Vec<bool>) {
+        self.below = below;
+    }
+
     fn newest(&self, sector: u64) -> Sector {
         match self.histories.get(&sector) {
             Some(history) => history.versions.last().unwrap().clone(),

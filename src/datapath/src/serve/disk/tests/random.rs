@@ -2,12 +2,15 @@
 
 use super::chains::{SIZE, chain, content, owned};
 use super::model::Model;
-use super::rig::{Rig, bytes, world, write};
+use super::rig::{Rig, bytes, gated, id, image, leaf, make, part, world, write};
+use crate::serve::disk::Change;
 use crate::serve::work::{Outcome, Work};
 use catena_blockio::Container;
 use catena_blockio::sim::{Rng, SimDisk, SimWorld};
-use catena_types::Severity;
-use catena_vhd::{CheckOptions, check};
+use catena_chain::{Error, Progress, copy};
+use catena_control::Told;
+use catena_types::{Bytes, GuestOffset, Severity};
+use catena_vhd::{CheckOptions, Mode, check};
 use std::fs::File;
 use std::sync::Arc;
 
@@ -49,6 +52,21 @@ fn work(rng: &mut Rng) -> Work {
     }
 }
 
+/// A merge that nobody stops.
+struct GoOn;
+
+impl Progress for GoOn {
+    fn planned(&mut self, _total: Bytes) {}
+
+    fn go_on(&mut self, _upcoming: Bytes) -> bool {
+        true
+    }
+
+    fn checkpoint(&mut self, _cursor: GuestOffset, _done: Bytes) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
 /// A disk under random requests.
 struct Run {
     rig: Rig,
@@ -56,6 +74,10 @@ struct Run {
     rng: Rng,
     world: Arc<SimWorld>,
     pending: File,
+    /// The images that the catalog names, root first, by their number in the world, and how many there are in all.
+    chain: Vec<usize>,
+    disks: Vec<Arc<SimDisk>>,
+    generation: u64,
     seed: u64,
 }
 
@@ -69,11 +91,21 @@ impl Run {
         let pending = tempfile::tempfile().unwrap();
         let model = Model::new(content(&disks), owned(&disks[..count - 1]));
         let rig = Rig::open(&disks, &pending, seed);
-        Self { rig, model, rng, world, pending, seed }
+        let chain = (0..count).collect();
+        Self { rig, model, rng, world, pending, chain, disks, generation: 0, seed }
+    }
+
+    /// Those of the world that make the chain.
+    fn chain_of(&self, world: &[Arc<SimDisk>]) -> Vec<Arc<SimDisk>> {
+        self.chain.iter().map(|&n| world[n].clone()).collect()
     }
 
     fn submit(&mut self) {
         let work = work(&mut self.rng);
+        self.submit_work(work);
+    }
+
+    fn submit_work(&mut self, work: Work) {
         // Answers that come at once must find the request in the model.
         let next = self.rig.next_number();
         self.model.comes(next, &work);
@@ -103,6 +135,66 @@ impl Run {
         self.take_answers();
     }
 
+    /// Puts a new leaf on top, or changes its mind about that. What is trimmed depends on the leaf, so nothing is meanwhile; and
+    /// reads go past writes that are held back, so there are only such or such.
+    fn snapshot(&mut self, look: &mut impl FnMut(&mut Self)) {
+        self.generation += 1;
+        let generation = self.generation;
+        let (top, new) = (self.chain[self.chain.len() - 1], SimDisk::automatic(&self.world));
+        make(&new, self.disks.len(), Some(top), Bytes(SIZE));
+        let number = self.disks.len();
+        self.disks.push(new.clone());
+        let old_leaf = gated(&self.disks[top]);
+        self.rig.ask(Change::Prepare { generation, leaf: leaf(&new), old_leaf });
+        self.rig.ask(Change::Quiesce { generation });
+        let reads = self.rng.coin();
+        while !matches!(self.rig.told.last(), Some(Ok(Told::Quiesced { .. }))) {
+            self.submit_some(reads);
+            self.step();
+            look(self);
+        }
+        let swap = self.rng.below(4) > 0;
+        if swap {
+            let below = self.chain_of(&self.disks);
+            self.model.set_below(owned(&below));
+            self.chain.push(number);
+        }
+        look(self);
+        self.rig.ask(Change::Resume { generation, swap });
+        self.take_answers();
+        look(self);
+    }
+
+    /// Submits something that reads, or something that changes the disk.
+    fn submit_some(&mut self, reads: bool) {
+        let work = work(&mut self.rng);
+        let is_read = matches!(work, Work::Read { .. } | Work::Status { .. });
+        if is_read == reads && !matches!(work, Work::Trim { .. }) {
+            self.submit_work(work);
+        }
+    }
+
+    /// Merges an image into its parent, as a worker does, and has it dropped.
+    fn merge(&mut self, look: &mut impl FnMut(&mut Self)) {
+        if self.chain.len() < 3 {
+            return;
+        }
+        let index = 1 + usize::try_from(self.rng.below(self.chain.len() as u64 - 2)).unwrap();
+        let [parent, child] = [index - 1, index].map(|n| self.disks[self.chain[n]].clone());
+        let [parent_container, child]: [Arc<dyn Container>; 2] = [parent.clone(), child];
+        let source = image(&child, Mode::ReadOnly);
+        let mut target = image(&parent_container, Mode::ReadWrite);
+        copy(&source, &mut target, GuestOffset(0), &mut GoOn).unwrap();
+        target.close().unwrap();
+        self.chain.remove(index);
+        self.generation += 1;
+        let top = self.chain.len() - 1;
+        let link = |(n, &number): (usize, &usize)| (id(number), (n == index - 1).then(|| part(&parent)));
+        let below = self.chain[..top].iter().enumerate().map(link).rev().collect();
+        self.rig.ask(Change::Relink { generation: self.generation, below });
+        look(self);
+    }
+
     /// Some requests, and some steps between them; `look` is called after each step.
     fn go(&mut self, requests: usize, mut look: impl FnMut(&mut Self)) {
         for _ in 0..requests {
@@ -110,6 +202,11 @@ impl Run {
             for _ in 0..self.rng.below(6) {
                 self.step();
                 look(self);
+            }
+            match self.rng.below(30) {
+                0 => self.snapshot(&mut look),
+                1 => self.merge(&mut look),
+                _ => {}
             }
             if self.rng.below(10) == 0 {
                 self.rig.wait();
@@ -149,10 +246,11 @@ fn random_requests_read_what_was_written() {
         assert!(run.model.is_done(), "seed {seed}: a request was never answered");
         let whole = run.rig.read(0, u32::try_from(SIZE).unwrap());
         run.model.check(&whole, false, &format!("seed {seed}, at the end"));
-        run.rig.ask(crate::serve::disk::Change::Stop);
+        run.rig.ask(Change::Stop);
         run.rig.settle();
-        assert!(matches!(run.rig.told[..], [Ok(_)]), "seed {seed}: {:?}", run.rig.told);
-        let disks = run.world.after_process_kill();
+        assert!(run.rig.told.iter().all(Result::is_ok), "seed {seed}: {:?}", run.rig.told);
+        assert_eq!(run.rig.disk.hello().chain, run.chain.iter().rev().map(|&n| id(n)).collect::<Vec<_>>());
+        let disks = run.chain_of(&run.world.after_process_kill());
         sound(&disks, &format!("seed {seed}"));
         run.model.check(&content(&disks), false, &format!("seed {seed}, closed"));
     }
@@ -165,6 +263,7 @@ fn what_was_flushed_survives_a_power_cut_at_every_step() {
         run.go(25, |run| {
             let what = format!("seed {seed}, power cut after step {}", run.rig.lab.steps);
             let disks = run.world.after_power_cut(seed ^ run.rig.lab.steps << 20);
+            let disks = run.chain_of(&disks);
             sound(&disks, &what);
             run.model.check(&content(&disks), true, &what);
         });
@@ -177,8 +276,9 @@ fn what_was_answered_survives_the_death_of_the_process_at_every_step() {
         let mut run = Run::new(seed);
         run.go(25, |run| {
             let what = format!("seed {seed}, killed after step {}", run.rig.lab.steps);
-            let disks = run.world.after_process_kill();
-            let pending = copy(&run.pending);
+            let world = run.world.after_process_kill();
+            let disks = run.chain_of(&world);
+            let pending = copy_of(&run.pending);
             let mut successor = Rig::open(&disks, &pending, seed);
             let whole = successor.read(0, u32::try_from(SIZE).unwrap());
             run.model.check(&whole, false, &what);
@@ -186,14 +286,14 @@ fn what_was_answered_survives_the_death_of_the_process_at_every_step() {
             drop(successor);
             sound(&disks, &what);
             // The successor's flush covers what its predecessor has answered.
-            let after = disks[0].world().after_power_cut(seed);
+            let after = run.chain_of(&disks[0].world().after_power_cut(seed));
             run.model.check(&content(&after), false, &format!("{what}, and the power cut after"));
         });
     }
 }
 
 /// The file as a process that dies now leaves it.
-fn copy(file: &File) -> File {
+fn copy_of(file: &File) -> File {
     use std::os::unix::fs::FileExt;
     let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
     file.read_exact_at(&mut bytes, 0).unwrap();

@@ -210,14 +210,16 @@ pub(super) fn gated(disk: &Arc<SimDisk>) -> Arc<dyn Container> {
     Arc::new(Gated(disk.clone()))
 }
 
-pub(super) fn part(n: usize, disk: &Arc<SimDisk>) -> Part {
+pub(super) fn part(disk: &Arc<SimDisk>) -> Part {
     let container = gated(disk);
-    Part { id: id(n), layer: Arc::new(image(&container, Mode::ReadOnly)), container }
+    let image = image(&container, Mode::ReadOnly);
+    Part { id: image.info().id, layer: Arc::new(image), container }
 }
 
-pub(super) fn leaf(n: usize, disk: &Arc<SimDisk>) -> Leaf {
+pub(super) fn leaf(disk: &Arc<SimDisk>) -> Leaf {
     let container = gated(disk);
-    Leaf { id: id(n), layer: Box::new(image(&container, Mode::ReadWrite)), container }
+    let image = image(&container, Mode::ReadWrite);
+    Leaf { id: image.info().id, layer: Box::new(image), container }
 }
 
 /// A disk that is served.
@@ -246,8 +248,8 @@ impl Rig {
         let opening = Opening {
             vdi: VdiUuid::from_bytes([1; 16]),
             boot: [2; 16],
-            leaf: Some((leaf(top, &disks[top]), pending.try_clone().unwrap().into())),
-            below: (0..top).rev().map(|n| part(n, &disks[n])).collect(),
+            leaf: Some((leaf(&disks[top]), pending.try_clone().unwrap().into())),
+            below: (0..top).rev().map(|n| part(&disks[n])).collect(),
             waits_when_full,
         };
         let disk = Disk::open(opening).unwrap();
@@ -293,6 +295,14 @@ impl Rig {
         self.answered.append(&mut self.disk.finished());
         self.told.append(&mut self.disk.answers());
         self.news.append(&mut self.disk.news());
+    }
+
+    /// Until no plan is under way.
+    pub(super) fn settle_plans(&mut self) {
+        while !self.lab.calls.is_empty() {
+            self.lab.step_call(0);
+            self.collect();
+        }
     }
 
     /// Until nothing is under way.
