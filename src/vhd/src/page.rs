@@ -23,6 +23,11 @@ pub(crate) enum Page {
 impl Page {
     /// From the bytes of the sector.
     pub(crate) fn parse(raw: &[u8]) -> Self {
+        // Most of a large table.
+        const EMPTY: [u8; SECTOR] = [0xff; SECTOR];
+        if raw == EMPTY {
+            return Self::Few(Box::default());
+        }
         let entry = |raw: &[u8]| raw.first_chunk().map_or(UNUSED, |raw| u32::from_be_bytes(*raw));
         Self::of(raw.chunks_exact(4).map(entry))
     }
