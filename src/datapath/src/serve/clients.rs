@@ -159,12 +159,12 @@ impl Clients {
     }
 
     /// When the door has to be looked at, or somebody can go on.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self, core: &Core) -> Option<Instant> {
         let door = match self.door {
             Door::Resting(until) => Some(until),
             Door::Open | Door::Closed => None,
         };
-        self.connections.values().filter_map(Connection::deadline).chain(door).min()
+        self.connections.values().filter_map(|connection| connection.deadline(core)).chain(door).min()
     }
 
     /// The time has come to see whether there is a descriptor again.

@@ -46,8 +46,6 @@ pub(crate) struct Connection {
     blocked: bool,
     /// There may be something to do with what was received, but no room for it.
     stalled: bool,
-    /// The limits of the disk admit nothing before that.
-    until: Option<Instant>,
     /// Requests of it under way.
     under_way: u32,
     /// Their bytes.
@@ -114,7 +112,6 @@ impl Connection {
             readable: true,
             blocked: false,
             stalled: false,
-            until: None,
             under_way: 0,
             bytes_under_way: 0,
         }
@@ -136,8 +133,17 @@ impl Connection {
     }
 
     /// When it can go on, if it waits for the time alone.
-    pub(crate) const fn deadline(&self) -> Option<Instant> {
-        if self.stalled { self.until } else { None }
+    pub(crate) fn deadline(&self, core: &Core) -> Option<Instant> {
+        if self.stalled { self.held_until(core) } else { None }
+    }
+
+    /// Until when the limits of the disk hold its next request back. Asked anew each time: limits change, and others take from
+    /// them, too.
+    fn held_until(&self, core: &Core) -> Option<Instant> {
+        match &self.phase {
+            Phase::Serving(serving) => core.limiter.held_until(serving.waiting.as_ref()?, core.now),
+            _ => None,
+        }
     }
 
     /// Whether it is over.
@@ -200,8 +206,8 @@ impl Connection {
 
     fn has_room(&self, core: &Core) -> bool {
         let owed = self.bytes_under_way + self.output.len() as u64;
-        let is_time = self.until.is_none_or(|until| until <= core.now);
-        owed < OWED && self.under_way < MANY && is_time && core.disk.can_take()
+        let is_held = self.held_until(core).is_some();
+        owed < OWED && self.under_way < MANY && !is_held && core.disk.can_take()
     }
 
     fn receive(&mut self, core: &mut Core) -> io::Result<()> {
@@ -314,9 +320,7 @@ impl Connection {
 
     /// Begins a request, unless the limits of the disk want it to wait.
     fn admit(&mut self, request: Request, core: &mut Core) -> Option<Wants> {
-        let admitted = core.limiter.admit(&request, core.now);
-        self.until = admitted.err();
-        if self.until.is_none() {
+        if core.limiter.admit(&request, core.now) {
             self.begin(request, core);
             return None;
         }

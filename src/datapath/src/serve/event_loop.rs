@@ -93,7 +93,8 @@ impl EventLoop {
         if self.clients.is_busy(&self.core) {
             return Some(Duration::ZERO);
         }
-        let deadline = [self.core.disk.deadline(), self.clients.deadline()].into_iter().flatten().min();
+        let deadline =
+            [self.core.disk.deadline(), self.clients.deadline(&self.core)].into_iter().flatten().min();
         deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 

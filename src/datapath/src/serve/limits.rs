@@ -46,16 +46,23 @@ impl Limiter {
         self.bytes.set(limits.bytes, limits.bytes_burst, now);
     }
 
-    /// Admits a request and takes what it costs; or says when to ask again.
-    pub(crate) fn admit(&mut self, request: &Request, now: Instant) -> Result<(), Instant> {
-        let Some(bytes) = cost(request) else { return Ok(()) };
+    /// When a request would be admitted as things stand; none if that is now.
+    pub(crate) fn held_until(&self, request: &Request, now: Instant) -> Option<Instant> {
+        cost(request)?;
         let wait = self.requests.wait(now).max(self.bytes.wait(now));
-        if wait > Duration::ZERO {
-            return Err(now + wait);
+        (wait > Duration::ZERO).then(|| now + wait)
+    }
+
+    /// Admits a request and takes what it costs, unless it has to wait.
+    pub(crate) fn admit(&mut self, request: &Request, now: Instant) -> bool {
+        if self.held_until(request, now).is_some() {
+            return false;
         }
-        self.requests.take(1, now);
-        self.bytes.take(bytes, now);
-        Ok(())
+        if let Some(bytes) = cost(request) {
+            self.requests.take(1, now);
+            self.bytes.take(bytes, now);
+        }
+        true
     }
 }
 
@@ -131,7 +138,7 @@ mod tests {
 
     /// How many requests are admitted at once.
     fn at_once(limiter: &mut Limiter, request: &Request, now: Instant) -> u32 {
-        (0..1_000_000).take_while(|_| limiter.admit(request, now).is_ok()).map(|_| 1).sum()
+        (0..1_000_000).take_while(|_| limiter.admit(request, now)).map(|_| 1).sum()
     }
 
     #[test]
@@ -149,7 +156,8 @@ mod tests {
         let mut limiter = limited(1000, 0, now);
         let small = request(READ, 512);
         assert_eq!(at_once(&mut limiter, &small, now), 100);
-        assert_eq!(limiter.admit(&small, now), Err(now + Duration::from_nanos(1)));
+        assert_eq!(limiter.held_until(&small, now), Some(now + Duration::from_nanos(1)));
+        assert!(!limiter.admit(&small, now));
         assert_eq!(at_once(&mut limiter, &small, now + Duration::from_millis(10)), 10);
         assert_eq!(
             at_once(&mut limiter, &small, now + Duration::from_secs(60)),
@@ -170,12 +178,12 @@ mod tests {
     fn a_request_larger_than_the_burst_is_admitted_and_paid_for() {
         let now = Instant::now();
         let mut limiter = limited(0, 1 << 20, now);
-        assert_eq!(limiter.admit(&request(READ, 32 << 20), now), Ok(()));
-        let again = limiter.admit(&request(READ, 1), now).unwrap_err();
+        assert!(limiter.admit(&request(READ, 32 << 20), now));
+        let again = limiter.held_until(&request(READ, 1), now).unwrap();
         let waited = again - now;
         assert!(waited > Duration::from_secs(31) && waited <= Duration::from_secs(32), "{waited:?}");
-        assert_eq!(limiter.admit(&request(READ, 1), again - Duration::from_nanos(1)), Err(again));
-        assert_eq!(limiter.admit(&request(READ, 1), again), Ok(()));
+        assert!(!limiter.admit(&request(READ, 1), again - Duration::from_nanos(1)));
+        assert!(limiter.admit(&request(READ, 1), again));
     }
 
     #[test]
@@ -184,7 +192,7 @@ mod tests {
         let mut limiter = limited(1, 1, now);
         assert_eq!(at_once(&mut limiter, &request(READ, 4096), now), 1);
         for what in [What::Flush, What::Status { one: true }] {
-            assert_eq!(limiter.admit(&request(what, 0), now), Ok(()));
+            assert!(limiter.admit(&request(what, 0), now));
         }
     }
 
@@ -203,11 +211,11 @@ mod tests {
     fn a_limit_that_is_raised_is_felt_at_once() {
         let now = Instant::now();
         let mut limiter = limited(0, 1, now);
-        assert_eq!(limiter.admit(&request(READ, 1 << 30), now), Ok(()));
+        assert!(limiter.admit(&request(READ, 1 << 30), now));
         limiter.set(&Limits { bytes: 1000, ..Limits::default() }, now);
-        assert_eq!(limiter.admit(&request(READ, 1), now), Err(now + Duration::from_nanos(1)));
+        assert_eq!(limiter.held_until(&request(READ, 1), now), Some(now + Duration::from_nanos(1)));
         limiter.set(&Limits::default(), now);
-        assert_eq!(limiter.admit(&request(READ, 1), now), Ok(()));
+        assert!(limiter.admit(&request(READ, 1), now));
     }
 
     proptest! {
@@ -229,12 +237,13 @@ mod tests {
             let mut admitted: Vec<(Instant, u64)> = Vec::new();
             for (len, later) in coming {
                 let request = request(READ, len);
-                if let Err(again) = limiter.admit(&request, now) {
+                if let Some(again) = limiter.held_until(&request, now) {
                     prop_assert!(again > now);
-                    prop_assert_eq!(limiter.admit(&request, again - Duration::from_nanos(1)), Err(again), "woken too late");
+                    let early = again - Duration::from_nanos(1);
+                    prop_assert_eq!(limiter.held_until(&request, early), Some(again), "woken too late");
                     now = again;
-                    prop_assert_eq!(limiter.admit(&request, now), Ok(()), "woken too early");
                 }
+                prop_assert!(limiter.admit(&request, now), "woken too early");
                 admitted.push((now, u64::from(len)));
                 now += Duration::from_nanos(later);
             }
