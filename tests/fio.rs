@@ -3,7 +3,7 @@
 mod harness;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use harness::{Agent, nightly, peer, wait_until};
+use harness::{Agent, nightly, peer};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How many snapshots are taken, destroyed and merged.
@@ -66,9 +66,11 @@ fn cycle_once(agent: &Agent, cycle: usize) -> Result<()> {
     for snapshot in snapshots {
         agent.ok(&["vdi", "destroy", &snapshot])?;
     }
-    agent.ok(&["coalesce", "run", "store"])?;
+    agent.ok(&["coalesce", "run", "store", "--wait"])?;
     // The leaf itself is merged when the disk is detached.
-    wait_until("what was between the leaf and the root is merged", || Ok(depth(agent)? <= 2))
+    let depth = depth(agent)?;
+    ensure!(depth == 2, "what was between the leaf and the root is merged, and there are {depth} images");
+    Ok(())
 }
 
 fn depth(agent: &Agent) -> Result<u64> {

@@ -13,7 +13,6 @@ use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// The most lines of a command's output that are shown.
 const SHOWN_LINES: usize = 12;
@@ -148,11 +147,6 @@ impl Stage {
         ensure!(found == sha256, "{what} ({vdi}) reads {found} and should read {sha256}");
         self.voice.say(&format!("{what}: SHA-256 {}... as it should be", &found[..16]));
         Ok(())
-    }
-
-    /// Sleeps, unless somebody wants the demonstration to end.
-    pub(super) fn pause(&self, time: Duration) -> Result<()> {
-        Ok(self.interrupt.pause(time)?)
     }
 
     fn execute(&self, line: &[&str], voice: Voice) -> Result<(Exit, String)> {
