@@ -126,6 +126,7 @@ impl Connection {
     /// Whether it could go on now without anything happening first.
     pub(crate) fn is_busy(&self, core: &Core) -> bool {
         match self.phase {
+            Phase::Serving(ref serving) if self.stalled && serving.incoming.is_some() => core.disk.can_take(),
             Phase::Greeting(_) | Phase::Serving(_) if self.stalled => self.has_room(core),
             Phase::Greeting(_) | Phase::Serving(_) => self.readable,
             Phase::Ending(_) | Phase::Closed => false,
@@ -287,7 +288,12 @@ impl Connection {
     fn serve(&mut self, core: &mut Core) -> Option<Wants> {
         let room = self.has_room(core);
         let Phase::Serving(serving) = &mut self.phase else { return None };
-        if serving.incoming.as_ref().map_or(!room, |incoming| incoming.part.is_none() && !room) {
+        let may_go_on = match &serving.incoming {
+            None => room,
+            // It was admitted; each part waits only until the disk can take it.
+            Some(incoming) => incoming.part.is_some() || core.disk.can_take(),
+        };
+        if !may_go_on {
             return Some(Wants::Room);
         }
         if serving.incoming.is_some() {
@@ -469,10 +475,11 @@ fn part_length(at: u64, left: u32) -> usize {
     PART - usize::try_from(over).unwrap_or_default()
 }
 
-/// The memory that a request may need, in bytes.
+/// The memory that a request may need, in bytes. That of a write's parts is the disk's, which counts it.
 fn weight(request: &Request) -> u64 {
     match request.what {
-        What::Read { .. } | What::Write { .. } => u64::from(request.len),
+        What::Read { .. } => u64::from(request.len),
+        What::Write { .. } => u64::from(request.len).min(PART as u64),
         _ => 0,
     }
 }

@@ -1,0 +1,144 @@
+//! The side door: what the keeper asks, in which order it is answered, and that the disk does not care whether there is a keeper.
+
+use crate::harness::nbd::{FLUSH, READ, WRITE};
+use crate::harness::wait_until;
+use crate::stage::{MIB, Stage};
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+#[test]
+fn hello_and_figures() -> Result<()> {
+    let mut stage = Stage::chain()?;
+    stage.served.start(&["--engine", "threads"])?;
+    let keeper = stage.served.keeper()?;
+    let hello = keeper.ask(&json!({"ask": "hello"}))?;
+    ensure!(hello["told"] == "hello" && hello["vdi"] == stage.vdi, "{hello}");
+    ensure!(hello["pid"] == stage.served.pid()?.as_raw() && hello["read_only"] == false, "{hello}");
+    ensure!(hello["chain"].as_array().map(Vec::len) == Some(3) && hello["quiesced"].is_null(), "{hello}");
+
+    let mut client = stage.served.client()?;
+    ensure!(client.write(0, &[7; 8192], 0)? == 0, "a write");
+    ensure!(client.read(0, 4096)?.is_ok() && client.read(0, 512)?.is_ok(), "reads");
+    ensure!(client.ask(FLUSH, 0, 0, 0)? == 0, "a flush");
+    // What is refused before it reaches the disk is nobody's figure.
+    ensure!(client.ask(READ, 0, 1 << 40, 512)? == 22, "a read past the end");
+    let stats = keeper.ask(&json!({"ask": "stats"}))?;
+    ensure!(
+        stats["connections"] == 1 && stats["queue_depth"] == 0 && stats["engine"] == "threads",
+        "{stats}"
+    );
+    let figures = ["read", "write", "flush"].map(|kind| {
+        let of = &stats[kind];
+        let timed: u64 = of["latency"].as_array().into_iter().flatten().filter_map(Value::as_u64).sum();
+        [of["count"].as_u64(), of["bytes"].as_u64(), of["failed"].as_u64(), Some(timed)]
+    });
+    let expected = [[2, 4608, 0, 2], [1, 8192, 0, 1], [1, 0, 0, 1]];
+    ensure!(figures == expected.map(|kind| kind.map(Some)), "{stats}");
+    client.disconnect()?;
+    stage.served.stop()
+}
+
+#[test]
+fn answers_come_in_order_and_nonsense_is_refused() -> Result<()> {
+    let mut stage = Stage::chain()?;
+    stage.served.start(&[])?;
+    let keeper = stage.served.keeper()?;
+    let questions = [
+        json!({"ask": "stats"}),
+        json!({"ask": "tell me"}),
+        json!({"ask": "prepare", "generation": 1, "leaf": {"id": "00000000-0000-0000-0000-000000000001", "format": "vhd"}}),
+        json!({"ask": "quiesce", "generation": 1}),
+        json!({"ask": "hello"}),
+        json!({"ask": "resume", "generation": 1, "swap": false}),
+        json!({"ask": "hello"}),
+        json!({"ask": "limit", "iops": 1_000_000, "bytes": 0, "iops_burst": 0, "bytes_burst": 0, "class": null}),
+    ];
+    for question in &questions {
+        keeper.send(question)?;
+    }
+    let mut answers = Vec::new();
+    while answers.len() < questions.len() {
+        match keeper.receive()? {
+            Some(said) => answers.push(said["answer"].clone()),
+            None => anyhow::bail!("the connection ended after {answers:?}"),
+        }
+    }
+    ensure!(answers[0]["Ok"]["told"] == "stats", "{answers:#?}");
+    ensure!(answers[1]["Err"]["kind"] == "unsupported", "{answers:#?}");
+    ensure!(
+        answers[2]["Err"]["message"].as_str().is_some_and(|why| why.contains("descriptors")),
+        "{answers:#?}"
+    );
+    ensure!(
+        answers[3]["Ok"]["told"] == "quiesced" && answers[3]["Ok"]["leaf_is_empty"] == false,
+        "{answers:#?}"
+    );
+    ensure!(answers[4]["Ok"]["quiesced"] == 1, "{answers:#?}");
+    ensure!(answers[5]["Ok"]["told"] == "done", "{answers:#?}");
+    ensure!(answers[6]["Ok"]["told"] == "hello" && answers[6]["Ok"]["quiesced"].is_null(), "{answers:#?}");
+    ensure!(answers[7]["Ok"]["told"] == "done", "{answers:#?}");
+    let stats = keeper.ask(&json!({"ask": "stats"}))?;
+    ensure!(stats["pauses"] == 1, "{stats}");
+    stage.served.stop()
+}
+
+#[test]
+fn the_newest_keeper_counts_and_a_pause_outlives_them_all() -> Result<()> {
+    let mut stage = Stage::chain()?;
+    stage.served.start(&[])?;
+    let first = stage.served.keeper()?;
+    first.ask(&json!({"ask": "quiesce", "generation": 5}))?;
+
+    let mut client = stage.served.client()?;
+    let bytes = vec![9; MIB];
+    let write = client.send(WRITE, 0, 0, u32::try_from(MIB)?, &bytes)?;
+    let mut reader = stage.served.client()?;
+    ensure!(reader.read(0, 4096)?.is_ok_and(|found| found == stage.content[..4096]), "reads go on");
+
+    let second = stage.served.keeper()?;
+    let hello = second.ask(&json!({"ask": "hello"}))?;
+    ensure!(hello["quiesced"] == 5 && hello["generation"] == 5, "{hello}");
+    ensure!(first.receive()?.is_none(), "the older connection is closed");
+    drop((first, second));
+    ensure!(reader.read(0, 4096)?.is_ok_and(|found| found == stage.content[..4096]), "nothing was written");
+    let stats = stage.served.ask(&json!({"ask": "stats"}))?;
+    ensure!(stats["queue_depth"] == 1, "{stats}");
+
+    stage.served.ask(&json!({"ask": "resume", "generation": 5, "swap": false}))?;
+    let reply = client.receive()?;
+    ensure!((reply.cookie, reply.error) == (write, 0), "{reply:?}");
+    stage.content[..MIB].copy_from_slice(&bytes);
+    stage.expect_content()?;
+    stage.served.stop()?;
+    stage.agree_detached()
+}
+
+#[test]
+fn a_keeper_ends_it_and_a_lost_terminal_does_not() -> Result<()> {
+    let mut stage = Stage::chain()?;
+    stage.served.start(&[])?;
+    stage.served.signal(Signal::SIGHUP)?;
+    let mut client = stage.served.client()?;
+    ensure!(client.write(512, &[5; 1024], 0)? == 0, "it still serves");
+    stage.content[512..1536].fill(5);
+    let keeper = stage.served.keeper()?;
+    keeper.ask(&json!({"ask": "stop"}))?;
+    ensure!(keeper.receive()?.is_none(), "nothing follows");
+    stage.served.ended()?;
+    ensure!(client.receive().is_err(), "the connection is closed");
+    stage.agree_detached()
+}
+
+#[test]
+fn whoever_dies_quiesced_is_followed_by_one_who_is_not() -> Result<()> {
+    let mut stage = Stage::chain()?;
+    stage.served.start(&[])?;
+    stage.served.ask(&json!({"ask": "quiesce", "generation": 2}))?;
+    stage.served.kill()?;
+    stage.served.start(&[])?;
+    wait_until("a write is answered", || Ok(stage.served.client()?.write(0, &[1; 512], 0)? == 0))?;
+    stage.content[..512].fill(1);
+    stage.served.stop()?;
+    stage.agree_detached()
+}
