@@ -139,6 +139,11 @@ impl Served {
         format!("nbd+unix:///?socket={}", self.socket().display())
     }
 
+    /// The file of the leaf, and its id.
+    pub(crate) fn leaf(&self) -> Option<(PathBuf, String)> {
+        self.images.first().cloned()
+    }
+
     /// A path of this test's own.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
