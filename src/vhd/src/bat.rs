@@ -6,13 +6,13 @@
 use crate::error::{Error, Result};
 use crate::layout::{ENTRIES_PER_SECTOR, Layout, SECTOR, Slot};
 use crate::page::{Page, UNUSED};
-use catena_blockio::Container;
+use catena_blockio::{AlignedBuf, Container};
 use catena_chain::Plan;
 use catena_types::{BlockIndex, FileOffset, SECTOR_BYTES};
 use std::collections::BTreeSet;
 
-/// Sectors of the table that are read at once.
-const READ_SECTORS: usize = 256;
+/// Sectors of the table that are read at once: a large table is read in a few requests.
+const READ_SECTORS: usize = 2048;
 
 /// The block table of one image.
 #[derive(Debug, Default, Clone)]
@@ -29,7 +29,7 @@ impl Bat {
     pub(crate) fn load(container: &dyn Container, layout: &Layout, blocks: u32) -> Result<Self> {
         let count = (blocks as usize).div_ceil(ENTRIES_PER_SECTOR);
         let mut pages = Vec::with_capacity(count);
-        let mut buf = vec![0; READ_SECTORS * SECTOR];
+        let mut buf = AlignedBuf::zeroed(count.min(READ_SECTORS) * SECTOR);
         while pages.len() < count {
             let take = (count - pages.len()).min(READ_SECTORS) * SECTOR;
             let at = FileOffset(layout.table_at.0 + pages.len() as u64 * SECTOR_BYTES);

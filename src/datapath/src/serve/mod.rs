@@ -75,7 +75,7 @@ fn open_disk(
         let (handed, fd) = below.remove(0);
         Some((opening::leaf(&handed, fd)?, pending))
     };
-    let below = below.into_iter().map(|(handed, fd)| opening::part(&handed, fd)).collect::<Result<_, _>>()?;
+    let below = opening::parts(below)?;
     let waits_when_full = arguments.on_full == OnFull::Wait;
     Ok(Disk::open(disk::Opening { vdi: arguments.vdi, boot, leaf, below, waits_when_full })?)
 }

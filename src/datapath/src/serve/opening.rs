@@ -5,11 +5,15 @@
 
 use super::disk::{Leaf, Part};
 use crate::open::{Caching, Descriptors, open_image};
+use crate::trouble::trouble;
 use catena_blockio::Container;
-use catena_control::{Handed, Trouble};
+use catena_control::{Handed, Trouble, TroubleKind};
 use catena_vhd::{Image, Mode};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+
+/// So many images are opened at a time.
+const LANES: usize = 4;
 
 /// An image that is going to be written.
 pub(crate) fn leaf(handed: &Handed, fd: OwnedFd) -> Result<Leaf, Trouble> {
@@ -21,6 +25,22 @@ pub(crate) fn leaf(handed: &Handed, fd: OwnedFd) -> Result<Leaf, Trouble> {
 pub(crate) fn part(handed: &Handed, fd: OwnedFd) -> Result<Part, Trouble> {
     let (image, container) = open(handed, fd, Mode::ReadOnly)?;
     Ok(Part { id: handed.id, layer: Arc::new(image), container })
+}
+
+/// All of a chain, in their order. Several at a time: to open an image is to read its block table, and a long chain of a large
+/// disk has more than a hundred megabytes of them.
+pub(crate) fn parts(images: Vec<(Handed, OwnedFd)>) -> Result<Vec<Part>, Trouble> {
+    let in_a_lane = images.len().div_ceil(LANES).max(1);
+    let mut images = images.into_iter();
+    let open =
+        |lane: Vec<(Handed, OwnedFd)>| lane.into_iter().map(|(handed, fd)| part(&handed, fd)).collect();
+    std::thread::scope(|scope| {
+        let next =
+            || Some(images.by_ref().take(in_a_lane).collect::<Vec<_>>()).filter(|lane| !lane.is_empty());
+        let lanes: Vec<_> = std::iter::from_fn(next).map(|lane| scope.spawn(move || open(lane))).collect();
+        let panicked = || vec![Err(trouble(TroubleKind::Internal, "opening an image panicked"))];
+        lanes.into_iter().flat_map(|lane| lane.join().unwrap_or_else(|_| panicked())).collect()
+    })
 }
 
 /// Its bytes.
