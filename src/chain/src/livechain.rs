@@ -60,6 +60,7 @@ pub enum Link<M> {
 }
 
 /// The chain.
+#[derive(Clone)]
 pub struct LiveChain<M> {
     /// By slot; none: nobody's, or of one that has left.
     members: Vec<Option<M>>,

@@ -117,7 +117,7 @@ enum Word {
 
 const _: () = assert!(size_of::<Word>() == 8, "8 MiB for a disk of 2 TiB");
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     block: BlockIndex,
     mixed: Mixed,
@@ -126,7 +126,7 @@ struct Entry {
 }
 
 /// The map.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ChainMap {
     words: Vec<Word>,
     entries: Vec<Option<Entry>>,

@@ -80,7 +80,7 @@ const MAX_RUNS: usize = 64;
 const PAGES: usize = BLOCK_SECTORS / PAGE_SECTORS;
 
 /// The owners of a block's sectors.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Mixed {
     /// End of each run (a sector number) and its owner.
     Runs(Box<[(u16, Owner)]>),

@@ -1,6 +1,7 @@
 //! Tests that need whole layers: each compares with a plain table of sectors.
 
 mod live;
+mod live_merge;
 mod merging;
 mod reading;
 mod writing;
