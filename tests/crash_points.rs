@@ -12,6 +12,7 @@ use crash::effect::Effect;
 use crash::life::{self, Life};
 use crash::mending;
 use crash::request::{Operation, Turn};
+use crash::serving::{self, Serving};
 use crash::stage::Stage;
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -220,12 +221,34 @@ const LIFE: &[(&str, Life)] = &[
     ("front.before_reply", Unmake),
 ];
 
+/// The keeper of a disk that is attached, or on its way there or back.
+const SERVING: &[(&str, Serving)] = &[
+    ("attach.journaled", Serving::Attach),
+    ("attach.made", Serving::Attach),
+    ("attach.done", Serving::Attach),
+    ("detach.stopped", Serving::Detach),
+    ("detach.committed", Serving::Detach),
+    ("snapshot.made", Serving::Snapshot),
+    ("snapshot.paused", Serving::Snapshot),
+    ("snapshot.committed", Serving::Snapshot),
+    ("snapshot.stepped", Serving::Snapshot),
+    ("clone.paused", Serving::Clone),
+    ("clone.committed", Serving::Clone),
+    ("merge.journaled", Serving::Merge),
+    ("merge.made", Serving::Merge),
+    ("merge.committed", Serving::Merge),
+    ("merge.planned", Serving::Merge),
+    ("merge.stepped", Serving::Merge),
+    ("garbage.journaled", Serving::Merge),
+];
+
 #[test]
 fn every_point_of_every_program_has_a_scenario() -> Result<()> {
     let named: BTreeSet<&str> = [KEEPER, MERGES, WORKER, MENDING, FRONT]
         .into_iter()
         .flatten()
         .map(|(at, _)| name_of(at))
+        .chain(SERVING.iter().map(|(at, _)| name_of(at)))
         .chain(LIFE.iter().map(|(at, _)| name_of(at)))
         .collect();
     let mut listed = BTreeSet::new();
@@ -260,6 +283,11 @@ fn a_worker_that_dies() -> Result<()> {
 #[test]
 fn a_repair_or_a_trim_that_dies() -> Result<()> {
     all(MENDING, mending::scenario)
+}
+
+#[test]
+fn a_keeper_that_dies_while_a_disk_is_attached() -> Result<()> {
+    all(SERVING, serving::scenario)
 }
 
 #[test]

@@ -9,4 +9,5 @@ pub(crate) mod effect;
 pub(crate) mod life;
 pub(crate) mod mending;
 pub(crate) mod request;
+pub(crate) mod serving;
 pub(crate) mod stage;

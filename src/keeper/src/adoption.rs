@@ -90,6 +90,14 @@ impl Owner {
         if !changes.is_empty() {
             self.commit(changes)?;
         }
+        // What a detach has not come to remove, or what an earlier boot has left where memory is not cleared.
+        let state = self.catalog.state();
+        let ours = |vdi: &VdiUuid| state.vdis.contains_key(vdi) && !state.attachments.contains_key(vdi);
+        for vdi in self.serving.dir.list().into_iter().filter(ours) {
+            if let Err(error) = self.serving.dir.remove(vdi) {
+                tracing::warn!(%vdi, %error, "the directory of a disk that is not served was not removed");
+            }
+        }
         for vdi in Vec::from_iter(self.serving.disks.keys().copied()) {
             match self.take_up_running(vdi, PATIENCE) {
                 Ok(true) => tracing::info!(%vdi, "a disk's datapath was taken over from the last keeper"),

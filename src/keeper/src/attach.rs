@@ -175,11 +175,12 @@ impl Owner {
         if self.serving.disks.get(&vdi).is_none_or(|served| served.link.is_none()) {
             self.find_or_replace(vdi)?;
         }
-        if self.stops(vdi)? {
-            return Ok(());
-        }
+        let why = match self.stop_process(vdi) {
+            Ok(()) => return Ok(()),
+            Err(failure) => failure,
+        };
         let pid = self.serving.disks.get(&vdi).map(|served| served.pid);
-        let text = "the datapath does not stop and is killed; another ends what it has begun";
+        let text = format!("the datapath does not stop and is killed; another ends what it has begun: {why}");
         let event = self.event(Severity::Error, "vdi.datapath_hangs", Some(vdi), None, text);
         self.commit(vec![event])?;
         pid.into_iter().for_each(end_now);
@@ -189,19 +190,16 @@ impl Owner {
         }
         self.lose_served(vdi, Duration::ZERO);
         self.find_or_replace(vdi)?;
-        if self.stops(vdi)? { Ok(()) } else { Err(silent(vdi)) }
+        self.stop_process(vdi)
     }
 
-    /// Asks the process to end; false if it does not, or dies of it.
-    fn stops(&mut self, vdi: VdiUuid) -> Result<bool, Failure> {
+    /// Asks the process to end, and waits for it.
+    fn stop_process(&mut self, vdi: VdiUuid) -> Result<(), Failure> {
         let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| not_attached(vdi))?;
         let link = served.link(vdi)?;
-        let told = link.put(&Ask::Stop, &[]).and_then(|()| link.answer(STOP));
-        match told {
-            Ok(_) => Ok(link.ends_within(PATIENCE)),
-            Err(_) if link.is_gone() || link.is_owed() => Ok(false),
-            Err(failure) => Err(failure),
-        }
+        link.put(&Ask::Stop, &[])?;
+        link.answer(STOP)?;
+        if link.ends_within(PATIENCE) { Ok(()) } else { Err(silent(vdi)) }
     }
 
     fn forget_served(&mut self, vdi: VdiUuid) {

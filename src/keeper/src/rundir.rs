@@ -143,6 +143,12 @@ impl RunDir {
         fs::rename(next, dir.join("state.json"))
     }
 
+    /// The disks that have a directory, of whatever SR.
+    pub(crate) fn list(&self) -> Vec<VdiUuid> {
+        let entries = fs::read_dir(&self.disks).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
     /// Removes all of it.
     pub(crate) fn remove(&self, vdi: VdiUuid) -> io::Result<()> {
         match fs::remove_dir_all(self.of(vdi)) {

@@ -1,0 +1,134 @@
+//! A keeper that dies while a disk is attached: in an attach, in a detach, in a snapshot of a disk in use, in a merge below it.
+//! The disk's process outlives the keeper, goes on serving, and is brought to what the catalog says.
+
+use super::stage::Stage;
+use crate::harness::{peer, wait_until};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+/// What the keeper is doing for the disk when it dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Serving {
+    Attach,
+    Detach,
+    Snapshot,
+    Clone,
+    Merge,
+}
+
+/// Kills the keeper at `at` and looks at everything afterwards.
+pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
+    let mut stage = Stage::build()?;
+    let disk = stage.a.clone();
+    if what != Serving::Attach {
+        attach(&stage, &disk)?;
+        write(&mut stage, &disk, 1, 0)?;
+    }
+    if what == Serving::Merge {
+        // Of two images below the disk the upper goes into the lower.
+        let snapshot = stage.snapshot(&disk)?;
+        write(&mut stage, &disk, 2, 1 << 20)?;
+        stage.snapshot(&disk)?;
+        stage.destroy(&snapshot)?;
+    }
+    stage.agent.stop()?;
+    stage.agent.launch(Some(at))?;
+    let (method, params) = request(&stage, &disk, what);
+    let answer = stage.agent.call(method, &params)?;
+    stage.wait_for_crash(at.rsplit_once(':').map_or(at, |(name, _)| name))?;
+    stage.agent.kill()?;
+    if what != Serving::Attach && what != Serving::Detach {
+        ensure!(stage.agent.served().len() == 1, "the datapath has died with its keeper");
+    }
+    stage.agent.launch(None)?;
+    stage.wait_attached()?;
+    match what {
+        Serving::Attach => after_attach(&stage, &disk, &params)?,
+        Serving::Detach => after_detach(&stage, &disk)?,
+        Serving::Snapshot | Serving::Clone => {
+            take_in_copies(&mut stage, &disk)?;
+            let again = stage.agent.call(method, &params)?;
+            ensure!(again.is_ok(), "the repeated request: {again:?}, after {answer:?}");
+            take_in_copies(&mut stage, &disk)?;
+        }
+        Serving::Merge => stage.coalesce()?,
+    }
+    if what != Serving::Detach {
+        write(&mut stage, &disk, 3, 2 << 20)?;
+        peer("qemu-utils", "qemu-io", &["-f", "raw", "-c", "read -P 3 2M 64k", &uri(&stage, &disk)])?;
+        stage.agent.ok(&["vdi", "detach", &disk])?;
+    } else if attached(&stage, &disk)? != Value::Null {
+        let again = stage.agent.call(method, &params)?;
+        ensure!(again.is_ok(), "the repeated detach: {again:?}");
+    }
+    wait_until("no datapath is left", || Ok(stage.agent.served().is_empty()))?;
+    ensure!(!stage.agent.path("run/catena/vdi").join(&disk).exists(), "its directory is left");
+    stage.verify().context("after the crash")?;
+    stage.coalesce()?;
+    stage.verify().context("after all merges")?;
+    stage.verify_tidy()?;
+    stage.agent.stop()
+}
+
+fn request(stage: &Stage, disk: &str, what: Serving) -> (&'static str, Value) {
+    let key = format!("{what:?}");
+    match what {
+        Serving::Attach => ("VDI.attach", json!({"vdi": disk, "request_id": key})),
+        Serving::Detach => ("VDI.detach", json!({"vdi": disk, "request_id": key})),
+        Serving::Snapshot => ("VDI.snapshot", json!({"vdi": disk, "name_label": "new", "request_id": key})),
+        Serving::Clone => ("VDI.clone", json!({"vdi": disk, "name_label": "new", "request_id": key})),
+        Serving::Merge => ("Coalesce.resume", json!({"sr": stage.sr})),
+    }
+}
+
+fn attach(stage: &Stage, disk: &str) -> Result<()> {
+    stage.agent.ok(&["vdi", "attach", disk]).map(drop)
+}
+
+fn attached(stage: &Stage, disk: &str) -> Result<Value> {
+    Ok(stage.agent.json(&["vdi", "show", disk])?["attached"].clone())
+}
+
+fn uri(stage: &Stage, disk: &str) -> String {
+    let socket = stage.agent.path("run/catena/vdi").join(disk).join("nbd.sock");
+    format!("nbd+unix:///?socket={}", socket.display())
+}
+
+/// A client writes 64 KiB of one byte.
+fn write(stage: &mut Stage, disk: &str, byte: u8, at: usize) -> Result<()> {
+    let command = format!("write -P {byte} {at} 64k");
+    peer("qemu-utils", "qemu-io", &["-f", "raw", "-c", &command, &uri(stage, disk)])?;
+    stage.content.get_mut(disk).context("a disk of the stage")?[at..at + 65536].fill(byte);
+    Ok(())
+}
+
+/// An attach that was not answered is undone, one that was recorded stands; repeated, it has one effect.
+fn after_attach(stage: &Stage, disk: &str, params: &Value) -> Result<()> {
+    let mode = attached(stage, disk)?;
+    let served = stage.agent.served().len();
+    ensure!((mode == "rw" && served == 1) || (mode.is_null() && served == 0), "{mode}, {served} processes");
+    let again = stage.agent.call("VDI.attach", params)?;
+    let again = again.map_err(|error| anyhow::anyhow!("the repeated attach: {error}"))?;
+    ensure!(again["mode"] == "rw" && again["uri"] == uri(stage, disk), "{again}");
+    ensure!(stage.agent.served().len() == 1);
+    Ok(())
+}
+
+/// A disk is attached and served, or neither.
+fn after_detach(stage: &Stage, disk: &str) -> Result<()> {
+    let mode = attached(stage, disk)?;
+    if mode == "rw" {
+        return wait_until("it is served again", || Ok(stage.agent.served().len() == 1));
+    }
+    ensure!(mode.is_null() && stage.agent.served().is_empty(), "{mode}");
+    Ok(())
+}
+
+/// VDIs that the model does not know hold what the disk holds.
+fn take_in_copies(stage: &mut Stage, disk: &str) -> Result<()> {
+    let content = stage.content.get(disk).context("a disk of the stage")?.clone();
+    for vdi in stage.listed()? {
+        stage.content.entry(vdi).or_insert_with(|| content.clone());
+    }
+    Ok(())
+}
