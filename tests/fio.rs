@@ -3,7 +3,7 @@
 mod harness;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use harness::{Agent, nightly, peer};
+use harness::{Agent, nightly, peer, wait_until};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How many snapshots are taken, destroyed and merged.
@@ -45,7 +45,8 @@ fn full_rate_under_snapshots_and_merges() -> Result<()> {
     let over = AtomicBool::new(false);
     let made = std::thread::scope(|scope| {
         let writing = scope.spawn(|| passes(&uri, &over));
-        let cycled = (1..=cycles()).try_for_each(|cycle| cycle_once(&agent, cycle));
+        let cycled =
+            grows(&agent).and_then(|()| (1..=cycles()).try_for_each(|cycle| cycle_once(&agent, cycle)));
         over.store(true, Ordering::Relaxed);
         let made = writing.join().map_err(|_| anyhow!("fio's thread has panicked"))?;
         cycled.and(made)
@@ -56,6 +57,12 @@ fn full_rate_under_snapshots_and_merges() -> Result<()> {
     ensure!(depth(&agent)? == 1, "nothing is left to merge");
     agent.ok(&["sr", "check", "store"])?;
     agent.stop()
+}
+
+/// What a disk takes is told while it is being written.
+fn grows(agent: &Agent) -> Result<()> {
+    let own = || agent.json(&["vdi", "show", "disk"])?["own_bytes"].as_u64().context("bytes");
+    wait_until("the record of a disk says what was written", || Ok(own()? > 1 << 20))
 }
 
 /// Two snapshots, both destroyed, and what they leave merged.

@@ -12,6 +12,7 @@ use catena_rpc::{
 };
 use catena_types::{Bytes, VdiUuid};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ const PATIENCE: Duration = Duration::from_millis(300);
 const OWNER: Duration = Duration::from_secs(1);
 
 /// Answers a request that has figures in its answer, from a thread of its own; false if it is none.
-pub(crate) fn take_up(board: &Board, request: &Request, front: &Writer, mailbox: &Sender<Mail>) -> bool {
+pub(crate) fn take_up(board: &Arc<Board>, request: &Request, front: &Writer, mailbox: &Sender<Mail>) -> bool {
     let record = match request.method.as_str() {
         "Keeper.figures" => None,
         "VDI.get_record" => match attached(board, request) {
@@ -31,8 +32,9 @@ pub(crate) fn take_up(board: &Board, request: &Request, front: &Writer, mailbox:
         _ => return false,
     };
     let (id, front, mailbox) = (request.id.clone(), front.clone(), mailbox.clone());
+    let board = Arc::clone(board);
     std::thread::spawn(move || {
-        let outcome = outcome(record, &mailbox);
+        let outcome = outcome(record, &board, &mailbox);
         // Who has gone needs no answer.
         let _ = front.send(&Message::Response(Response { id, outcome }), &[]);
     });
@@ -45,14 +47,15 @@ fn attached(board: &Board, request: &Request) -> Option<Vdi> {
     board.read().vdi(params.vdi.parse().ok()?).filter(|vdi| vdi.attached.is_some())
 }
 
-fn outcome(record: Option<Vdi>, mailbox: &Sender<Mail>) -> Reply {
+fn outcome(record: Option<Vdi>, board: &Board, mailbox: &Sender<Mail>) -> Reply {
     let (sender, figures) = channel();
     let of = record.as_ref().map(|vdi| vdi.uuid);
     let asked = mailbox.send(Mail::Figures(of, sender)).is_ok();
     let mut disks: Vec<ServedDisk> =
         if asked { figures.recv_timeout(OWNER).unwrap_or_default() } else { Vec::new() };
     Ok(match record {
-        Some(vdi) => Text::of(&Vdi { serving: disks.pop(), ..vdi }),
+        // What it takes may have been measured just now.
+        Some(vdi) => Text::of(&Vdi { serving: disks.pop(), ..board.read().vdi(vdi.uuid).unwrap_or(vdi) }),
         None => Text::of(&BTreeMap::from([("disks", disks)])),
     })
 }

@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// After so long without mail the catalog is tidied, where something was written.
 const QUIET: Duration = Duration::from_millis(500);
+/// Who asks for figures gets none of the storage that are older.
+const FRESH: Duration = Duration::from_secs(1);
 /// And so often in any case: rows expire, and the clock that deadlines are reckoned from may have been set.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
@@ -127,6 +129,8 @@ pub(crate) struct Owner {
     pub(crate) beside: Bytes,
     /// Images that were written since their rows were: the next commit measures them.
     pub(crate) stale: BTreeSet<ImageId>,
+    /// When the images that guests write were last measured.
+    pub(crate) served_measured: Instant,
     /// Whether the figures of the storage may have changed since they were asked for.
     pub(crate) stat_due: Cell<bool>,
     /// Something was written since the catalog was last tidied.
@@ -172,6 +176,7 @@ impl Owner {
             holds: Holds::default(),
             beside: Bytes(0),
             stale: BTreeSet::new(),
+            served_measured: Instant::now(),
             stat_due: Cell::new(true),
             untidy: true,
         }
@@ -215,6 +220,7 @@ impl Owner {
         if let Err(error) = self.catalog.idle() {
             tracing::warn!(sr = %self.sr.uuid, %error, "housekeeping of the catalog failed");
         }
+        self.measure_served(HOUSEKEEPING);
         // Others fill and free the storage too, and what waits for space has no other message.
         self.stat_due.set(true);
         self.refresh_stat();
@@ -228,6 +234,8 @@ impl Owner {
             Mail::Removed(job, result) => self.removed(job, result),
             Mail::Served(vdi, incarnation, heard) => self.heard(vdi, incarnation, heard),
             Mail::Figures(of, to) => {
+                self.measure_served(FRESH);
+                self.publish();
                 // Who asked may have given up.
                 let _ = to.send(self.figures(of));
             }

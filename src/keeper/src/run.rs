@@ -84,7 +84,7 @@ fn begin(
 }
 
 /// Answers lists and records from the snapshot and mails everything else to the owner.
-fn read(mut reader: Reader, front: &Writer, board: &Board, mailbox: &Sender<Mail>) {
+fn read(mut reader: Reader, front: &Writer, board: &Arc<Board>, mailbox: &Sender<Mail>) {
     while let Ok(Some(Incoming { message, fds })) = reader.next_message() {
         let Ok(Message::Request(request)) = message else { continue };
         if figures::take_up(board, &request, front, mailbox) {

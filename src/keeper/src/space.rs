@@ -1,15 +1,17 @@
 //! What the SR's images take and what is free: kept right with every change, and promised to nobody twice.
 //!
-//! Invariants: a row says what its container takes whenever the image was written and the change is published; the figures
-//! of the SR are the sum of the rows, of its metadata and of what lies beside them. Invariant 10: what an operation will
-//! still take is held from its first step to its end, so no other is promised the same bytes.
+//! Invariants: a row says what its container takes whenever the image was written and the change is published, that of an image
+//! which a guest writes what it took a minute ago; the figures of the SR are the sum of the rows, of its metadata and of what lies
+//! beside them. Invariant 10: what an operation will still take is held from its first step to its end, so no other is promised the
+//! same bytes.
 
 use crate::holds::Claim;
 use crate::owner::Owner;
 use catena_catalog::Change;
 use catena_sr_api::StoreStat;
-use catena_types::{Bytes, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId};
+use catena_types::{AttachMode, Bytes, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// Rows changed with one commit when all are measured.
 const BATCH: usize = 64;
@@ -61,6 +63,21 @@ impl Owner {
     pub(crate) fn remeasure(&mut self, ids: &[ImageId]) -> Result<(), Failure> {
         let changes = self.measurements(ids);
         if changes.is_empty() { Ok(()) } else { self.commit(changes) }
+    }
+
+    /// Records what the images take that guests write, unless that was done so short a time ago.
+    pub(crate) fn measure_served(&mut self, age: Duration) {
+        if self.served_measured.elapsed() < age {
+            return;
+        }
+        self.served_measured = Instant::now();
+        let state = self.catalog.state();
+        let written = state.attachments.values().filter(|row| row.mode == AttachMode::ReadWrite);
+        let leaves: Vec<ImageId> =
+            written.filter_map(|row| state.vdis.get(&row.vdi)).map(|vdi| vdi.image).collect();
+        if let Err(failure) = self.remeasure(&leaves) {
+            tracing::warn!(sr = %self.sr.uuid, %failure, "what served disks take could not be recorded");
+        }
     }
 
     /// Adds to the changes what the images take that were written since the last commit.
