@@ -117,7 +117,8 @@ impl Image {
             writer.session = Session::Failed;
             return;
         }
-        writer.frees_are_durable = true;
+        // Both others have a barrier.
+        writer.frees_are_durable |= !matches!(ended, Some((_, UnderWay::Nothing)));
         if let Some((_, UnderWay::GiveUp { shrunk, emptied })) = ended {
             for (block, left) in shrunk {
                 writer.dirty.entry(block).and_modify(|dirty| dirty.stored = left);

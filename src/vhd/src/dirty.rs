@@ -86,6 +86,8 @@ impl Dirty {
 /// What a plan is for that is being carried out.
 #[derive(Debug, Clone)]
 pub(crate) enum UnderWay {
+    /// Nothing, not even a barrier.
+    Nothing,
     /// Bits and entries are on their way.
     Commit,
     /// Sectors are given up.

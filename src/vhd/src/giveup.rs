@@ -69,13 +69,15 @@ impl Image {
         self.nothing_under_way()?;
         let changes = self.changes(sectors, emptied)?;
         let mut plan = Plan::default();
-        let (mut shrunk, mut emptied) = (Vec::new(), Vec::new());
-        if !changes.is_empty() {
-            self.begin_change(&mut plan)?;
-            if !plan.is_empty() {
-                plan.push(Step::Barrier);
-            }
+        if changes.is_empty() {
+            self.start(UnderWay::Nothing)?;
+            return Ok(plan);
         }
+        self.begin_change(&mut plan)?;
+        if !plan.is_empty() {
+            plan.push(Step::Barrier);
+        }
+        let (mut shrunk, mut emptied) = (Vec::new(), Vec::new());
         for change in &changes {
             if change.empties {
                 self.bat.set(change.block, None);
@@ -90,11 +92,9 @@ impl Image {
             }
         }
         self.bat.take_dirty(&mut plan);
-        if !changes.is_empty() {
-            // D2: nothing durable names the slots of the emptied from here on, so they may be punched and used again.
-            plan.push(Step::Barrier);
-            self.plan_return(&changes, &mut plan)?;
-        }
+        // D2: nothing durable names the slots of the emptied from here on, so they may be punched and used again.
+        plan.push(Step::Barrier);
+        self.plan_return(&changes, &mut plan)?;
         self.start(UnderWay::GiveUp { shrunk, emptied })?;
         Ok(plan)
     }

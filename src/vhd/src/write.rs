@@ -40,6 +40,7 @@ impl Image {
                 self.unplace_block(block)?;
                 return Err(error);
             }
+            self.writer()?.frees_are_durable |= first.steps().contains(&Step::Barrier);
             self.footer_stands(block)?;
         }
         Ok(slot.data_at())
@@ -92,7 +93,8 @@ impl Image {
             return Err(Error::io("making room for a block")(error));
         }
         let writer = self.writer()?;
-        (writer.footer_due, writer.frees_are_durable) = (false, true);
+        writer.footer_due = false;
+        writer.frees_are_durable |= first.steps().contains(&Step::Barrier);
         Ok(slot)
     }
 

@@ -164,6 +164,9 @@ fn what_a_killed_writer_gave_up_is_durably_gone_before_its_place_is_used_again()
     drop(image);
     let world_after = disk.after_process_kill();
     let mut image = Image::open(world_after.clone(), Mode::ReadWrite).unwrap();
+    let nothing = image.begin_give_up(&[(BlockIndex(3), SectorSet::full())]).unwrap();
+    assert!(nothing.plan.is_empty());
+    image.end_give_up(nothing, true).unwrap();
     let placed = LiveLayer::place(&mut image, BlockIndex(2)).unwrap();
     assert_eq!(placed.at, place);
     placed.first.run(image.container()).unwrap();
