@@ -238,6 +238,10 @@ impl Owner {
         served.chain = Some(hello.chain.clone());
         served.generation = served.generation.max(hello.generation);
         self.bring_to_catalog(vdi, &hello).inspect_err(|_| self.lose_served(vdi, BREATH))?;
+        if let Err(failure) = self.limit_served(vdi) {
+            // Without its limits is better than not at all; a link that broke is noticed by whoever needs it next.
+            tracing::warn!(%vdi, %failure, "a datapath does not take its limits");
+        }
         if let Some(served) = self.serving.disks.get_mut(&vdi) {
             (served.attempts, served.retry_at, served.ended) = (0, None, None);
         }

@@ -37,6 +37,7 @@ mod owner;
 mod pausing;
 mod priority;
 mod published;
+mod qos;
 mod rebuild;
 mod recover;
 mod repair;

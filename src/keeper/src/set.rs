@@ -1,10 +1,12 @@
-//! `VDI.set`: names and free keys of a VDI. They are in the catalog alone, so one commit is all of it.
+//! `VDI.set`: names and free keys of a VDI. They are in the catalog alone, so one commit is all of it; limits among them are told to
+//! the process that serves the disk afterwards.
 
 use crate::crash::{self, Phase};
 use crate::dispatch::params;
 use crate::failures::bad_request;
 use crate::lookup::{no_such_vdi, vdi_uuid};
 use crate::owner::{Call, Given, Owner};
+use crate::qos;
 use catena_catalog::Change;
 use catena_rpc::VdiSetParams;
 use catena_types::{Failure, JobKind, JobState, Severity, VdiRecord, Work};
@@ -20,6 +22,7 @@ impl Owner {
         let uuid = vdi_uuid(&asked.vdi)?;
         let before = self.catalog.state().vdis.get(&uuid).ok_or_else(|| no_such_vdi(&asked.vdi))?;
         let after = changed(before, &asked)?;
+        let keys_before = before.other_config.clone();
         let mut job = self.new_job(Work::Set { vdi: uuid }, asked.request_id);
         job.state = JobState::Done;
         job.phase = "done".to_owned();
@@ -29,6 +32,7 @@ impl Owner {
             self.event(Severity::Info, "vdi.changed", Some(uuid), Some(&job), "names or keys changed");
         self.commit(vec![Change::PutVdi(after), Change::PutJob(job), event])?;
         crash::pass(JobKind::Set, Phase::Committed);
+        self.qos_changed(uuid, &keys_before);
         Ok(Given::Answer(json!({})))
     }
 }
@@ -48,7 +52,10 @@ fn changed(before: &VdiRecord, asked: &VdiSetParams) -> Result<VdiRecord, Failur
         match value.as_str() {
             _ if key.is_empty() => return Err(bad_request("a key of other_config has no name")),
             "" => drop(after.other_config.remove(key)),
-            _ => drop(after.other_config.insert(key.clone(), value.clone())),
+            _ => {
+                qos::check(key, value).map_err(bad_request)?;
+                after.other_config.insert(key.clone(), value.clone());
+            }
         }
     }
     let keys: usize = after.other_config.iter().map(|(key, value)| key.len() + value.len()).sum();

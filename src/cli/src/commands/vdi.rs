@@ -180,7 +180,8 @@ pub(crate) struct Resize {
 pub(crate) struct Set {
     /// The disk or snapshot
     vdi: String,
-    /// name_label, name_description, or other_config.KEY, whose empty value removes the key
+    /// name_label, name_description, other_config.KEY, or a limit while the disk is attached: qos.iops, qos.bytes, qos.iops_burst,
+    /// qos.bytes_burst, qos.io_class; an empty value removes a key or limit
     #[arg(required = true, value_name = "KEY=VALUE")]
     changes: Vec<String>,
 }
@@ -279,8 +280,11 @@ fn changes_of(vdi: String, words: &[String]) -> Result<VdiSetParams, CliError> {
             ("name_label", _) => params.name_label = Some(value),
             ("name_description", _) => params.name_description = Some(value),
             (_, Some(free)) if !free.is_empty() => drop(params.other_config.insert(free.to_owned(), value)),
+            (limit, _) if limit.starts_with("qos.") => {
+                drop(params.other_config.insert(limit.to_owned(), value));
+            }
             _ => {
-                let keys = "name_label, name_description and other_config.KEY can be set";
+                let keys = "name_label, name_description, other_config.KEY and qos.KEY can be set";
                 return Err(CliError::bad_request(format!("there is no key '{key}': {keys}")));
             }
         }
