@@ -80,25 +80,24 @@ impl Crew {
         Ok(())
     }
 
-    /// Adds what was done elsewhere.
-    pub(super) fn add_done(&self, done: &mut Vec<Completion>) {
-        self.shared.finish(|list| list.append(done));
-    }
-
-    /// For whoever lets others set the signal too; to be followed by a look at all that may have set it.
-    pub(super) fn clear_signal(&self) {
-        // Not set is an error here, and no harm.
-        let _ = self.shared.signal.read();
-    }
-
-    /// Moves what is done.
+    /// Moves what is done, and clears the signal.
     pub(super) fn collect(&self, into: &mut Vec<Completion>) {
         let mut done = locked(&self.shared.done);
         if !done.is_empty() {
-            // It waits for nothing.
-            let _ = self.shared.signal.read();
+            self.clear_signal();
             into.append(&mut done);
         }
+    }
+
+    /// Moves what is done. The signal stays: for whoever lets others set it too.
+    pub(super) fn take_done(&self, into: &mut Vec<Completion>) {
+        into.append(&mut locked(&self.shared.done));
+    }
+
+    /// Followed by a look at all that may have set it.
+    pub(super) fn clear_signal(&self) {
+        // It waits for nothing: not set is an error here, and no harm.
+        let _ = self.shared.signal.read();
     }
 
     /// Readable while something is done and not collected.
@@ -121,7 +120,7 @@ impl Shared {
     fn work_on(&self) {
         while let Some(job) = self.next() {
             let completion = job.run();
-            self.finish(|done| done.push(completion));
+            self.finish(completion);
         }
     }
 
@@ -141,14 +140,13 @@ impl Shared {
         }
     }
 
-    fn finish(&self, add: impl FnOnce(&mut Vec<Completion>)) {
+    fn finish(&self, completion: Completion) {
         let mut done = locked(&self.done);
-        let was_empty = done.is_empty();
-        add(&mut done);
-        if was_empty && !done.is_empty() {
-            // Its count goes from zero to one: that neither waits nor fails.
+        if done.is_empty() {
+            // Its count is far from what would make this wait.
             let _ = self.signal.write(1);
         }
+        done.push(completion);
     }
 }
 

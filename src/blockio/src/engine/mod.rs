@@ -125,13 +125,14 @@ pub trait Engine {
     /// Takes an operation; it may begin at once or at [`kick`](Self::kick).
     fn submit(&mut self, token: u64, op: Op);
 
-    /// Begins all that was submitted: called once for a batch.
+    /// Begins all that was submitted: called once for a batch, and followed by [`completed`](Self::completed) before anybody waits:
+    /// [`ready`](Self::ready) does not tell of what was done at once.
     fn kick(&mut self) -> io::Result<()>;
 
-    /// Takes the completions that there are. Right after a kick it saves a turn of the event loop for what was done at once.
+    /// Takes the completions that there are.
     fn completed(&mut self, into: &mut Vec<Completion>);
 
-    /// Readable while there may be completions.
+    /// Readable while there may be completions of what was not done at once; now and then though there are none.
     fn ready(&self) -> BorrowedFd<'_>;
 
     /// Its name, for people.

@@ -33,7 +33,6 @@ impl Engine for ThreadEngine {
     }
 
     fn kick(&mut self) -> io::Result<()> {
-        self.crew.add_done(&mut self.done);
         self.crew.assign(&mut self.batch);
         Ok(())
     }

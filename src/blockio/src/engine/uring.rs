@@ -27,6 +27,9 @@ const BATCH: u32 = 256;
 /// Requests that are in flight at a time, and answers that there is room for.
 const FLIGHTS: u32 = 1024;
 
+/// See [`UringEngine::patience`].
+const PATIENCE: u8 = 16;
+
 /// How a ring lets its owner know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answers {
@@ -46,6 +49,9 @@ pub(super) struct UringEngine {
     crew: Crew,
     batch: Vec<Job>,
     done: Vec<Completion>,
+    /// Looks in vain until the signal is cleared. To clear it at each of them would be a system call for nothing, as they are
+    /// many and the signal is seldom set; and never to clear it would wake the owner for ever.
+    patience: u8,
 }
 
 impl UringEngine {
@@ -68,7 +74,7 @@ impl UringEngine {
         ring.submitter().register_restrictions(&mut codes.map(Restriction::sqe_op))?;
         ring.submitter().register_enable_rings()?;
         let (flights, waiting) = (Flights::default(), VecDeque::new());
-        Ok(Self { ring, flights, waiting, crew, batch: Vec::new(), done: Vec::new() })
+        Ok(Self { ring, flights, waiting, crew, batch: Vec::new(), done: Vec::new(), patience: 0 })
     }
 
     fn take(&mut self, mut transfer: Transfer) {
@@ -143,6 +149,25 @@ impl UringEngine {
         }
     }
 
+    /// Takes what others have done; whether there was anything.
+    fn look(&mut self, into: &mut Vec<Completion>) -> bool {
+        let before = into.len();
+        self.crew.take_done(into);
+        self.harvest();
+        if self.is_kernel_needed() {
+            // Where it fails, the next kick tells.
+            let _ = self.tell_kernel();
+            self.harvest();
+        }
+        if !self.waiting.is_empty() {
+            self.refill();
+            let _ = self.tell_kernel();
+        }
+        self.crew.assign(&mut self.batch);
+        into.append(&mut self.done);
+        into.len() > before
+    }
+
     /// Takes up what waited for room.
     fn refill(&mut self) {
         while self.flights.count() < FLIGHTS as usize {
@@ -170,7 +195,6 @@ impl Engine for UringEngine {
     }
 
     fn kick(&mut self) -> io::Result<()> {
-        self.crew.add_done(&mut self.done);
         self.crew.assign(&mut self.batch);
         if !self.is_kernel_needed() {
             return Ok(());
@@ -183,21 +207,16 @@ impl Engine for UringEngine {
     }
 
     fn completed(&mut self, into: &mut Vec<Completion>) {
-        // Cleared before a look at what it stands for: what comes after the look sets it again.
-        self.crew.clear_signal();
-        self.crew.collect(into);
-        self.harvest();
-        if self.is_kernel_needed() {
-            // Where it fails, the next kick tells.
-            let _ = self.tell_kernel();
-            self.harvest();
-        }
-        if !self.waiting.is_empty() {
-            self.refill();
-            let _ = self.tell_kernel();
-        }
-        self.crew.assign(&mut self.batch);
         into.append(&mut self.done);
+        if self.look(into) {
+            self.patience = 0;
+        } else if self.patience > 0 {
+            self.patience -= 1;
+        } else {
+            // Cleared before a look at what it stands for: what comes after the look sets it again.
+            self.crew.clear_signal();
+            self.patience = if self.look(into) { 0 } else { PATIENCE };
+        }
     }
 
     fn ready(&self) -> BorrowedFd<'_> {

@@ -31,13 +31,14 @@ fn run(engine: &mut dyn Engine, ops: Vec<Op>) -> Vec<Completion> {
     }
     engine.kick().unwrap();
     let mut done = Vec::new();
+    engine.completed(&mut done);
     while done.len() < expected {
         assert!(is_ready(engine, PollTimeout::try_from(60_000).unwrap()), "{} hangs", engine.name());
         engine.completed(&mut done);
     }
     done.sort_by_key(|completion| completion.token);
     assert!(done.iter().map(|completion| completion.token).eq(0..expected as u64));
-    // What was collected may wake its owner once more, not for ever.
+    // What was collected may wake its owner some more times, not for ever.
     while is_ready(engine, PollTimeout::ZERO) {
         engine.completed(&mut done);
     }
