@@ -356,12 +356,24 @@ impl Disk {
                 let question = hold.question;
                 self.start(
                     Waiting::Answer { question },
-                    Op::Call(Box::new(move || plan.run(&*container))),
+                    Op::Call(Box::new(move || sealed(plan.run(&*container)))),
                     engine,
                 );
             }
             Err(error) => self.hold_ends_with(Err(from_chain(&error))),
         }
+    }
+}
+
+/// The end of closing the leaf. All that was acknowledged is durable by then. Closing only moves the end of the file to where the data
+/// end, which a full storage may have no room for: the leaf then stays as a crash would leave it, which is in order.
+fn sealed(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            tracing::warn!(%error, "the leaf is not cut where its data end");
+            Ok(())
+        }
+        result => result,
     }
 }
 
