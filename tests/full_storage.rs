@@ -10,9 +10,10 @@ use harness::{Agent, wait_until};
 use std::path::PathBuf;
 use std::thread::{JoinHandle, spawn};
 
-const MIB: u64 = 1 << 20;
-/// A request's length.
-const PIECE: u64 = 256 << 10;
+const MIB: u32 = 1 << 20;
+/// How many requests write what there is no room for, and how long each is.
+const PIECES: u8 = 32;
+const PIECE: u32 = 256 << 10;
 
 /// An agent with an SR on a small file system that is full, and an attached disk whose first MiB was written before.
 struct Scene {
@@ -25,24 +26,24 @@ struct Scene {
 impl Scene {
     fn set() -> Result<Self> {
         let agent = Agent::start()?;
-        let mount = Small::ext4(48 * MIB)?;
+        let mount = Small::ext4(48 << 20)?;
         let place = mount.point().to_string_lossy().into_owned();
         agent.ok(&["sr", "create", "--type", "file", "--name", "small", "--location", &place])?;
         agent.ok(&["vdi", "create", "--sr", "small", "--size", "32MiB", "--name", "disk"])?;
         let uri = agent.ok(&["vdi", "attach", "disk"])?;
         let socket = PathBuf::from(uri.split_once("socket=").context("a socket")?.1);
         let mut client = Client::connect(&socket)?;
-        ensure!(client.write(0, &[7; MIB as usize], 0)? == 0 && client.ask(FLUSH, 0, 0, 0)? == 0);
+        ensure!(client.write(0, &[7; 1 << 20], 0)? == 0 && client.ask(FLUSH, 0, 0, 0)? == 0);
         mount.fill()?;
         Ok(Self { agent, mount, socket, client })
     }
 
-    /// Somebody who writes 8 MiB where nothing was written; comes back with the first error.
+    /// Somebody who writes where nothing was written; comes back with the first error.
     fn writer(&self) -> Result<JoinHandle<Result<u32>>> {
         let mut client = Client::connect(&self.socket)?;
         Ok(spawn(move || {
-            for piece in 0..8 * MIB / PIECE {
-                let error = client.write(8 * MIB + piece * PIECE, &pattern(piece), 0)?;
+            for piece in 0..PIECES {
+                let error = client.write(place(piece), &pattern(piece), 0)?;
                 if error != 0 {
                     return Ok(error);
                 }
@@ -59,8 +60,12 @@ impl Scene {
     }
 }
 
-fn pattern(piece: u64) -> Vec<u8> {
-    vec![piece as u8 + 1; PIECE as usize]
+fn place(piece: u8) -> u64 {
+    u64::from(8 * MIB + u32::from(piece) * PIECE)
+}
+
+fn pattern(piece: u8) -> Vec<u8> {
+    vec![piece + 1; 256 << 10]
 }
 
 #[test]
@@ -69,7 +74,7 @@ fn writes_wait_for_room_and_go_on() -> Result<()> {
     let writer = scene.writer()?;
     scene.event("vdi.storage_full")?;
     // What needs no room does not wait.
-    ensure!(scene.client.read(0, MIB as u32)?.is_ok_and(|data| data == vec![7; MIB as usize]));
+    ensure!(scene.client.read(0, MIB)?.is_ok_and(|data| data == [7; 1 << 20]));
     ensure!(scene.client.write(4096, &[8; 4096], 0)? == 0 && scene.client.ask(FLUSH, 0, 0, 0)? == 0);
     ensure!(scene.agent.json(&["vdi", "show", "disk"])?["serving"]["queue_depth"] != 0, "a write waits");
     ensure!(!writer.is_finished());
@@ -81,8 +86,8 @@ fn writes_wait_for_room_and_go_on() -> Result<()> {
     ensure!(scene.client.ask(FLUSH, 0, 0, 0)? == 0);
     scene.agent.ok(&["vdi", "detach", "disk"])?;
     ensure!(scene.agent.read("disk", 4096, 8192)? == [[8; 4096], [7; 4096]].concat());
-    for piece in 0..8 * MIB / PIECE {
-        ensure!(scene.agent.read("disk", 8 * MIB + piece * PIECE, PIECE)? == pattern(piece), "piece {piece}");
+    for piece in 0..PIECES {
+        ensure!(scene.agent.read("disk", place(piece), PIECE.into())? == pattern(piece), "piece {piece}");
     }
     scene.agent.ok(&["sr", "check", "small"])?;
     scene.agent.stop()
@@ -100,7 +105,7 @@ fn a_disk_whose_writes_wait_can_be_detached() -> Result<()> {
     ensure!(scene.agent.served().is_empty(), "the process has ended");
     let log = scene.agent.log();
     ensure!(!log.contains("does not stop and is killed"), "it has ended in order: {log}");
-    ensure!(scene.agent.read("disk", 0, MIB)? == vec![7; MIB as usize], "what was there before is there");
+    ensure!(scene.agent.read("disk", 0, MIB.into())? == [7; 1 << 20], "what was there before is there");
     scene.agent.ok(&["sr", "check", "small"])?;
     scene.agent.stop()
 }
