@@ -5,6 +5,7 @@
 
 use crate::bat::Bat;
 use crate::batmap::{self, Batmap};
+use crate::bitmaps::Bitmaps;
 use crate::error::{Error, Result};
 use crate::footer::{DiskKind, FOOTER_BYTES, Footer, RawFooter};
 use crate::header::{HEADER_BYTES, Header};
@@ -138,7 +139,10 @@ impl Image {
             layout: Layout::new(0),
             bat: Bat::default(),
             batmap: Batmap::absent(),
-            bitmaps: Mutex::default(),
+            bitmaps: Mutex::new(match mode {
+                Mode::ReadOnly => Bitmaps::of_reader(),
+                Mode::ReadWrite => Bitmaps::of_writer(),
+            }),
             writer: None,
             footer,
             container,

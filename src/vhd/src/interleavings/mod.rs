@@ -387,7 +387,7 @@ impl State {
                 offer("flush".to_owned(), &|next| next.begin_commit(dropped));
             }
             if self.give_ups < 1 {
-                for (index, last) in [(0, 1), (0, 0), (1, 1)] {
+                for (index, last) in [(0, 1), (0, 0)] {
                     offer(format!("give up {index}.0-{last}"), &|next| {
                         next.begin_give_up(index, last, dropped)
                     });
