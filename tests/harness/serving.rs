@@ -65,6 +65,10 @@ impl Served {
         for (depth, (path, _)) in self.images.iter().enumerate() {
             files.push(File::options().read(true).write(depth == 0 && !read_only).open(path)?);
         }
+        if let Some(leaf) = files.first().filter(|_| !read_only) {
+            // As a keeper does: of who was killed, the last request may still be landing (D11).
+            fcntl(leaf, FcntlArg::F_OFD_SETLKW(&whole_file()))?;
+        }
         let mut words: Vec<String> = vec!["--vdi".into(), self.vdi.clone()];
         let sockets = [
             ("--nbd", self.nbd.as_raw_fd()),
@@ -219,6 +223,11 @@ impl Keeper {
             return Ok(answer["Ok"].take());
         }
     }
+}
+
+/// A lock for writing on all of a file.
+pub(crate) fn whole_file() -> nix::libc::flock {
+    nix::libc::flock { l_type: 1, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 }
 }
 
 /// Starts the program with these descriptors and no others.

@@ -48,11 +48,7 @@ fn answers_come_in_order_and_nonsense_is_refused() -> Result<()> {
         json!({"ask": "stats"}),
         json!({"ask": "tell me"}),
         json!({"ask": "prepare", "generation": 1, "leaf": {"id": "00000000-0000-0000-0000-000000000001", "format": "vhd"}}),
-        json!({"ask": "quiesce", "generation": 1}),
         json!({"ask": "hello"}),
-        json!({"ask": "resume", "generation": 1, "swap": false}),
-        json!({"ask": "hello"}),
-        json!({"ask": "limit", "iops": 1_000_000, "bytes": 0, "iops_burst": 0, "bytes_burst": 0, "class": null}),
     ];
     for question in &questions {
         keeper.send(question)?;
@@ -66,20 +62,27 @@ fn answers_come_in_order_and_nonsense_is_refused() -> Result<()> {
     }
     ensure!(answers[0]["Ok"]["told"] == "stats", "{answers:#?}");
     ensure!(answers[1]["Err"]["kind"] == "unsupported", "{answers:#?}");
+    let why = answers[2]["Err"]["message"].as_str().unwrap_or_default();
+    ensure!(why.contains("descriptors"), "{answers:#?}");
+    ensure!(answers[3]["Ok"]["told"] == "hello", "{answers:#?}");
+
+    let quiesced = keeper.ask(&json!({"ask": "quiesce", "generation": 1}))?;
+    ensure!(quiesced["told"] == "quiesced" && quiesced["leaf_is_empty"] == false, "{quiesced}");
+    ensure!(keeper.ask(&json!({"ask": "hello"}))?["quiesced"] == 1, "it is quiesced");
+    keeper.ask(&json!({"ask": "resume", "generation": 1, "swap": false}))?;
+    ensure!(keeper.ask(&json!({"ask": "hello"}))?["quiesced"].is_null(), "it is not quiesced any more");
+    // A keeper may change its mind before it has its answer.
+    keeper.send(&json!({"ask": "quiesce", "generation": 2}))?;
+    keeper.send(&json!({"ask": "resume", "generation": 2, "swap": false}))?;
+    let first = keeper.receive()?.unwrap_or_default();
     ensure!(
-        answers[2]["Err"]["message"].as_str().is_some_and(|why| why.contains("descriptors")),
-        "{answers:#?}"
+        first["answer"]["Ok"]["told"] == "quiesced" || first["answer"]["Err"]["kind"] == "stopped",
+        "{first}"
     );
-    ensure!(
-        answers[3]["Ok"]["told"] == "quiesced" && answers[3]["Ok"]["leaf_is_empty"] == false,
-        "{answers:#?}"
-    );
-    ensure!(answers[4]["Ok"]["quiesced"] == 1, "{answers:#?}");
-    ensure!(answers[5]["Ok"]["told"] == "done", "{answers:#?}");
-    ensure!(answers[6]["Ok"]["told"] == "hello" && answers[6]["Ok"]["quiesced"].is_null(), "{answers:#?}");
-    ensure!(answers[7]["Ok"]["told"] == "done", "{answers:#?}");
+    let second = keeper.receive()?.unwrap_or_default();
+    ensure!(second["answer"]["Ok"]["told"] == "done", "{second}");
     let stats = keeper.ask(&json!({"ask": "stats"}))?;
-    ensure!(stats["pauses"] == 1, "{stats}");
+    ensure!(stats["pauses"].as_u64() >= Some(1), "{stats}");
     stage.served.stop()
 }
 

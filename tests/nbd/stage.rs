@@ -64,6 +64,24 @@ impl Stage {
         Ok(stage)
     }
 
+    /// The arguments of a start by hand, with this as the only image.
+    pub(crate) fn words(&self, image: &str) -> Vec<String> {
+        let [nbd, control, pending] = self.served.descriptors().map(|fd| fd.to_string());
+        let words = [
+            "--vdi",
+            &self.vdi,
+            "--nbd",
+            &nbd,
+            "--control",
+            &control,
+            "--pending",
+            &pending,
+            "--image",
+            image,
+        ];
+        words.map(str::to_owned).into()
+    }
+
     /// The file of the leaf, and its id.
     pub(crate) fn leaf(&self) -> Result<(PathBuf, String)> {
         self.served.leaf().context("a leaf")

@@ -42,6 +42,8 @@ pub(crate) struct Connection {
     phase: Phase,
     /// The socket may have something.
     readable: bool,
+    /// Its end is behind what can be read, and nobody will tell of it again.
+    ended: bool,
     /// The socket takes nothing for now.
     blocked: bool,
     /// There may be something to do with what was received, but no room for it.
@@ -110,6 +112,7 @@ impl Connection {
             output,
             phase: Phase::Greeting(Box::new(Handshake::new(export))),
             readable: true,
+            ended: false,
             blocked: false,
             stalled: false,
             under_way: 0,
@@ -120,6 +123,7 @@ impl Connection {
     /// Something has happened at the socket.
     pub(crate) fn is_ready(&mut self, ready: Ready) {
         self.readable |= ready.readable;
+        self.ended |= ready.ended;
         self.blocked &= !ready.writable;
     }
 
@@ -233,7 +237,7 @@ impl Connection {
         };
         match received {
             Received::Nothing => self.readable = false,
-            Received::Some { drained, .. } => self.readable = !drained,
+            Received::Some { drained, .. } => self.readable = !drained || self.ended,
             Received::End => {
                 // A client may close its half and wait for its replies.
                 self.readable = false;

@@ -62,6 +62,8 @@ pub(crate) struct Ready {
     pub(crate) source: Source,
     /// It can be read, or has come to an end.
     pub(crate) readable: bool,
+    /// Nothing will come after what can be read now.
+    pub(crate) ended: bool,
     /// It can be written, or nobody will ever read it.
     pub(crate) writable: bool,
 }
@@ -102,9 +104,11 @@ impl Poller {
             Err(error) => return Err(error.into()),
         };
         let ended = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
+        let no_more = EpollFlags::EPOLLRDHUP | ended;
         into.extend(events[..count].iter().map(|event| Ready {
             source: Source::from_word(event.data()),
-            readable: event.events().intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | ended),
+            readable: event.events().intersects(EpollFlags::EPOLLIN | no_more),
+            ended: event.events().intersects(no_more),
             writable: event.events().intersects(EpollFlags::EPOLLOUT | ended),
         }));
         Ok(())
@@ -158,6 +162,6 @@ mod tests {
         assert!(ready.is_empty());
         drop(theirs);
         edges.wait(now, &mut ready).unwrap();
-        assert!(matches!(ready[..], [Ready { readable: true, writable: true, .. }]));
+        assert!(matches!(ready[..], [Ready { readable: true, ended: true, writable: true, .. }]));
     }
 }
