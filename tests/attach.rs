@@ -1,16 +1,16 @@
 //! Disks that are attached, with the clients that a hypervisor has: what is written through NBD is on the disk, whoever dies
 //! meanwhile; who may attach what; snapshots, clones and merges of disks in use.
 
+mod client;
 mod harness;
 
 use anyhow::{Context, Result, ensure};
+use client::Client;
 use harness::{Agent, peer, sha256, wait_for_end, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 32 * MIB;
@@ -87,70 +87,6 @@ impl Scene {
         let text = format!("{}{}", said.out, said.err);
         ensure!(text.contains(name) && text.contains("hint"), "{arguments:?}: {text}");
         Ok(())
-    }
-}
-
-/// A client that stays: `qemu-io` with a connection that comes back.
-struct Client {
-    child: Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
-}
-
-impl Client {
-    fn connect(uri: &str) -> Result<Self> {
-        let socket = uri.split_once("socket=").context("a socket")?.1;
-        let options = format!("driver=nbd,server.type=unix,server.path={socket},reconnect-delay=60");
-        let mut child = Command::new("qemu-io")
-            .args(["--image-opts", &options])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("qemu-io cannot be run: install the Debian package qemu-utils")?;
-        let input = child.stdin.take();
-        let output = BufReader::new(child.stdout.take().context("its output")?);
-        Ok(Self { child, input, output })
-    }
-
-    /// Sends a command without waiting for it.
-    fn begin(&mut self, command: &str) -> Result<()> {
-        let input = self.input.as_mut().context("its input")?;
-        writeln!(input, "{command}")?;
-        Ok(input.flush()?)
-    }
-
-    /// Waits for the end of a read, write or discard; it must have gone well.
-    fn end(&mut self) -> Result<()> {
-        loop {
-            let mut line = String::new();
-            ensure!(self.output.read_line(&mut line)? > 0, "qemu-io has ended");
-            ensure!(!line.contains("failed") && !line.contains("rror"), "{line}");
-            if line.contains(" bytes at offset ") {
-                return Ok(());
-            }
-        }
-    }
-
-    fn run(&mut self, command: &str) -> Result<()> {
-        self.begin(command)?;
-        self.end().with_context(|| command.to_owned())
-    }
-
-    fn close(mut self) -> Result<()> {
-        self.begin("flush")?;
-        // The end of its input, not another line: it reads one line for each time that there is something to read.
-        drop(self.input.take());
-        let status = self.child.wait()?;
-        ensure!(status.success(), "qemu-io: {status}");
-        Ok(())
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        // One that was closed has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -416,5 +352,36 @@ fn disks_of_one_snapshot_are_held_back_together() -> Result<()> {
         let (first, second) = (written(0)?, written(1)?);
         ensure!(first == second || first == second + 4096, "{first} and {second} bytes");
     }
+    scene.clean()
+}
+
+#[test]
+fn a_datapath_that_hangs_is_waited_for_and_not_for_ever() -> Result<()> {
+    let scene = Scene::set()?;
+    let uri = scene.attach()?;
+    let mut client = Client::connect(&uri)?;
+    client.run("write -P 1 0 1M")?;
+    let datapath = scene.datapath()?;
+    kill(datapath, Signal::SIGSTOP)?;
+    client.begin("write -P 2 1M 1M")?;
+    let refused = scene.agent.call("VDI.snapshot", &json!({"vdi": scene.disk, "name_label": "s"}))?;
+    let refused = refused.err().context("a snapshot of a disk whose process does not answer")?;
+    ensure!(refused["data"]["retry"] == true && refused["data"]["name"] == "vdi_unavailable", "{refused}");
+    ensure!(scene.agent.call("VDI.list", &json!({"sr": scene.sr}))?.is_ok(), "lists wait for nobody");
+    kill(datapath, Signal::SIGCONT)?;
+    client.end()?;
+    let mut snapshot = Value::Null;
+    wait_until("a snapshot can be taken again", || {
+        let taken = scene.agent.call("VDI.snapshot", &json!({"vdi": scene.disk, "name_label": "s"}))?;
+        snapshot = taken.as_ref().map_or(Value::Null, |made| made["vdis"][0].clone());
+        Ok(taken.is_ok())
+    })?;
+    client.run("write -P 3 2M 1M")?;
+    ensure!(scene.datapath()? == datapath, "it was replaced, though it lives");
+    client.close()?;
+    scene.detach()?;
+    let bytes = scene.agent.read(snapshot.as_str().context("a snapshot")?, 0, 3 << 20)?;
+    let expected = [vec![1; 1 << 20], vec![2; 1 << 20], vec![0; 1 << 20]].concat();
+    ensure!(bytes == expected, "the snapshot holds something else");
     scene.clean()
 }

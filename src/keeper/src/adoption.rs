@@ -25,6 +25,7 @@ use catena_types::{
     AttachMode, AttachmentRecord, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId, Severity,
     VdiUuid,
 };
+use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -90,20 +91,48 @@ impl Owner {
         if !changes.is_empty() {
             self.commit(changes)?;
         }
-        // What a detach has not come to remove, or what an earlier boot has left where memory is not cleared.
-        let state = self.catalog.state();
-        let ours = |vdi: &VdiUuid| state.vdis.contains_key(vdi) && !state.attachments.contains_key(vdi);
-        for vdi in self.serving.dir.list().into_iter().filter(ours) {
-            if let Err(error) = self.serving.dir.remove(vdi) {
-                tracing::warn!(%vdi, %error, "the directory of a disk that is not served was not removed");
-            }
-        }
+        self.take_in_unknown()?;
         for vdi in Vec::from_iter(self.serving.disks.keys().copied()) {
             match self.take_up_running(vdi, PATIENCE) {
                 Ok(true) => tracing::info!(%vdi, "a disk's datapath was taken over from the last keeper"),
                 Ok(false) => {}
                 Err(failure) => tracing::warn!(%vdi, %failure, "a disk's datapath could not be taken over"),
             }
+        }
+        Ok(())
+    }
+
+    /// Directories of our disks that no row speaks of: what a detach has not come to remove goes; a process that the catalog has lost,
+    /// because it was made anew from the images, is attached again.
+    fn take_in_unknown(&mut self) -> Result<(), Failure> {
+        let state = self.catalog.state();
+        let ours = |vdi: &VdiUuid| state.vdis.contains_key(vdi) && !state.attachments.contains_key(vdi);
+        for vdi in Vec::from_iter(self.serving.dir.list().into_iter().filter(ours)) {
+            let Ok(Some(channel)) = self.serving.dir.connect(vdi) else {
+                if let Err(error) = self.serving.dir.remove(vdi) {
+                    tracing::warn!(%vdi, %error, "the directory of a disk that is not served was not removed");
+                }
+                continue;
+            };
+            let incarnation = self.next_incarnation();
+            let read_only = match Link::open(channel, vdi, incarnation, &self.mailbox)?.hello(SECOND_TRY) {
+                Ok(hello) => hello.read_only,
+                Err(failure) => {
+                    tracing::error!(%vdi, %failure, "a process serves a disk that is not attached, and is left alone");
+                    continue;
+                }
+            };
+            let row = AttachmentRecord {
+                vdi,
+                mode: if read_only { AttachMode::ReadOnly } else { AttachMode::ReadWrite },
+                count: 1,
+                boot: self.serving.boot.clone(),
+                since: Timestamp::now(),
+            };
+            let text = "a process that serves the disk was found: the disk is attached";
+            let event = self.event(Severity::Warning, "vdi.attached", Some(vdi), None, text);
+            self.commit(vec![Change::PutAttachment(row), event])?;
+            self.serving.disks.insert(vdi, Served::unknown());
         }
         Ok(())
     }

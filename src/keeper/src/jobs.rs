@@ -50,6 +50,10 @@ impl Owner {
     pub(crate) fn undo(&mut self, mut job: JobRecord, state: JobState, why: &Failure) {
         job.state = state;
         job.error = Some(why.clone());
+        if why.retry {
+            // Who is told to try again may do so with the same key.
+            job.request_id = None;
+        }
         self.remove_made(job);
     }
 

@@ -19,10 +19,12 @@ use catena_types::{
     AttachMode, BLOCK_BYTES, ErrorName, Failure, ImageId, ImageRecord, JobId, JobRecord, JobState, VdiRecord,
     VdiUuid,
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Changes that a commit of a pause may have, for each disk of it.
 const CHANGES: usize = 8;
+/// How long a set may take to hold back its writes: one that hangs costs the others no more.
+const QUIESCE: Duration = Duration::from_secs(5);
 /// The rest before a process whose answer is missing is asked anew.
 const BREATH: Duration = Duration::from_millis(50);
 
@@ -104,9 +106,11 @@ impl Owner {
             }
         }
         // Every question is answered before the next one is asked, also where the set has failed already.
+        let deadline = Instant::now() + QUIESCE;
         for vdi in asked {
+            let left = deadline.saturating_duration_since(Instant::now());
             let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
-            let answer = served.link(vdi).and_then(|link| link.answer(PATIENCE));
+            let answer = served.link(vdi).and_then(|link| link.answer(left));
             outcome = outcome.and(match answer {
                 Ok(Told::Quiesced { .. }) => Ok(()),
                 Ok(_) => Err(unexpected()),
@@ -137,18 +141,28 @@ impl Owner {
     }
 
     fn end_pause_of(&mut self, pause: &Pause) {
+        let mut told = Vec::new();
         for Member { vdi, leaf, generation } in pause.0.iter().copied() {
             let swap = self.catalog.state().vdis.get(&vdi).is_some_and(|row| row.image == leaf);
             let Some(served) = self.serving.disks.get_mut(&vdi) else { continue };
-            let told =
-                served.link(vdi).and_then(|link| link.ask(&Ask::Resume { generation, swap }, Vec::new()));
-            match told {
-                Ok(_) if swap => {
+            let put = served
+                .link(vdi)
+                .and_then(|link| link.put(&Ask::Resume { generation, swap }, &[]).map(|()| link));
+            match put {
+                // One that owes an answer already is not waited for again.
+                Ok(link) if !link.is_owed() => told.push((vdi, swap.then_some(leaf))),
+                _ => served.lose(BREATH),
+            }
+        }
+        for (vdi, leaf) in told {
+            let Some(served) = self.serving.disks.get_mut(&vdi) else { continue };
+            match (served.link(vdi).and_then(|link| link.answer(PATIENCE)), leaf) {
+                (Ok(_), Some(leaf)) => {
                     served.chain.get_or_insert_default().insert(0, leaf);
                     self.note_served(vdi);
                 }
-                Ok(_) => {}
-                Err(failure) => {
+                (Ok(_), None) => {}
+                (Err(failure), _) => {
                     tracing::error!(%vdi, %failure, "a datapath does not say that it goes on, and is asked anew");
                     served.lose(BREATH);
                 }

@@ -1,0 +1,186 @@
+//! Datapath, keeper and front killed at any moment while a disk in use is written, snapshotted, cloned and merged: the client goes on,
+//! and everything that was answered is there.
+//!
+//! Random; the seed is printed, and `CATENA_SEED` repeats it.
+
+mod client;
+mod harness;
+
+use anyhow::{Context, Result, ensure};
+use client::Client;
+use harness::{Agent, nightly, seed, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+const SLOT: usize = 96 << 10;
+const SLOTS: usize = 200;
+
+/// An xorshift generator.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// What each slot of a disk holds.
+type Model = Vec<u8>;
+
+struct Scene {
+    agent: Agent,
+    sr: String,
+    disk: String,
+    /// What the disk holds.
+    model: Model,
+    /// What snapshots and clones hold, each in two ways: without the write that was under way, and with it.
+    copies: BTreeMap<String, [Model; 2]>,
+    dice: Dice,
+}
+
+impl Scene {
+    fn set(seed: u64) -> Result<Self> {
+        let agent = Agent::start()?;
+        let location = agent.path("sr");
+        fs::create_dir(&location)?;
+        let place = location.to_string_lossy().into_owned();
+        let sr = agent.ok(&["sr", "create", "--type", "file", "--name", "disks", "--location", &place])?;
+        let disk = agent.ok(&["vdi", "create", "--sr", &sr, "--size", "32MiB", "--name", "disk"])?;
+        let model = vec![0; SLOTS];
+        Ok(Self { agent, sr, disk, model, copies: BTreeMap::new(), dice: Dice(seed | 1) })
+    }
+
+    /// Kills one of the three.
+    fn kill_one(&mut self) -> Result<()> {
+        match self.dice.below(4) {
+            0 | 1 => end(&self.agent.served()),
+            2 => end(&self.agent.processes("catena-keeper")),
+            _ => {
+                self.agent.kill()?;
+                self.agent.launch(None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks until there is an answer that is not "later". A connection that broke leaves the outcome open: the same key asks again.
+    fn ask(&self, method: &str, params: &Value) -> Result<Result<Value, Value>> {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            match self.agent.call(method, params) {
+                Ok(Err(error)) if error["data"]["retry"] == true => {}
+                Ok(answer) => return Ok(answer),
+                Err(_) => {}
+            }
+            ensure!(Instant::now() < end, "{method} for ever");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Changes the tree, with one of the processes killed meanwhile.
+    fn operate(&mut self, round: u64, after: &Model) -> Result<()> {
+        let key = format!("round {round}");
+        let (method, params) = match self.dice.below(6) {
+            0 | 1 => ("VDI.snapshot", json!({"vdi": self.disk, "name_label": key, "request_id": key})),
+            2 => ("VDI.clone", json!({"vdi": self.disk, "name_label": key, "request_id": key})),
+            3 | 4 if !self.copies.is_empty() => {
+                let index = usize::try_from(self.dice.below(self.copies.len() as u64))?;
+                let vdi = self.copies.keys().nth(index).context("a copy")?.clone();
+                ("VDI.destroy", json!({"vdi": vdi, "request_id": key}))
+            }
+            _ => ("Coalesce.run", json!({"sr": self.sr})),
+        };
+        let socket = self.agent.socket();
+        let early = {
+            let params = params.clone();
+            std::thread::spawn(move || client::call_at(&socket, method, &params))
+        };
+        std::thread::sleep(Duration::from_micros(self.dice.below(30_000)));
+        self.kill_one()?;
+        // Whatever became of the first request, the second has the same key.
+        let _ = early.join();
+        let answer = self.ask(method, &params)?;
+        match (method, answer) {
+            ("VDI.snapshot" | "VDI.clone", Ok(made)) => {
+                let vdi = made["vdis"][0].as_str().context("a copy")?.to_owned();
+                self.copies.insert(vdi, [self.model.clone(), after.clone()]);
+            }
+            ("VDI.destroy", Ok(_)) => {
+                self.copies.remove(params["vdi"].as_str().unwrap_or_default());
+            }
+            ("Coalesce.run", _) => {}
+            (_, Err(error)) => ensure!(
+                ["chain_too_long", "try_again", "vdi_unavailable"]
+                    .iter()
+                    .any(|name| error["data"]["name"] == *name),
+                "{method}: {error}"
+            ),
+            (method, _) => anyhow::bail!("{method} was never asked"),
+        }
+        Ok(())
+    }
+
+    fn verify(&self, vdi: &str, models: &[Model]) -> Result<()> {
+        let read = self.agent.read(vdi, 0, (SLOT * SLOTS) as u64)?;
+        let is: Model = read.chunks(SLOT).map(|slot| slot[0]).collect();
+        ensure!(read.chunks(SLOT).all(|slot| slot.iter().all(|byte| *byte == slot[0])), "{vdi}: half a slot");
+        ensure!(models.contains(&is), "{vdi} holds {is:?} and should hold {models:?}");
+        Ok(())
+    }
+}
+
+fn end(pids: &[Pid]) {
+    for pid in pids {
+        // One that has just ended by itself is as good.
+        let _ = kill(*pid, Signal::SIGKILL);
+    }
+}
+
+#[test]
+fn whoever_dies_whenever_it_is() -> Result<()> {
+    let mut scene = Scene::set(seed("whoever_dies_whenever_it_is"))?;
+    let uri = scene.agent.ok(&["vdi", "attach", &scene.disk])?;
+    let mut client = Client::connect(&uri)?;
+    let rounds = if nightly() { 150 } else { 12 };
+    for round in 1..=rounds {
+        for _ in 0..scene.dice.below(8) {
+            let slot = usize::try_from(scene.dice.below(SLOTS as u64))?;
+            let byte = u8::try_from(scene.dice.below(255) + 1)?;
+            client.run(&format!("write -P {byte} {} {SLOT}", slot * SLOT))?;
+            scene.model[slot] = byte;
+        }
+        let slot = usize::try_from(scene.dice.below(SLOTS as u64))?;
+        let mut after = scene.model.clone();
+        after[slot] = u8::try_from(round % 250 + 1)?;
+        client.begin(&format!("write -P {} {} {SLOT}", after[slot], slot * SLOT))?;
+        scene.operate(round, &after).with_context(|| format!("round {round}: {}", scene.agent.log()))?;
+        client.end().with_context(|| format!("round {round}: {}", scene.agent.log()))?;
+        scene.model = after;
+        let slot = usize::try_from(scene.dice.below(SLOTS as u64))?;
+        client
+            .run(&format!("read -P {} {} {SLOT}", scene.model[slot], slot * SLOT))
+            .with_context(|| format!("round {round}: {}", scene.agent.log()))?;
+    }
+    client.close()?;
+    wait_until("the SR is back", || Ok(scene.agent.call("SR.scan", &json!({"sr": scene.sr}))?.is_ok()))?;
+    let detached = scene.ask("VDI.detach", &json!({"vdi": scene.disk, "request_id": "detach"}))?;
+    ensure!(detached.is_ok(), "{detached:?}");
+    ensure!(scene.agent.served().is_empty(), "a datapath is left");
+    for turn in ["before", "after"] {
+        scene.verify(&scene.disk, std::slice::from_ref(&scene.model)).context(turn)?;
+        for (vdi, models) in &scene.copies {
+            scene.verify(vdi, models).context(turn)?;
+        }
+        let report = scene.agent.json(&["sr", "check", &scene.sr])?;
+        ensure!(report["clean"] == true, "{turn}: {report}");
+        scene.agent.ok(&["coalesce", "run", "--wait", &scene.sr])?;
+    }
+    Ok(())
+}
