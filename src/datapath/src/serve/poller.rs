@@ -147,7 +147,10 @@ mod tests {
         let mut ready = Vec::new();
         let now = Some(Duration::ZERO);
         edges.wait(now, &mut ready).unwrap();
-        assert!(matches!(ready[..], [Ready { source: Source::Client(3), readable: false, writable: true }]));
+        assert!(matches!(
+            ready[..],
+            [Ready { source: Source::Client(3), readable: false, ended: false, writable: true }]
+        ));
         theirs.write_all(b"x").unwrap();
         edges.wait(now, &mut ready).unwrap();
         assert!(matches!(ready[..], [Ready { source: Source::Client(3), readable: true, .. }]));
