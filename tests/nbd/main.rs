@@ -10,7 +10,8 @@ mod keeper;
 mod stage;
 
 use anyhow::{Result, ensure};
-use harness::{peer, sha256};
+use harness::serving::Served;
+use harness::{Agent, peer, sha256};
 use serde_json::Value;
 use stage::{ENGINES, MIB, Stage, noise, text};
 use std::fs;
@@ -83,6 +84,36 @@ fn maps_tell_who_owns_what() -> Result<()> {
     let expected = stage.owners.iter().filter(|owner| **owner == 0).count() * 512;
     ensure!(zeros == expected as u64, "qemu finds {zeros} bytes of zeros, not {expected}");
     stage.served.stop()
+}
+
+#[test]
+fn the_map_of_a_large_disk_is_whole() -> Result<()> {
+    let mut agent = Agent::start()?;
+    let directory = agent.path("sr");
+    agent.ok(&["sr", "create", "--type", "file", "--name", "disks", "--location", &text(&directory)])?;
+    let vdi = agent.ok(&["vdi", "create", "--sr", "disks", "--size", "10GiB", "--name", "large"])?;
+    // More than one answer covers, on both sides of where one ends, and at the end.
+    let (border, end) = (128 * MIB as u64, 10 << 30);
+    for (at, length) in [(border - 4096, 8192), (5 << 30, 512), (end - 4096, 4096)] {
+        agent.write(&vdi, at, &noise(at, length))?;
+    }
+    let mut served = Served::new(&agent, &directory, &vdi)?;
+    agent.stop()?;
+    served.start(&[])?;
+    let map = peer("libnbd-bin", "nbdinfo", &["--map=qemu:allocation-depth", "--json", &served.uri()])?;
+    let map: Vec<Value> = serde_json::from_str(&map)?;
+    let told: Vec<_> =
+        map.iter().map(|part| ["offset", "length", "type"].map(|key| part[key].as_u64())).collect();
+    let places = [border - 4096, border + 4096, 5 << 30, (5 << 30) + 512, end - 4096, end];
+    let mut expected = vec![[0, border - 4096, 0].map(Some)];
+    expected.extend(
+        places
+            .windows(2)
+            .enumerate()
+            .map(|(nth, pair)| [pair[0], pair[1] - pair[0], u64::from(nth % 2 == 0)].map(Some)),
+    );
+    ensure!(told == expected, "{told:?}");
+    served.stop()
 }
 
 #[test]

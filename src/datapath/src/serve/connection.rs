@@ -29,6 +29,10 @@ const OWED: u64 = 16 << 20;
 const MANY: u32 = 1024;
 /// A write is taken in parts of at most so many bytes.
 const PART: usize = 1 << 20;
+/// Bytes of the disk whose owners are found out with one request: each sector of them may have another owner.
+const LOOKED_AT: u64 = 128 << 20;
+/// The memory that this takes, in bytes, unless owners change with every sector.
+const LOOK: u64 = 1 << 20;
 /// Parts end at multiples of this, so that cutting a write into parts cuts no sector.
 const PART_ALIGNMENT: u64 = 4096;
 
@@ -355,8 +359,8 @@ impl Connection {
             What::Flush => Work::Flush,
             What::Trim { fua } => Work::Trim { at, len, fua },
             What::Zeroes { fua, no_hole, fast } => Work::Zeroes { at, len, fua, no_hole, fast },
-            What::Cache => Work::Cache { at, len },
-            What::Status { one } => Work::Status { at, len, one },
+            What::Cache => Work::Cache { at, len: looked_at(at, len) },
+            What::Status { one } => Work::Status { at, len: looked_at(at, len), one },
         };
         core.submit(place, work);
         core.under_way.complete(place);
@@ -484,8 +488,16 @@ fn weight(request: &Request) -> u64 {
     match request.what {
         What::Read { .. } => u64::from(request.len),
         What::Write { .. } => u64::from(request.len).min(PART as u64),
+        What::Cache | What::Status { .. } => LOOK,
         _ => 0,
     }
+}
+
+/// How much of a range is looked at to tell who owns it: up to a border, so that extents end with sectors. The client asks on
+/// from there, or is content.
+fn looked_at(at: u64, len: u32) -> u32 {
+    let most = LOOKED_AT - at % LOOKED_AT;
+    u32::try_from(most).map_or(len, |most| most.min(len))
 }
 
 /// A length that a request can have.
@@ -504,5 +516,25 @@ const fn in_words(trouble: Trouble) -> (Errno, &'static str) {
         Trouble::NotSupported => (Errno::NotSup, "it would not be faster than writing"),
         Trouble::ReadOnly => (Errno::Perm, "the disk is read-only"),
         Trouble::ShuttingDown => (Errno::Shutdown, "the disk is about to be closed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_ends_at_the_next_border_or_with_the_range() {
+        let border = 128 << 20;
+        for (at, len, looked) in [
+            (0, 512, 512),
+            (0, u32::MAX, border),
+            (7, u32::MAX, border - 7),
+            (u64::from(border) - 1, 2, 1),
+            (u64::from(border), border, border),
+            (u64::MAX - 1, 1, 1),
+        ] {
+            assert_eq!(looked_at(at, len), looked, "{len} bytes from {at}");
+        }
     }
 }
