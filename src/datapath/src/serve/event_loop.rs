@@ -90,7 +90,8 @@ impl EventLoop {
 
     /// How long the next turn may wait.
     fn patience(&self) -> Option<Duration> {
-        if self.clients.is_busy(&self.core) {
+        // A call that ended while the turn's last I/O was begun is known already: nothing else will wake us for it.
+        if self.clients.is_busy(&self.core) || self.core.called.is_some() {
             return Some(Duration::ZERO);
         }
         let deadline =
