@@ -385,3 +385,34 @@ fn a_datapath_that_hangs_is_waited_for_and_not_for_ever() -> Result<()> {
     ensure!(bytes == expected, "the snapshot holds something else");
     scene.clean()
 }
+
+#[test]
+fn a_catalog_that_is_made_anew_finds_the_disks_in_use() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let uri = scene.attach()?;
+    let mut client = Client::connect(&uri)?;
+    client.run("write -P 1 0 1M")?;
+    let snapshot = scene.agent.ok(&["vdi", "snapshot", &scene.disk, "--name", "s"])?;
+    client.run("write -P 2 1M 1M")?;
+    let datapath = scene.datapath()?;
+    scene.agent.kill()?;
+    let home = scene.agent.path("sr/.catena");
+    for name in ["catalog.db", "catalog.db-wal", "catalog.bak"] {
+        let path = home.join(name);
+        if path.exists() {
+            fs::remove_file(path)?;
+        }
+    }
+    scene.agent.launch(None)?;
+    let place = scene.agent.path("sr").to_string_lossy().into_owned();
+    scene.agent.ok(&["sr", "introduce", "--type", "file", "--location", &place])?;
+    ensure!(scene.record(&scene.disk)?["attached"] == "rw", "the disk in use was not found");
+    ensure!(scene.datapath()? == datapath, "its process was replaced");
+    client.run("write -P 3 2M 1M")?;
+    client.close()?;
+    scene.detach()?;
+    let bytes = scene.agent.read(&scene.disk, 0, 3 << 20)?;
+    ensure!(bytes == [vec![1; 1 << 20], vec![2; 1 << 20], vec![3; 1 << 20]].concat());
+    ensure!(scene.agent.read(&snapshot, 0, 2 << 20)? == [vec![1; 1 << 20], vec![0; 1 << 20]].concat());
+    scene.clean()
+}

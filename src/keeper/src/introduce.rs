@@ -112,6 +112,8 @@ impl Starter {
         let catalog = remains.replace(&dir, &meta, changes).map_err(|error| from_catalog(&error))?;
         tracing::warn!(sr = %identity.uuid, %why, "the catalog was made anew");
         let mut owner = self.owner(identity.uuid, store, catalog)?;
+        // Disks that were attached when the catalog was lost are still being written.
+        owner.adopt_served()?;
         owner.relabel_all();
         let job = owner.job_document(id)?;
         Ok(Begun::Opened(job, Box::new(owner)))
