@@ -5,8 +5,8 @@
 //!   going ──stop─────▶ draining ──▶ committing ──▶ closing ──▶ over
 //! ```
 //!
-//! Reads go on all the time. Requests that change the disk wait outside, without a lock; those that wait for space stay where they
-//! are and go on with whatever leaf there is. Nobody but the keeper ends a quiesce (D20).
+//! Reads go on all the time. Requests that change the disk wait outside, without a lock, or where they have just got it; those that
+//! wait for space stay where they are and go on with whatever leaf there is. Nobody but the keeper ends a quiesce (D20).
 
 use super::layers::{Leaf, Part};
 use super::write::Growth;
@@ -128,6 +128,11 @@ impl Disk {
         self.hold.is_some()
     }
 
+    /// Whether that is for a change of the chain.
+    pub(super) fn is_quiescing(&self) -> bool {
+        self.hold.as_ref().is_some_and(|hold| hold.purpose == Purpose::Quiesce)
+    }
+
     /// Whether the disk is being closed, or is.
     pub(super) fn is_stopping(&self) -> bool {
         self.hold.as_ref().is_some_and(|hold| hold.purpose == Purpose::Stop)
@@ -158,15 +163,24 @@ impl Disk {
 
     fn hold_back(&mut self, question: u64, generation: u64, purpose: Purpose) {
         self.generation = generation;
-        if let Some(hold) = &self.hold
-            && (hold.stage != HoldStage::Held || purpose == Purpose::Quiesce)
-        {
-            let message = "writes are being held back already";
-            return self.answer(question, Err(trouble(TroubleKind::Internal, message)));
+        match &self.hold {
+            Some(hold) if purpose == Purpose::Quiesce || hold.purpose == Purpose::Stop => {
+                let message = "writes are being held back already";
+                return self.answer(question, Err(trouble(TroubleKind::Internal, message)));
+            }
+            Some(hold) if hold.stage != HoldStage::Held => {
+                let before = hold.question;
+                self.answer(before, Err(trouble(TroubleKind::Stopped, "the disk is being closed")));
+            }
+            _ => {}
         }
         self.hold = Some(Hold { generation, question, purpose, stage: HoldStage::Draining });
         if purpose == Purpose::Stop {
             self.fail_parked(Trouble::ShuttingDown);
+            // The catalog may name another leaf already.
+            for index in std::mem::take(&mut self.frozen) {
+                self.trouble(index, Trouble::ShuttingDown);
+            }
             for (request, work) in std::mem::take(&mut self.held) {
                 self.done.push((request, weight(&work), Outcome::Failed(Trouble::ShuttingDown)));
             }
@@ -201,6 +215,7 @@ impl Disk {
 
     /// All that was answered is durable, and writes are held back.
     pub(super) const fn held_is_durable(&mut self) {
+        self.commits.is_enough_for_hold();
         self.is_durable = true;
     }
 
@@ -263,6 +278,7 @@ impl Disk {
         }
         self.is_durable = false;
         self.unpark();
+        self.ready.extend(std::mem::take(&mut self.frozen));
         for (request, work) in std::mem::take(&mut self.held) {
             self.admit(request, work);
         }

@@ -89,6 +89,11 @@ impl Commits {
         self.for_hold = true;
     }
 
+    /// It is.
+    pub(super) const fn is_enough_for_hold(&mut self) {
+        self.for_hold = false;
+    }
+
     /// Whether a commit waits for space.
     pub(super) fn is_full(&self) -> bool {
         self.running.as_ref().is_some_and(|running| running.full)

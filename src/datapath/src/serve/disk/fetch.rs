@@ -31,6 +31,11 @@ impl Fetch {
         Self { range, survey, segments: Vec::new(), begun: false, under_way: 0, failed: false }
     }
 
+    /// Whether reads of it have not come back.
+    pub(super) const fn is_under_way(&self) -> bool {
+        self.under_way > 0
+    }
+
     /// What was read. A segment is missing only where the read failed.
     pub(super) fn into_segments(self) -> Vec<Segment> {
         self.segments.into_iter().flatten().collect()

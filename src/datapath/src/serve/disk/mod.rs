@@ -97,7 +97,9 @@ pub(crate) struct Disk {
     /// The commit for the hold has ended.
     is_durable: bool,
     held: VecDeque<(u64, Work)>,
-    /// Requests under way that change the disk and do not wait for space.
+    /// Requests that have got their lock while writes are held back.
+    frozen: Vec<usize>,
+    /// Requests that have begun to change the disk and do not wait for space.
     changing: usize,
     prepared: Option<Prepared>,
     generation: u64,
@@ -227,7 +229,6 @@ impl Disk {
         task.weight = weight;
         let sectors = task.sectors();
         let access = if task.changes() { Access::Exclusive } else { Access::Shared };
-        self.changing += usize::from(task.changes());
         let index = self.tasks.insert(task);
         if sectors.is_empty() || self.locks.acquire(index, sectors, access) {
             self.ready.push_back(index);
@@ -265,7 +266,7 @@ impl Disk {
         self.locks.release(index, &mut granted);
         self.ready.extend(granted);
         self.leave_epoch(&mut task);
-        if task.changes() && !task.parked {
+        if task.changes() && task.started && !task.parked {
             self.changing -= 1;
         }
         self.went_well(&mut task);
@@ -281,7 +282,10 @@ impl Disk {
         if let Some(trouble) = task.trouble.take() {
             return Step::End(Outcome::Failed(trouble));
         }
-        if task.parked {
+        if self.failed.is_some() && task.changes() && task.is_between_operations() {
+            return Step::End(Outcome::Failed(Trouble::Io));
+        }
+        if task.parked || !self.may_start(index, task) {
             return Step::Wait;
         }
         match task.kind {
@@ -291,6 +295,19 @@ impl Disk {
                 self.step_change(index, task, engine)
             }
         }
+    }
+
+    /// Lets a request begin that has its lock, unless writes are held back.
+    fn may_start(&mut self, index: usize, task: &mut Task) -> bool {
+        if !task.started && task.changes() {
+            if self.is_quiescing() {
+                self.frozen.push(index);
+                return false;
+            }
+            self.changing += 1;
+        }
+        task.started = true;
+        true
     }
 
     fn step_read(&mut self, index: usize, task: &mut Task, engine: &mut dyn Engine) -> Step {

@@ -79,6 +79,7 @@ impl Disk {
             hold: None,
             is_durable: false,
             held: VecDeque::new(),
+            frozen: Vec::new(),
             changing: 0,
             prepared: None,
             generation: 0,

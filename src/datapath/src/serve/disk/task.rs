@@ -11,7 +11,7 @@
 //! nothing does no harm.
 
 use super::fetch::Fetch;
-use super::write::Piece;
+use super::write::{Piece, PieceState};
 use crate::serve::work::{Outcome, Trouble};
 use catena_blockio::AlignedBuf;
 use catena_chain::{Owner, Run};
@@ -85,6 +85,8 @@ pub(super) struct Task {
     pub(super) range: Range<u64>,
     pub(super) fua: bool,
     pub(super) stage: Stage,
+    /// It has got its lock, and has begun.
+    pub(super) started: bool,
     /// Bytes that it is counted with.
     pub(super) weight: u64,
     /// The state of the chain that its findings are of, while it has any.
@@ -125,6 +127,7 @@ impl Task {
             range: at..at + len,
             fua: false,
             stage: Stage::Start,
+            started: false,
             weight: 0,
             epoch: None,
             buf: None,
@@ -149,6 +152,13 @@ impl Task {
     /// Whether it changes the disk, or waits for changes: what a quiesce holds back.
     pub(super) const fn changes(&self) -> bool {
         !matches!(self.kind, Kind::Read | Kind::Cache | Kind::Status { .. })
+    }
+
+    /// Whether nothing is under way for it, so that it may be ended.
+    pub(super) fn is_between_operations(&self) -> bool {
+        let writes = self.pieces.front().is_some_and(|piece| piece.state == PieceState::Landing);
+        let reads = self.fetch.as_ref().is_some_and(Fetch::is_under_way);
+        !writes && !reads && self.learning == 0
     }
 
     /// Where it stands with bitmaps that it waits for; `None`: with none.

@@ -325,6 +325,7 @@ fn writes_that_wait_for_space_do_not_keep_a_snapshot_from_being_made() {
     fresh.world.fail(Fault::nth(0, Errno::ENOSPC).of(Call::Write).forever());
     let waits = rig.submit(write(0, &[2; PAGE], false));
     rig.settle();
+    let behind = rig.submit(write(0, &[3; 512], false));
     let old_leaf = gated(&fresh.disks[1]);
     rig.ask(Change::Prepare { generation: 1, leaf: leaf(&new), old_leaf });
     rig.ask(Change::Quiesce { generation: 1 });
@@ -336,7 +337,32 @@ fn writes_that_wait_for_space_do_not_keep_a_snapshot_from_being_made() {
     assert!(rig.outcome(waits).is_none(), "nothing is written while it is quiesced");
     rig.ask(Change::Resume { generation: 1, swap: true });
     rig.settle();
-    assert!(matches!(rig.outcome(waits), Some(Outcome::Done)));
+    assert!(
+        matches!(rig.outcome(waits), Some(Outcome::Done))
+            && matches!(rig.outcome(behind), Some(Outcome::Done))
+    );
+    assert!(rig.read(0, 1024) == [[3; 512], [2; 512]].concat());
+    assert!(content(&fresh.disks) == fresh.content, "it went to the new leaf");
+}
+
+#[test]
+fn a_write_that_waits_for_a_read_does_not_begin_while_writes_are_held_back() {
+    let mut fresh = fresh(2, true);
+    let new = next_leaf(&fresh);
+    let rig = &mut fresh.rig;
+    let at = owned_below(&fresh.content);
+    let reading = rig.submit(Work::Read { at, len: 512 });
+    let behind = rig.submit(write(at, &[2; 512], false));
+    let old_leaf = gated(&fresh.disks[1]);
+    rig.ask(Change::Prepare { generation: 1, leaf: leaf(&new), old_leaf });
+    rig.ask(Change::Quiesce { generation: 1 });
+    rig.settle_plans();
+    assert_eq!(rig.told.len(), 2, "quiesced before the read has ended");
+    rig.settle();
+    assert!(rig.outcome(reading).is_some() && rig.outcome(behind).is_none());
+    rig.ask(Change::Resume { generation: 1, swap: true });
+    rig.settle();
+    assert!(matches!(rig.outcome(behind), Some(Outcome::Done)));
     assert!(content(&fresh.disks) == fresh.content, "it went to the new leaf");
 }
 
@@ -400,6 +426,48 @@ fn after_a_stop_nothing_is_taken_and_what_was_held_fails() {
     assert_eq!(rig.told.len(), 2);
     assert_eq!(rig.told[1], Ok(Told::Done));
     assert!(matches!(rig.done(Work::Read { at: 0, len: 1 }), Outcome::Failed(Trouble::ShuttingDown)));
+}
+
+#[test]
+fn a_quiesce_that_cannot_make_all_durable_says_so_and_nothing_waits_for_ever() {
+    let mut fresh = fresh(2, true);
+    let new = next_leaf(&fresh);
+    let rig = &mut fresh.rig;
+    assert!(matches!(rig.write(0, &[1; PAGE]), Outcome::Done));
+    let old_leaf = gated(&fresh.disks[1]);
+    rig.ask(Change::Prepare { generation: 1, leaf: leaf(&new), old_leaf });
+    fresh.world.fail(Fault::nth(0, Errno::EIO).of(Call::Flush).forever());
+    rig.ask(Change::Quiesce { generation: 1 });
+    let held = [rig.submit(write(0, &[2; PAGE], true)), rig.submit(Work::Flush)];
+    rig.settle();
+    assert!(matches!(rig.told[..], [Ok(Told::Done), Err(_)]));
+    rig.ask(Change::Resume { generation: 1, swap: true });
+    assert!(rig.told.last().unwrap().is_err());
+    rig.ask(Change::Resume { generation: 1, swap: false });
+    rig.settle();
+    for request in held {
+        assert!(matches!(rig.outcome(request), Some(Outcome::Failed(Trouble::Io))));
+    }
+    assert!(rig.read(0, 4096) == [1; PAGE]);
+    rig.ask(Change::Stop);
+    rig.settle();
+    assert!(rig.told.last().unwrap().is_err());
+}
+
+#[test]
+fn a_stop_ends_a_quiesce_that_is_on_its_way() {
+    let Fresh { mut rig, disks, .. } = fresh(2, true);
+    let writing = rig.submit(write(0, &[1; PAGE], false));
+    rig.ask(Change::Quiesce { generation: 1 });
+    let held = rig.submit(write(0, &[2; PAGE], false));
+    rig.ask(Change::Stop);
+    rig.settle();
+    assert!(matches!(rig.outcome(writing), Some(Outcome::Done)));
+    assert!(matches!(rig.outcome(held), Some(Outcome::Failed(Trouble::ShuttingDown))));
+    assert!(matches!(rig.told[..], [Err(_), Ok(Told::Done)]));
+    assert!(content(&disks)[..PAGE] == [1; PAGE]);
+    rig.ask(Change::Stop);
+    assert!(rig.told.last().unwrap().is_err(), "once");
 }
 
 #[test]
