@@ -119,6 +119,11 @@ impl Lab {
         self.ops.is_empty() && self.calls.is_empty() && self.done.is_empty()
     }
 
+    /// For messages.
+    pub(super) fn state(&self) -> String {
+        format!("{} operations and {} plans are under way", self.ops.len(), self.calls.len())
+    }
+
     /// Carries out something.
     fn step(&mut self) {
         self.steps += 1;
