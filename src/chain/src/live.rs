@@ -74,6 +74,18 @@ pub struct Commit {
     pub number: u64,
 }
 
+/// Raises the size of a layer. An error means that nothing was changed; otherwise the layer that it gives stands in the old one's
+/// place from then on, even where it could not be made larger: where its blocks are the old one does not know any more.
+pub type Growth = Box<dyn FnOnce() -> Result<Grown, Error> + Send>;
+
+/// What came of it.
+pub struct Grown {
+    /// The layer.
+    pub layer: Box<dyn LiveLayer>,
+    /// Whether it has the new size.
+    pub outcome: Result<(), Error>,
+}
+
 /// A layer that is written while it is read. One writer (D11).
 pub trait LiveLayer: Recall {
     /// A place for the block: the one it has, or a new one. Changes memory only. Only the first who asks for a new place is told
@@ -115,9 +127,9 @@ pub trait LiveLayer: Recall {
     /// Takes over what a plan made elsewhere writes to the header (D12), with nothing else under way.
     fn patch(&mut self, writes: &[(FileOffset, Vec<u8>)]) -> Result<Plan, Error>;
 
-    /// Raises the virtual size, durably, with nothing noted and nobody using the layer: blocks may move. Reads and writes, and
-    /// waits. What deeper layers own past the old end is the caller's business (D6).
-    fn grow(&mut self, size: Bytes) -> Result<(), Error>;
+    /// What raises the virtual size, durably: to be run elsewhere, since it waits, with nothing noted and nobody using the layer,
+    /// of which blocks may move. What deeper layers own past the old end is the caller's business (D6).
+    fn grow(&mut self, size: Bytes) -> Result<Growth, Error>;
 
     /// From here on the layer is only read, through this container: what a leaf becomes under a new one. Nothing is noted. The
     /// old container is let go, and every change is refused.

@@ -66,7 +66,8 @@ pub enum Ask {
         /// The patches, all of them of the leaf.
         patches: Vec<HeaderPatch>,
     },
-    /// Make the disk larger. New connections see the new size. Durable when answered.
+    /// Make the disk larger, while it is quiesced: reads that come meanwhile wait. New connections see the new size. Durable when
+    /// answered.
     Grow {
         /// The size that it is to have.
         size: Bytes,

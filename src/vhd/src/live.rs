@@ -5,9 +5,11 @@
 use crate::dirty::{Dirty, UnderWay};
 use crate::footer::DiskKind;
 use crate::giveup::Emptied;
-use crate::image::Image;
+use crate::image::{Image, Mode};
 use catena_blockio::Container;
-use catena_chain::{Commit, Error, Known, LiveLayer, Noted, Ownership, Placed, Plan, Recall, Step};
+use catena_chain::{
+    Commit, Error, Grown, Growth, Known, LiveLayer, Noted, Ownership, Placed, Plan, Recall, Step,
+};
 use catena_types::{BlockIndex, Bytes, FileOffset, SectorSet};
 use std::sync::Arc;
 
@@ -120,9 +122,14 @@ impl LiveLayer for Image {
         Ok(self.plan_patch(writes)?)
     }
 
-    fn grow(&mut self, size: Bytes) -> Result<(), Error> {
+    fn grow(&mut self, size: Bytes) -> Result<Growth, Error> {
         self.all_is_stored()?;
-        Ok(Self::grow(self, size)?)
+        let container = self.container.clone();
+        Ok(Box::new(move || {
+            let mut image = Self::open(container, Mode::ReadWrite)?;
+            let outcome = image.grow(size).map_err(Error::from);
+            Ok(Grown { layer: Box::new(image), outcome })
+        }))
     }
 
     fn end_writing(&mut self, container: Arc<dyn Container>) -> Result<(), Error> {

@@ -276,9 +276,15 @@ fn a_header_is_patched_and_a_disk_grows_while_it_is_open() {
     write(&mut image, 3, 0..4, 2);
     assert!(LiveLayer::grow(&mut *image, Bytes(9000 * MIB)).is_err());
     commit(&mut image);
-    LiveLayer::grow(&mut *image, Bytes(9000 * MIB)).unwrap();
-    write(&mut image, 4400, 0..4, 3);
-    commit(&mut image);
+    let grown = LiveLayer::grow(&mut *image, Bytes(9000 * MIB)).unwrap()().unwrap();
+    grown.outcome.unwrap();
+    let mut image = grown.layer;
+    let placed = image.place(BlockIndex(4400)).unwrap();
+    placed.first.run(&*disk).unwrap();
+    disk.write_at(&[3; 2048], placed.at).unwrap();
+    image.wrote(BlockIndex(4400), &SectorSet::of(0..4)).unwrap();
+    let last = image.begin_commit().unwrap().unwrap();
+    last.plan.run(&*disk).unwrap();
     drop(image);
     let again = Image::open(disk.after_power_cut(3), Mode::ReadOnly).unwrap();
     assert_eq!((again.virtual_size(), again.info().parent.unwrap().id), (Bytes(9000 * MIB), new.id));

@@ -69,7 +69,9 @@ impl Changes {
         if core.called.take().is_some() {
             self.opened(keepers, core);
         }
+        // What is asked while the disk grows waits until it has: the leaf is in other hands.
         while self.opening.is_none()
+            && !core.disk.is_growing()
             && let Some((ask, fds)) = keepers.next()
         {
             self.question(ask, fds, keepers, core);
@@ -90,6 +92,7 @@ impl Changes {
             Ask::Resume { generation, swap } => Ok(Change::Resume { generation, swap }),
             Ask::Limit(limits) => return keepers.owe(asker, Answer::Ready(limit(&limits, core))),
             Ask::Patch { patches } => Ok(Change::Patch { patches }),
+            Ask::Grow { size } => Ok(Change::Grow { size }),
             Ask::Prepare { generation, leaf } => {
                 return self.open(asker, core, move || prepare(generation, &leaf, fds));
             }

@@ -17,7 +17,7 @@ use crate::trouble::{from_chain, from_io, trouble};
 use catena_blockio::{Container, Engine, Op};
 use catena_chain::Known;
 use catena_control::{Hello, Told, TroubleKind};
-use catena_types::{BlockIndex, HeaderPatch, ImageId};
+use catena_types::{BlockIndex, Bytes, HeaderPatch, ImageId};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -36,6 +36,8 @@ pub(crate) enum Change {
     Relink { generation: u64, below: Vec<(ImageId, Option<Part>)> },
     /// Write these bytes to the leaf, durably.
     Patch { patches: Vec<HeaderPatch> },
+    /// Make the disk larger, while it is quiesced.
+    Grow { size: Bytes },
     /// Flush and close.
     Stop,
 }
@@ -95,6 +97,7 @@ impl Disk {
             Change::Resume { generation, swap } => self.resume(question, generation, swap),
             Change::Relink { generation, below } => self.relink(question, generation, below),
             Change::Patch { patches } => self.patch(question, &patches, engine),
+            Change::Grow { size } => self.grow(question, size),
         }
         self.run(engine);
     }
@@ -138,7 +141,14 @@ impl Disk {
         self.hold.as_ref().is_some_and(|hold| hold.purpose == Purpose::Stop)
     }
 
-    fn answer(&mut self, question: u64, answer: Answered) {
+    /// Whether all that was answered is durable, and nothing more is written until the keeper says so.
+    pub(super) fn is_quiesced(&self) -> bool {
+        self.is_quiescing()
+            && self.failed.is_none()
+            && self.hold.as_ref().is_some_and(|hold| hold.stage == HoldStage::Held)
+    }
+
+    pub(super) fn answer(&mut self, question: u64, answer: Answered) {
         if let Some(open) = self.questions.open.iter_mut().find(|open| open.0 == question) {
             open.1 = Some(answer);
         }
@@ -191,6 +201,9 @@ impl Disk {
 
     /// Moves a hold on that waits for requests to end. Whether it has come further.
     pub(super) fn pump_hold(&mut self, engine: &mut dyn Engine) -> bool {
+        if self.is_growing() {
+            return false;
+        }
         let Some(hold) = &mut self.hold else { return false };
         let idle = match hold.purpose {
             Purpose::Quiesce => self.changing == 0,
@@ -299,13 +312,17 @@ impl Disk {
         if let Some(pending) = &mut self.pending {
             pending.rename(id);
         }
-        // What was wrong with the old leaf's growth or places is not the new one's.
-        let growing = self.growth.take().map(Growth::into_waiters).unwrap_or_default();
-        self.ready.extend(growing);
-        self.new_blocks.clear();
+        self.forget_places();
         self.commits.unflushed = false;
         self.retire(question);
         Ok(())
+    }
+
+    /// What was wrong with the growth or the places of a leaf that was replaced is not the new one's.
+    pub(super) fn forget_places(&mut self) {
+        let growing = self.growth.take().map(Growth::into_waiters).unwrap_or_default();
+        self.ready.extend(growing);
+        self.new_blocks.clear();
     }
 
     fn relink(&mut self, question: u64, generation: u64, below: Vec<(ImageId, Option<Part>)>) {

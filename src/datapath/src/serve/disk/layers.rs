@@ -153,6 +153,21 @@ impl Layers {
         Ok(())
     }
 
+    /// Puts a larger form of the leaf in its place.
+    pub(super) fn enlarge_leaf(&mut self, layer: Box<dyn LiveLayer>) {
+        let before = self.size();
+        if let Some(leaf) = self.leaf() {
+            leaf.layer = layer;
+        }
+        self.chain.grown(before);
+    }
+
+    /// Whether an image below is larger than the leaf: what it owns past the leaf's end is hidden (D6).
+    pub(super) fn hides_something(&self) -> bool {
+        let images = self.chain.order().iter().filter_map(|&slot| self.chain.member(slot));
+        images.into_iter().any(|image| image.layer().virtual_size() > self.size())
+    }
+
     /// Makes these the images below the leaf (all of them, where there is none), topmost first; an image without a new form keeps
     /// the one that it has. What is not named is let go.
     pub(super) fn relink(&mut self, below: Vec<(ImageId, Option<Part>)>) -> Result<(), Error> {

@@ -13,6 +13,7 @@
 
 mod change;
 mod commit;
+mod enlarge;
 mod fetch;
 mod layers;
 mod locks;
@@ -39,6 +40,7 @@ use catena_control::News;
 use catena_types::{BlockIndex, Bytes, FileOffset, VdiUuid};
 use change::{Hold, Prepared, Questions, weight};
 use commit::Commits;
+use enlarge::Enlarging;
 use fetch::{Fetch, Learning};
 use layers::Layers;
 use locks::{Access, Locks};
@@ -70,6 +72,8 @@ enum Waiting {
     Commit,
     /// Something that the keeper has asked for.
     Answer { question: u64 },
+    /// A larger leaf.
+    Larger,
 }
 
 /// The disk.
@@ -102,6 +106,7 @@ pub(crate) struct Disk {
     /// Requests that have begun to change the disk and do not wait for space.
     changing: usize,
     prepared: Option<Prepared>,
+    enlarging: Option<Enlarging>,
     generation: u64,
     /// Counts the states of the chain, and how many requests work with each.
     epoch: u64,
@@ -145,6 +150,7 @@ impl Disk {
             Some(Waiting::Growth) => self.grown(completion.result),
             Some(Waiting::Commit) => self.committed(completion.result),
             Some(Waiting::Answer { question }) => self.called(question, completion.result),
+            Some(Waiting::Larger) => self.grew(completion.result),
             None => {}
         }
         self.run(engine);
@@ -238,12 +244,15 @@ impl Disk {
     /// Moves on whatever can go on.
     fn run(&mut self, engine: &mut dyn Engine) {
         loop {
-            while let Some(index) = self.ready.pop_front() {
+            while !self.is_growing()
+                && let Some(index) = self.ready.pop_front()
+            {
                 self.advance(index, engine);
             }
+            self.pump_growth(engine);
             let committing = self.pump_commits(engine);
             let holding = self.pump_hold(engine);
-            if self.ready.is_empty() && !committing && !holding {
+            if (self.ready.is_empty() || self.is_growing()) && !committing && !holding {
                 return;
             }
         }

@@ -82,6 +82,7 @@ impl Disk {
             frozen: Vec::new(),
             changing: 0,
             prepared: None,
+            enlarging: None,
             generation: 0,
             epoch: 0,
             in_epoch: BTreeMap::new(),

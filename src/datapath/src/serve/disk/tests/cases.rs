@@ -482,3 +482,38 @@ fn no_more_is_taken_than_a_bound_and_what_is_answered_makes_room() {
     rig.wait();
     assert!(rig.disk.can_take());
 }
+
+#[test]
+fn a_disk_grows_while_it_is_quiesced_and_reads_wait_for_that() {
+    let mut fresh = fresh(2, true);
+    let rig = &mut fresh.rig;
+    let before = rig.disk.size();
+    let larger = Bytes(before.0 + (6000 << 20));
+    assert!(matches!(rig.write(0, &[1; PAGE]), Outcome::Done));
+    rig.ask(Change::Grow { size: larger });
+    assert!(rig.told.pop().unwrap().is_err(), "writes are not held back");
+    rig.ask(Change::Quiesce { generation: 1 });
+    rig.settle();
+    rig.ask(Change::Grow { size: Bytes(before.0 - (2 << 20)) });
+    assert!(rig.told.pop().unwrap().is_err(), "it cannot shrink");
+    let mut reads = vec![rig.submit(Work::Read { at: 0, len: 4096 })];
+    rig.ask(Change::Grow { size: larger });
+    let held = rig.submit(write(before.0, &[2; PAGE], true));
+    while rig.disk.is_growing() {
+        reads.push(rig.submit(Work::Read { at: 0, len: 4096 }));
+        rig.step();
+    }
+    rig.settle();
+    assert!(reads.len() > 5);
+    assert_eq!((rig.told.pop(), rig.disk.size()), (Some(Ok(Told::Done)), larger));
+    for read in reads {
+        assert!(bytes(rig.outcome(read).unwrap()) == [1; PAGE], "its block has moved meanwhile");
+    }
+    assert!(rig.read(0, 4096) == [1; PAGE] && rig.outcome(held).is_none());
+    rig.ask(Change::Resume { generation: 1, swap: false });
+    rig.settle();
+    assert!(matches!(rig.outcome(held), Some(Outcome::Done)));
+    let mut again = Rig::open(&fresh.disks, &fresh.pending, 2);
+    assert!(again.read(0, 4096) == [1; PAGE] && again.read(before.0, 4096) == [2; PAGE]);
+    assert!(again.read(larger.0 - 4096, 4096) == [0; PAGE]);
+}
