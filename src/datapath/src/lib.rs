@@ -3,6 +3,9 @@
 //! `catena-datapath worker` takes requests over the socketpair on its standard input, one at a time, and ends with it. It
 //! holds the descriptors that come with a request and nothing else: it opens no path, and runs as an unprivileged user where it
 //! may choose. So an image made to attack its reader finds neither files nor rights.
+//!
+//! `catena-datapath serve` serves one disk over NBD in the same way: by descriptors that it was started with, for as long as the
+//! disk is attached, whether there is a keeper or not.
 
 mod copying;
 mod crash;
