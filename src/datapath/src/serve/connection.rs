@@ -16,9 +16,7 @@ use super::poller::Ready;
 use super::underway::{Place, UnderWay};
 use super::work::{Outcome, Segment, Trouble, Work};
 use catena_blockio::AlignedBuf;
-use catena_nbd::{
-    Errno, Event, Export, Extent, Handshake, Progress, ReadReply, Request, Requests, Session, What,
-};
+use catena_nbd::{Errno, Event, Export, Handshake, Progress, ReadReply, Request, Requests, Session, What};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
@@ -382,7 +380,6 @@ impl Connection {
             }
             (None, Outcome::Data(segments)) => self.send_data(ReadReply::new(&session, request), segments),
             (None, Outcome::Extents(extents)) => {
-                let extents: Vec<Extent> = extents.iter().map(to_wire).collect();
                 let mut reply = Vec::new();
                 session.extents(request, &extents, &mut reply);
                 self.output.small(&reply);
@@ -503,10 +500,6 @@ fn looked_at(at: u64, len: u32) -> u32 {
 /// A length that a request can have.
 fn short(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
-}
-
-fn to_wire(extent: &super::work::Extent) -> Extent {
-    Extent { len: extent.len, hole: extent.hole, zero: extent.zero, depth: extent.depth }
 }
 
 const fn in_words(trouble: Trouble) -> (Errno, &'static str) {

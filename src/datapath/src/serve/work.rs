@@ -4,6 +4,7 @@
 //! knows the other.
 
 use catena_blockio::AlignedBuf;
+pub(crate) use catena_nbd::Extent;
 use std::ops::Range;
 
 /// What is asked of the disk. Offsets and lengths in bytes, inside the disk, aligned to nothing.
@@ -94,19 +95,6 @@ pub(crate) enum Segment {
     },
     /// So many zeros, which nobody owns.
     Zeros(usize),
-}
-
-/// Neighbouring bytes of one kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Extent {
-    /// How many.
-    pub(crate) len: u64,
-    /// No space is taken for them.
-    pub(crate) hole: bool,
-    /// They read as zero.
-    pub(crate) zero: bool,
-    /// Which image of the chain holds them, the leaf being 1; 0 is none.
-    pub(crate) depth: u32,
 }
 
 /// Why a request failed.
