@@ -242,6 +242,9 @@ const SERVING: &[(&str, Serving)] = &[
     ("garbage.journaled", Serving::Merge),
 ];
 
+/// The process that serves a disk, which is followed by another one: `tests/nbd` kills it there, beside any other moment.
+const SERVE: &[&str] = &["serve.opened", "serve.landed", "serve.noted", "serve.stored", "serve.answer"];
+
 #[test]
 fn every_point_of_every_program_has_a_scenario() -> Result<()> {
     let named: BTreeSet<&str> = [KEEPER, MERGES, WORKER, MENDING, FRONT]
@@ -250,6 +253,7 @@ fn every_point_of_every_program_has_a_scenario() -> Result<()> {
         .map(|(at, _)| name_of(at))
         .chain(SERVING.iter().map(|(at, _)| name_of(at)))
         .chain(LIFE.iter().map(|(at, _)| name_of(at)))
+        .chain(SERVE.iter().copied())
         .collect();
     let mut listed = BTreeSet::new();
     for program in [

@@ -59,6 +59,16 @@ impl Served {
 
     /// Starts who serves, and waits until it does.
     pub(crate) fn start(&mut self, arguments: &[&str]) -> Result<()> {
+        self.launch(arguments, None)?;
+        // Its first answer; until then it may be taking over what a predecessor left.
+        match self.ask(&json!({"ask": "hello"})) {
+            Ok(_) => Ok(()),
+            Err(error) => bail!("it does not serve: {error:#}: {}", self.said()),
+        }
+    }
+
+    /// Starts who serves, with a crash point if one is named, and waits for nothing.
+    pub(crate) fn launch(&mut self, arguments: &[&str], crash_at: Option<&str>) -> Result<()> {
         ensure!(self.child.is_none(), "it is being served already");
         let read_only = arguments.contains(&"--read-only");
         let mut files = Vec::new();
@@ -81,20 +91,15 @@ impl Served {
         }
         words.extend(arguments.iter().map(|word| (*word).to_owned()));
         let fds = sockets.iter().map(|(_, fd)| *fd).chain(files.iter().map(AsRawFd::as_raw_fd)).collect();
-        self.child = Some(spawn(&words, fds, &self.log())?);
-        // Our copies of the images go now: a lock that we still had would outlive who serves.
-        drop(files);
-        // Its first answer; until then it may be taking over what a predecessor left.
-        match self.ask(&json!({"ask": "hello"})) {
-            Ok(_) => Ok(()),
-            Err(error) => bail!("it does not serve: {error:#}: {}", self.said()),
-        }
+        // Our copies of the images go at the end: a lock that we still had would outlive who serves.
+        self.child = Some(spawn(&words, fds, &self.log(), crash_at)?);
+        Ok(())
     }
 
     /// Starts it with arguments as they stand, which must be refused; what it said.
     pub(crate) fn refused(&mut self, arguments: &[String], fds: Vec<RawFd>) -> Result<String> {
         let before = self.said().len();
-        let mut child = spawn(arguments, fds, &self.log())?;
+        let mut child = spawn(arguments, fds, &self.log(), None)?;
         let status = wait(&mut child)?;
         ensure!(status.code() == Some(1) || status.code() == Some(2), "it ended with {status}");
         Ok(self.said().split_off(before))
@@ -124,6 +129,15 @@ impl Served {
         let mut child = self.child.take().context("nobody serves")?;
         let status = wait(&mut child)?;
         ensure!(status.success(), "it ended with {status}: {}", self.said());
+        Ok(())
+    }
+
+    /// Waits until it has died at its crash point.
+    pub(crate) fn died(&mut self, point: &str) -> Result<()> {
+        let mut child = self.child.take().context("nobody serves")?;
+        let status = wait(&mut child)?;
+        let there = self.said().contains(&format!("crash point {point}"));
+        ensure!(!status.success() && there, "it ended with {status}: {}", self.said());
         Ok(())
     }
 
@@ -231,12 +245,12 @@ pub(crate) fn whole_file() -> nix::libc::flock {
 }
 
 /// Starts the program with these descriptors and no others.
-fn spawn(arguments: &[String], fds: Vec<RawFd>, log: &Path) -> Result<Child> {
+fn spawn(arguments: &[String], fds: Vec<RawFd>, log: &Path, crash_at: Option<&str>) -> Result<Child> {
     let log = File::options().create(true).append(true).open(log)?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_catena-datapath"));
     command.arg("serve").args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    command.env_remove("CATENA_CRASH_AT");
+    command.env_remove("CATENA_CRASH_AT").envs(crash_at.map(|point| ("CATENA_CRASH_AT", point)));
     let inherit = move || {
         for fd in &fds {
             // SAFETY: the descriptors are open in the parent until the child has been started.

@@ -5,6 +5,7 @@ use crate::harness::nbd::{Client, FLUSH, FUA, WRITE};
 use crate::harness::{nightly, seed};
 use crate::stage::{ENGINES, Stage};
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use std::collections::BTreeMap;
 
 /// Bytes that are stamped at once.
@@ -140,4 +141,35 @@ fn whoever_comes_after_an_end_in_order_finds_nothing_pending() -> Result<()> {
     stage.served.stop()?;
     ensure!(client.receive().is_err(), "the connection is closed");
     stage.agree_detached()
+}
+
+#[test]
+fn whoever_serves_dies_at_each_of_its_points() -> Result<()> {
+    let mut dice = Dice(seed("points") | 1);
+    let mut stage = Stage::chain()?;
+    let mut stamps = Stamps::default();
+    for at in ["serve.landed:30", "serve.noted:30", "serve.stored", "serve.stored:2", "serve.noted:200"] {
+        stage.served.launch(&[], Some(at))?;
+        let mut client = stage.served.client()?;
+        stamps.verify(&mut client)?;
+        // It dies while it is written to: whatever ends the conversation is that.
+        while stamps.send(&mut client, &mut dice).is_ok() {
+            if stamps.sent.len() >= AHEAD && stamps.receive(&mut client).is_err() {
+                break;
+            }
+        }
+        while stamps.receive(&mut client).is_ok() {}
+        let point = at.split(':').next().unwrap_or(at);
+        stage.served.died(point).with_context(|| at.to_owned())?;
+        // A successor that dies when it has taken over leaves what it found.
+        stage.served.launch(&[], Some("serve.opened"))?;
+        stage.served.died("serve.opened")?;
+    }
+    stage.served.launch(&[], Some("serve.answer"))?;
+    ensure!(stage.served.ask(&json!({"ask": "quiesce", "generation": 1})).is_err(), "it answers");
+    stage.served.died("serve.answer")?;
+    stage.served.start(&[])?;
+    stamps.verify(&mut stage.served.client()?)?;
+    stage.served.stop()?;
+    stage.check_detached()
 }

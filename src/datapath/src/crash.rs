@@ -28,6 +28,16 @@ pub(crate) const REPAIRED: CrashPoint = CrashPoint("worker.repaired");
 pub(crate) const TRIMMED: CrashPoint = CrashPoint("worker.trimmed");
 /// A request is done; the keeper does not know.
 pub(crate) const BEFORE_REPLY: CrashPoint = CrashPoint("worker.before_reply");
+/// What a predecessor had acknowledged is stored; nobody is served yet.
+pub(crate) const SERVE_OPENED: CrashPoint = CrashPoint("serve.opened");
+/// The data of a write have landed and are not noted; the client does not know.
+pub(crate) const SERVE_LANDED: CrashPoint = CrashPoint("serve.landed");
+/// A write is noted; the client does not know.
+pub(crate) const SERVE_NOTED: CrashPoint = CrashPoint("serve.noted");
+/// What was noted is stored, and is still noted.
+pub(crate) const SERVE_STORED: CrashPoint = CrashPoint("serve.stored");
+/// The disk has done what the keeper asked; the keeper does not know.
+pub(crate) const SERVE_ANSWER: CrashPoint = CrashPoint("serve.answer");
 
 /// Every point of this program.
 pub(crate) const ALL: &[CrashPoint] = &[
@@ -44,4 +54,9 @@ pub(crate) const ALL: &[CrashPoint] = &[
     REPAIRED,
     TRIMMED,
     BEFORE_REPLY,
+    SERVE_OPENED,
+    SERVE_LANDED,
+    SERVE_NOTED,
+    SERVE_STORED,
+    SERVE_ANSWER,
 ];

@@ -7,8 +7,8 @@ use super::control::{Answer, Keepers};
 use super::core::Core;
 use super::disk::Change;
 use super::opening;
-use crate::privileges;
 use crate::trouble::{from_io, trouble};
+use crate::{crash, privileges};
 use anyhow::anyhow;
 use catena_control::{Ask, Handed, Limits, Stats, Told, Trouble, TroubleKind};
 use catena_types::ImageId;
@@ -164,6 +164,7 @@ impl Changes {
             if matches!(self.end, End::Asked(number) if self.answered == number) {
                 self.end = End::Closed(answer.clone().map(drop));
             }
+            crash::SERVE_ANSWER.pass();
             keepers.disk_answers(answer);
         }
         // The answer to a resume comes when the old leaf is let go of; writes go on before that.

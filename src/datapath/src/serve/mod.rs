@@ -28,7 +28,7 @@ use self::core::Core;
 use self::disk::Disk;
 use self::event_loop::EventLoop;
 use self::poller::Poller;
-use crate::privileges;
+use crate::{crash, privileges};
 use anyhow::{Context, Result};
 use catena_blockio::engine;
 use catena_control::Handed;
@@ -52,6 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let engine = engine::open(arguments.engine).context("the I/O engine cannot be started")?;
     let Inherited { nbd, control, pending, images } = inherited;
     let disk = open_disk(arguments, boot, images, pending)?;
+    crash::SERVE_OPENED.pass();
     let poller = Poller::new()?;
     let clients = Clients::new(nbd, arguments.vdi, arguments.read_only, &poller)?;
     let keepers = Keepers::new(control, user, &poller)?;

@@ -12,6 +12,7 @@
 
 use super::write::is_full;
 use super::{Disk, Waiting};
+use crate::crash;
 use crate::serve::work::Trouble;
 use catena_blockio::{Container, Engine, Op};
 use catena_chain::{Commit, Error, Plan};
@@ -271,6 +272,7 @@ impl Disk {
             blocks.into_iter().for_each(|block| self.layers.forget(block));
         } else {
             if let Some(pending) = &mut self.pending {
+                crash::SERVE_STORED.pass();
                 pending.end_commit();
             }
             for block in blocks {

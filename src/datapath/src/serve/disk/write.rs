@@ -6,6 +6,7 @@
 use super::fetch::{Fetch, gather};
 use super::task::{Edge, Poll, Stage, Task, by_block, index};
 use super::{Disk, Waiting};
+use crate::crash;
 use crate::serve::work::Trouble;
 use catena_blockio::{AlignedBuf, Completion, Engine, Op};
 use catena_chain::{Known, Noted, Plan};
@@ -284,11 +285,13 @@ impl Disk {
         let Some(leaf) = self.layers.leaf() else { return Poll::Failed(Trouble::ReadOnly) };
         let place = leaf.layer.locate(piece.block).map_or(FileOffset(0), |extent| extent.at);
         let noted = Noted { block: piece.block, place, new, sectors };
+        crash::SERVE_LANDED.pass();
         if let Err(error) = leaf.layer.wrote(piece.block, &noted.sectors) {
             self.note_failure(&format!("the leaf takes no change: {error}"));
             return Poll::Failed(Trouble::Io);
         }
         pending.note(&noted);
+        crash::SERVE_NOTED.pass();
         self.layers.own(piece.block, piece.sectors.clone());
         self.commits.noted();
         Poll::Ready
