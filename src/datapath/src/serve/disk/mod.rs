@@ -55,7 +55,7 @@ use write::Growth;
 
 /// The most bytes of requests that the disk takes at a time.
 const IN_FLIGHT: u64 = 64 << 20;
-/// The most blocks that one status answer is about.
+/// The most blocks that one status answer, or one look ahead, is about.
 const STATUS_BLOCKS: u64 = 256;
 
 /// What an operation that was submitted is for.
@@ -203,11 +203,11 @@ impl Disk {
 
     fn admit(&mut self, request: u64, work: Work) {
         let weight = weight(&work);
+        let most = STATUS_BLOCKS * catena_types::BLOCK_BYTES;
         let mut task = match work {
             Work::Read { at, len } => Task::new(request, Kind::Read, at, len.into()),
-            Work::Cache { at, len } => Task::new(request, Kind::Cache, at, len.into()),
+            Work::Cache { at, len } => Task::new(request, Kind::Cache, at, u64::from(len).min(most)),
             Work::Status { at, len, one } => {
-                let most = STATUS_BLOCKS * catena_types::BLOCK_BYTES;
                 Task::new(request, Kind::Status { one }, at, u64::from(len).min(most))
             }
             Work::Flush => Task::new(request, Kind::Flush, 0, 0),

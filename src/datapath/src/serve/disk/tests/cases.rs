@@ -471,6 +471,25 @@ fn a_stop_ends_a_quiesce_that_is_on_its_way() {
 }
 
 #[test]
+fn a_disk_that_is_only_read_refuses_changes_and_changes_nothing() {
+    let Fresh { world, disks, rig, content, .. } = fresh(3, true);
+    drop(rig);
+    let before = world.counts();
+    let mut rig = Rig::open_read_only(&disks);
+    assert!(rig.disk.hello().read_only);
+    assert!(rig.read(0, u32::try_from(SIZE).unwrap()) == content);
+    assert!(matches!(rig.write(0, &[1; 512]), Outcome::Failed(Trouble::ReadOnly)));
+    let trim = Work::Trim { at: 0, len: 512, fua: true };
+    assert!(matches!(rig.done(trim), Outcome::Failed(Trouble::ReadOnly)));
+    assert!(matches!(rig.done(Work::Flush), Outcome::Done));
+    rig.ask(Change::Stop);
+    rig.settle();
+    assert_eq!(rig.told, [Ok(Told::Done)]);
+    let after = world.counts();
+    assert_eq!((after.writes, after.flushes), (before.writes, before.flushes));
+}
+
+#[test]
 fn no_more_is_taken_than_a_bound_and_what_is_answered_makes_room() {
     let Fresh { mut rig, .. } = fresh(1, true);
     for n in 0..32 {

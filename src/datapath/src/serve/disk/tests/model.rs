@@ -4,7 +4,7 @@
 
 use super::chains::SIZE;
 use crate::serve::work::Work;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -38,11 +38,18 @@ pub(super) struct Model {
     below: Vec<bool>,
     histories: BTreeMap<u64, History>,
     open: HashMap<u64, Then>,
+    /// Those of them that trim.
+    trims: HashSet<u64>,
 }
 
 impl Model {
     pub(super) fn new(base: Vec<u8>, below: Vec<bool>) -> Self {
-        Self { base, below, histories: BTreeMap::new(), open: HashMap::new() }
+        Self { base, below, histories: BTreeMap::new(), open: HashMap::new(), trims: HashSet::new() }
+    }
+
+    /// Whether a trim is under way: what it does depends on the leaf that it comes to.
+    pub(super) fn trims(&self) -> bool {
+        !self.trims.is_empty()
     }
 
     /// Another leaf is on top now.
@@ -110,6 +117,7 @@ impl Model {
                 Then::Written { versions, fua: *fua }
             }
             Work::Trim { at, len, fua } => {
+                self.trims.insert(request);
                 let whole = at.div_ceil(512)..(at + u64::from(*len)) / 512;
                 let mut versions = Vec::new();
                 for sector in whole {
@@ -129,6 +137,7 @@ impl Model {
 
     /// It was answered; what it must have read.
     pub(super) fn answered(&mut self, request: u64) -> Option<Vec<u8>> {
+        self.trims.remove(&request);
         match self.open.remove(&request).expect("answered once") {
             Then::Read(bytes) => return Some(bytes),
             Then::Written { versions, fua } => {

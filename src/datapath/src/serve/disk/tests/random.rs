@@ -141,6 +141,12 @@ impl Run {
     /// reads go past writes that are held back, so there are only such or such.
     fn snapshot(&mut self, look: &mut impl FnMut(&mut Self)) {
         self.fill(false);
+        while self.model.trims() {
+            self.step();
+            look(self);
+            self.rig.wait();
+            self.take_answers();
+        }
         let quiesced =
             |run: &Self| run.rig.told.iter().filter(|told| matches!(told, Ok(Told::Quiesced { .. }))).count();
         let before = quiesced(self);

@@ -257,6 +257,17 @@ impl Rig {
             below: (0..top).rev().map(|n| part(&disks[n])).collect(),
             waits_when_full,
         };
+        Self::serve(opening, seed)
+    }
+
+    /// Serves these images for reading only.
+    pub(super) fn open_read_only(disks: &[Arc<SimDisk>]) -> Self {
+        let (vdi, boot) = (VdiUuid::from_bytes([1; 16]), [2; 16]);
+        let below = disks.iter().rev().map(part).collect();
+        Self::serve(Opening { vdi, boot, leaf: None, below, waits_when_full: true }, 1)
+    }
+
+    fn serve(opening: Opening, seed: u64) -> Self {
         let disk = Disk::open(opening).unwrap();
         let (answered, told, news) = (Vec::new(), Vec::new(), Vec::new());
         Self { disk, lab: Lab::new(seed), answered, told, news, next: 0 }
