@@ -254,6 +254,23 @@ fn snapshots_and_clones_are_of_one_instant() -> Result<()> {
     scene.clean()
 }
 
+/// An image on a file system in memory is open before the turn of the event loop in which that was begun is over.
+#[test]
+fn an_idle_disk_on_a_fast_storage_is_snapshotted_at_once() -> Result<()> {
+    let agent = Agent::start()?;
+    let memory = tempfile::Builder::new().prefix("cat").tempdir_in("/dev/shm")?;
+    let place = memory.path().join("sr").to_string_lossy().into_owned();
+    let sr = agent.ok(&["sr", "create", "--type", "file", "--name", "fast", "--location", &place])?;
+    let disk = agent.ok(&["vdi", "create", "--sr", &sr, "--size", &SIZE.to_string(), "--name", "disk"])?;
+    agent.ok(&["coalesce", "pause", &sr])?;
+    agent.ok(&["vdi", "attach", &disk])?;
+    for number in 0..12 {
+        agent.ok(&["vdi", "snapshot", &disk, "--name", &number.to_string()])?;
+    }
+    agent.ok(&["vdi", "detach", &disk])?;
+    agent.ok(&["sr", "detach", &sr]).map(drop)
+}
+
 #[test]
 fn many_clones_of_an_attached_empty_leaf_share_its_base() -> Result<()> {
     let scene = Scene::set()?;
