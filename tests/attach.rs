@@ -433,3 +433,33 @@ fn a_catalog_that_is_made_anew_finds_the_disks_in_use() -> Result<()> {
     ensure!(scene.agent.read(&snapshot, 0, 2 << 20)? == [vec![1; 1 << 20], vec![0; 1 << 20]].concat());
     scene.clean()
 }
+
+#[test]
+fn base_copies_are_merged_under_readers() -> Result<()> {
+    let scene = Scene::set()?;
+    let mut snapshots = Vec::new();
+    for round in 1..=3_u8 {
+        scene.agent.write(&scene.disk, u64::from(round) * MIB, &vec![round; 3 << 20])?;
+        snapshots.push(scene.agent.ok(&["vdi", "snapshot", &scene.disk, "--name", &round.to_string()])?);
+    }
+    let hash = scene.agent.hash(&scene.disk)?;
+    let uri = scene.agent.ok(&["vdi", "attach", "--read-only", &scene.disk])?;
+    let other = scene.agent.ok(&["vdi", "attach", "--read-only", &snapshots[2]])?;
+    let before = scene.hash_through(&uri)?;
+    ensure!(before == hash, "a reader sees something else");
+    scene.refused(&["vdi", "snapshot", &scene.disk], "vdi_in_use", 4)?;
+    for snapshot in &snapshots[..2] {
+        scene.agent.ok(&["vdi", "destroy", snapshot])?;
+    }
+    scene.agent.ok(&["coalesce", "run", "--wait", &scene.sr])?;
+    ensure!(scene.record(&scene.disk)?["depth"] == 2, "nothing was merged");
+    let images = fs::read_dir(scene.agent.path("sr"))?.flatten();
+    let images = images.filter(|entry| entry.file_name().to_string_lossy().ends_with(".vhd")).count();
+    ensure!(images == 3, "{images} images are left");
+    ensure!(scene.hash_through(&uri)? == hash && scene.hash_through(&other)? == hash, "after the merges");
+    for vdi in [&scene.disk, &snapshots[2]] {
+        scene.agent.ok(&["vdi", "detach", vdi])?;
+    }
+    ensure!(scene.agent.hash(&scene.disk)? == hash);
+    scene.clean()
+}
