@@ -174,11 +174,13 @@ impl Owner {
         if self.take_up_running(vdi, SECOND_TRY)? {
             return Ok(());
         }
-        let ended = self.serving.disks.get_mut(&vdi).and_then(|served| served.ended.take());
-        let how = ended.unwrap_or_else(|| "it was not started by this keeper".to_owned());
-        let text = format!("the datapath has died ({how}); another takes over");
-        let event = self.event(Severity::Warning, "vdi.datapath_died", Some(vdi), None, text);
-        self.commit(vec![event])?;
+        if let Some(served) = self.serving.disks.get_mut(&vdi).filter(|served| served.attempts == 0) {
+            let ended = served.ended.take();
+            let how = ended.unwrap_or_else(|| "it was not started by this keeper".to_owned());
+            let text = format!("the datapath has died ({how}); another takes over");
+            let event = self.event(Severity::Warning, "vdi.datapath_died", Some(vdi), None, text);
+            self.commit(vec![event])?;
+        }
         self.start_serving(vdi)
     }
 
@@ -354,17 +356,15 @@ impl Owner {
 
     /// Images that nothing needs but that a process may still read.
     pub(crate) fn still_read(&self) -> BTreeSet<ImageId> {
+        let images = &self.catalog.state().images;
+        let garbage = |id: &&ImageId| images.get(id).is_some_and(|row| row.state == ImageState::Garbage);
         let mut read = BTreeSet::new();
         for served in self.serving.disks.values() {
             match &served.chain {
-                Some(chain) => read.extend(chain),
-                None => read.extend(self.catalog.state().images.keys()),
+                Some(chain) => read.extend(chain.iter().filter(garbage)),
+                None => read.extend(images.keys().filter(garbage)),
             }
         }
-        let garbage = |id: &ImageId| {
-            self.catalog.state().images.get(id).is_some_and(|row| row.state == ImageState::Garbage)
-        };
-        read.retain(garbage);
         read
     }
 
