@@ -30,7 +30,10 @@ impl Client {
             .context("qemu-io cannot be run: install the Debian package qemu-utils")?;
         let input = child.stdin.take();
         let output = BufReader::new(child.stdout.take().context("its output")?);
-        Ok(Self { child, input, output })
+        let mut client = Self { child, input, output };
+        // The first connection alone is made once only: whoever is killed after this is connected to again.
+        client.run("read 0 512")?;
+        Ok(client)
     }
 
     /// Sends a command without waiting for it.
