@@ -131,7 +131,6 @@ fn one_may_write_or_many_may_read() -> Result<()> {
         &["vdi", "attach", "--read-only", disk],
         &["vdi", "destroy", disk],
         &["vdi", "resize", disk, "64MiB"],
-        &["vdi", "export", disk, &target],
         &["vdi", "read", disk, "--offset", "0", "--length", "512", &target],
     ] {
         scene.refused(arguments, "vdi_in_use", 4)?;

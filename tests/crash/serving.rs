@@ -1,10 +1,15 @@
-//! A keeper that dies while a disk is attached: in an attach, in a detach, in a snapshot of a disk in use, in a merge below it.
+//! A keeper that dies while a disk is attached: in an attach, in a detach, in a snapshot of a disk in use, in an export or
+//! a copy of it, in a merge below it.
 //! The disk's process outlives the keeper, goes on serving, and is brought to what the catalog says.
 
+use super::request::Answer;
 use super::stage::Stage;
 use crate::harness::{peer, wait_until};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 /// What the keeper is doing for the disk when it dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +18,8 @@ pub(crate) enum Serving {
     Detach,
     Snapshot,
     Clone,
+    Export,
+    Copy,
     Merge,
 }
 
@@ -31,10 +38,11 @@ pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
         stage.snapshot(&disk)?;
         stage.destroy(&snapshot)?;
     }
+    let known = stage.content.len();
     stage.agent.stop()?;
     stage.agent.launch(Some(at))?;
     let (method, params) = request(&stage, &disk, what);
-    let answer = stage.agent.call(method, &params)?;
+    let answer = send(&stage, method, &params)?;
     stage.wait_for_crash(at.rsplit_once(':').map_or(at, |(name, _)| name))?;
     stage.agent.kill()?;
     if what != Serving::Attach && what != Serving::Detach {
@@ -50,6 +58,18 @@ pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
             let again = stage.agent.call(method, &params)?;
             ensure!(again.is_ok(), "the repeated request: {again:?}, after {answer:?}");
             take_in_copies(&mut stage, &disk)?;
+        }
+        Serving::Export | Serving::Copy => {
+            take_in_copies(&mut stage, &disk)?;
+            let job = send(&stage, method, &params)?;
+            let job = job.map_err(|error| anyhow::anyhow!("the repeated request: {error}"))?;
+            let job = stage.agent.call("Job.wait", &json!({"job": job["id"]}))?;
+            ensure!(job.as_ref().is_ok_and(|job| job["state"] == "done"), "{job:?}, after {answer:?}");
+            take_in_copies(&mut stage, &disk)?;
+            let whole = what == Serving::Copy || fs::read(exported(&stage))? == stage.content[&disk];
+            ensure!(whole, "the export is not what the disk holds");
+            let more = usize::from(what == Serving::Copy);
+            ensure!(stage.content.len() == known + more, "a VDI for each try: {:?}", stage.listed()?);
         }
         Serving::Merge => stage.coalesce()?,
     }
@@ -77,8 +97,24 @@ fn request(stage: &Stage, disk: &str, what: Serving) -> (&'static str, Value) {
         Serving::Detach => ("VDI.detach", json!({"vdi": disk, "request_id": key})),
         Serving::Snapshot => ("VDI.snapshot", json!({"vdi": disk, "name_label": "new", "request_id": key})),
         Serving::Clone => ("VDI.clone", json!({"vdi": disk, "name_label": "new", "request_id": key})),
+        Serving::Export => ("VDI.export", json!({"vdi": disk, "format": "raw", "fd": 0, "request_id": key})),
+        Serving::Copy => ("VDI.copy", json!({"vdi": disk, "name_label": "new", "request_id": key})),
         Serving::Merge => ("Coalesce.resume", json!({"sr": stage.sr})),
     }
+}
+
+/// Sends a request, with a file where it wants one.
+fn send(stage: &Stage, method: &str, params: &Value) -> Result<Answer> {
+    if !params["fd"].is_u64() {
+        return stage.agent.call(method, params);
+    }
+    let file = File::options().create(true).truncate(false).write(true).open(exported(stage))?;
+    stage.agent.call_with(method, params, &[file.as_fd()])
+}
+
+/// Where the disk is exported to.
+fn exported(stage: &Stage) -> PathBuf {
+    stage.agent.path("export.raw")
 }
 
 fn attach(stage: &Stage, disk: &str) -> Result<()> {

@@ -305,8 +305,13 @@ pub(crate) const ROWS: &[Row] = &[
         "attached for writing",
         "catena vdi detach",
     ),
-    at_once(Served, "vdi export written {files}/new.raw", "vdi_in_use", "attached for writing", "snapshot"),
-    at_once(Served, "vdi copy written", "vdi_in_use", "attached for writing", "snapshot"),
+    at_once(
+        Served,
+        "vdi read written --offset 0 --length 512 {files}/new.raw",
+        "vdi_in_use",
+        "attached for writing",
+        "snapshot",
+    ),
     at_once(Served, "vdi destroy written --yes", "vdi_in_use", "attached for writing", "catena vdi detach"),
     at_once(Served, "sr detach store", "sr_in_use", "2 of the SR's disks are attached", "catena vdi detach"),
 ];

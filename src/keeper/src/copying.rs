@@ -1,5 +1,5 @@
 //! `VDI.copy`: the content of a disk, snapshot or base copy becomes a disk of its own, without a parent. The chain is leased, so that
-//! it stays as it is; the copy is a job, and appears with its commit.
+//! it stays as it is, and a disk that a guest writes is first frozen (`freezing`); the copy is a job, and appears with its commit.
 //!
 //! Into another SR it goes through a pipe: the front asks the keeper of the origin what it is ([`copy_origin`]), gives the
 //! reading end to the keeper of the copy ([`copy_receive`]) and the writing end to an export of the origin. What comes is a VHD
@@ -22,7 +22,6 @@ use catena_types::{Bytes, Failure, ImageRecord, VdiUuid, Work};
 use jiff::Timestamp;
 use serde_json::json;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 impl Owner {
     /// `VDI.copy` within this SR.
@@ -31,10 +30,12 @@ impl Owner {
         if asked.sr.is_some_and(|sr| sr != self.sr.uuid.to_string()) {
             return Err(bad_request("the copy is to be made in another SR"));
         }
-        let chain = self.chain_to_read(&asked.vdi)?;
-        let origin = self.origin(&chain);
+        let origin = self.origin(&asked.vdi)?;
+        // A disk in use is not frozen for a copy that has no place.
+        self.need_space(origin.bytes)?;
+        let chain = self.chain_to_keep(&asked.vdi)?;
         let image = new_image(None, chain[0].virtual_size);
-        let work = Work::Copy { vdi: VdiUuid::random(), image: origin.image };
+        let work = Work::Copy { vdi: VdiUuid::random(), image: chain[0].id };
         let lease = chain.iter().map(|image| image.id).collect();
         let (id, image_format) = (image.id, image.format);
         let new = Arriving { image, name_label: asked.name_label.unwrap_or(origin.name_label) };
@@ -51,11 +52,12 @@ impl Owner {
         })
     }
 
-    /// `Keeper.copy_origin`: what the front must know to have a VDI or image of this SR copied into another one.
-    pub(crate) fn copy_origin(&self, call: &Call) -> Result<Given, Failure> {
+    /// `Keeper.copy_origin`: what the front must know to have a VDI or image of this SR copied into another one. Refused where the
+    /// export that follows would be.
+    pub(crate) fn copy_origin(&mut self, call: &Call) -> Result<Given, Failure> {
         let asked: VdiParams = params(&call.request)?;
-        let chain = self.chain_to_read(&asked.vdi)?;
-        Ok(Given::Answer(serde_json::to_value(self.origin(&chain)).unwrap_or_default()))
+        let origin = self.origin(&asked.vdi)?;
+        Ok(Given::Answer(serde_json::to_value(origin).unwrap_or_default()))
     }
 
     /// `Keeper.copy_receive`: a copy from another SR comes in. A new job is answered as `{"begun": JOB}`, so that the front can tell
@@ -89,18 +91,19 @@ impl Owner {
         })
     }
 
-    fn origin(&self, chain: &[Arc<ImageRecord>]) -> CopyOrigin {
-        let vdi = self.catalog.state().vdi_of(chain[0].id);
-        CopyOrigin {
-            image: chain[0].id,
-            bytes: most_bytes(chain),
-            name_label: vdi.map(|vdi| vdi.name_label.clone()).unwrap_or_default(),
-        }
+    fn origin(&mut self, uuid: &str) -> Result<CopyOrigin, Failure> {
+        let image = self.image_named(uuid)?;
+        let chain = self.chain_that_can_be_kept(uuid)?;
+        let vdi = self.catalog.state().vdi_of(image);
+        let name_label = vdi.map(|vdi| vdi.name_label.clone()).unwrap_or_default();
+        // What a guest writes may have grown since its row was written.
+        let chain: Vec<ImageRecord> = chain.iter().map(|image| self.measured(image)).collect();
+        Ok(CopyOrigin { image, bytes: most_bytes(&chain), name_label })
     }
 }
 
 /// What a copy of the chain takes at most.
-fn most_bytes(chain: &[Arc<ImageRecord>]) -> Bytes {
+fn most_bytes(chain: &[ImageRecord]) -> Bytes {
     let all: u64 = chain.iter().map(|image| image.allocated.0).sum();
     let size = chain.first().map_or(Bytes(0), |leaf| leaf.virtual_size);
     Bytes(all.min(size.0) + empty_bytes(size).0)

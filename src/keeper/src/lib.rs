@@ -22,6 +22,7 @@ mod crash;
 mod dispatch;
 mod failures;
 mod figures;
+mod freezing;
 mod hands;
 mod holds;
 mod images;

@@ -7,7 +7,6 @@ use crate::failures::{bad_request, from_trouble, of_source, of_target};
 use crate::hands::{ready_chain, ready_new};
 use crate::images::{empty_bytes, new_image, unexpected};
 use crate::long::{LongJob, Script};
-use crate::lookup::no_such_vdi;
 use crate::operations::new_vdi;
 use crate::owner::{Call, Given, Owner, Running};
 use catena_catalog::Change;
@@ -15,8 +14,8 @@ use catena_control::{Answer, ExportFormat, ImportFormat, Request, Trouble, Troub
 use catena_rpc::{ReadWriteParams, VdiExportParams, VdiImportParams};
 use catena_sr_api::Access;
 use catena_types::{
-    AttachMode, BLOCK_BYTES, Bytes, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobRecord,
-    JobState, Made, Severity, VdiKind, VdiUuid, Work,
+    AttachMode, BLOCK_BYTES, Bytes, ErrorName, Failure, ImageId, ImageRecord, JobRecord, JobState, Made,
+    Severity, VdiKind, VdiUuid, Work,
 };
 use jiff::Timestamp;
 use nix::libc;
@@ -24,7 +23,6 @@ use nix::sys::stat::fstat;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 /// A disk on its way in: its rows, but for the size.
 #[derive(Debug, Clone)]
@@ -91,7 +89,7 @@ impl Owner {
     }
 
     /// `VDI.export`: the content of a VDI or of a base copy, as it is now, goes to a stream. The chain is leased: nothing merges
-    /// into it or removes it meanwhile.
+    /// into it or removes it meanwhile. A guest that writes the disk goes on.
     pub(crate) fn vdi_export(&mut self, call: &mut Call) -> Result<Given, Failure> {
         let asked: VdiExportParams = params(&call.request)?;
         let format = match asked.format.as_deref() {
@@ -100,8 +98,8 @@ impl Owner {
             Some("vhd-fixed") => ExportFormat::VhdFixed,
             Some(other) => return Err(unknown_format(other, "raw, vhd or vhd-fixed")),
         };
-        let chain = self.chain_to_read(&asked.vdi)?;
         let stream = descriptor(call, asked.fd)?;
+        let chain = self.chain_to_keep(&asked.vdi)?;
         let mut job = self.new_job(Work::Export { image: chain[0].id }, asked.request_id);
         job.phase = "copying".to_owned();
         self.begin(&mut job, Vec::new())?;
@@ -199,7 +197,7 @@ impl Owner {
         }
         self.need_space(asked.length)?;
         let stream = descriptor(call, asked.fd)?;
-        let chain: Vec<Arc<ImageRecord>> = self.catalog.state().chain(vdi.image).cloned().collect();
+        let chain: Vec<_> = self.catalog.state().chain(vdi.image).cloned().collect();
         let (handed, fds) = ready_chain(&*self.store, &chain, Access::ReadWrite)?;
         let request = Request::Write { chain: handed, offset: asked.offset, length: asked.length };
         let given = self.moved(&request, stream, fds);
@@ -213,31 +211,6 @@ impl Owner {
             Answer::Moved { bytes } => Ok(Given::Answer(json!({"bytes": bytes}))),
             _ => Err(unexpected()),
         }
-    }
-
-    /// The chain of a VDI, or of an image by its uuid. An image that a merge has begun to write into has no content of its own
-    /// until that merge is done.
-    pub(crate) fn chain_to_read(&self, uuid: &str) -> Result<Vec<Arc<ImageRecord>>, Failure> {
-        let state = self.catalog.state();
-        let named: VdiUuid = uuid.parse().map_err(|_| no_such_vdi(uuid))?;
-        let leaf = state.vdis.get(&named).map_or(ImageId(named.0), |vdi| vdi.image);
-        let row = state.images.get(&leaf).ok_or_else(|| no_such_vdi(uuid))?;
-        if let Some(vdi) = state.vdi_of(leaf) {
-            self.refuse_attached(vdi.uuid, &[AttachMode::ReadWrite])?;
-        }
-        let refuse = |text: &str| {
-            Failure::new(ErrorName::VdiUnavailable, format!("{}: {text}", row.container))
-                .object("image", leaf)
-        };
-        match row.state {
-            ImageState::Mixed => return Err(refuse("a merge into it has begun; only its child reads right")),
-            ImageState::Garbage => return Err(no_such_vdi(uuid)),
-            ImageState::Orphan if row.parent.is_some_and(|parent| !state.images.contains_key(&parent)) => {
-                return Err(refuse("its parent is not in this SR"));
-            }
-            _ => self.check_usable(named, leaf)?,
-        }
-        Ok(state.chain(leaf).cloned().collect())
     }
 }
 
