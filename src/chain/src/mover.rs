@@ -6,8 +6,9 @@
 //!
 //! Fast ways: a block that is owned whole is cloned where the storage can share; neighbouring runs are read in one request,
 //! since some bytes too many cost less than another request; in a block of which the target owns nothing, small gaps are
-//! filled with zeros so that writes are joined too. In all other blocks only owned sectors are written. What is scattered over
-//! new blocks is collected in memory first, so that the file system finds room for all of it at once.
+//! filled with zeros so that writes are joined too. In all other blocks only owned sectors are written. What goes to new
+//! blocks is collected in memory, so that the file system finds room for small pieces together, and sent from there while
+//! more is read.
 
 use crate::error::Error;
 use crate::layer::{Extent, Layer, LayerMut, Ownership};
@@ -26,8 +27,8 @@ const WRITE_GAP: usize = 32;
 /// Bytes under way at once: two blocks are read while two are written, which keeps a disk busy. More only fills its queue, and
 /// with it the time that a guest's request waits there; what is scattered has as many requests as there are threads.
 const BYTES_IN_FLIGHT: usize = 4 * BLOCK;
-/// Up to so many bytes of a block, what is copied of it counts as scattered.
-const SCATTERED: usize = BLOCK / 4;
+/// A run of so many bytes is sent at once; smaller ones wait for the others.
+const LONG: usize = BLOCK / 4;
 
 /// Buffers, and what was learnt about the two containers.
 pub(crate) struct Mover {
@@ -71,7 +72,9 @@ impl Mover {
         let (from_container, to_container) = (source.container(), target.container());
         let can_clone = &self.can_clone;
         let threads = threads_for(&tasks);
-        collected(to_container, are_scattered_and_new(&tasks), || {
+        // Blocks that are shared leave nothing to be collected.
+        let shared = can_clone.load(Ordering::Relaxed) && bytes_of_each(&tasks) == BLOCK;
+        collected(to_container, are_new(&tasks) && !shared, || {
             pool::map(&mut self.buffers[..threads], &tasks, |buffer, task| {
                 if task.sectors.is_empty() || task.clone(from_container, to_container, can_clone)? {
                     return Ok(());
@@ -92,10 +95,9 @@ fn threads_for(tasks: &[Task]) -> usize {
     (BYTES_IN_FLIGHT / bytes_of_each(tasks).max(1)).clamp(2, IN_FLIGHT)
 }
 
-/// Whether most of them are small pieces in blocks that the target does not have yet.
-fn are_scattered_and_new(tasks: &[Task]) -> bool {
-    let new = tasks.iter().filter(|task| task.fresh).count();
-    new > tasks.len() / 2 && bytes_of_each(tasks) <= SCATTERED
+/// Whether most of them go to blocks that the target does not have yet.
+fn are_new(tasks: &[Task]) -> bool {
+    tasks.iter().filter(|task| task.fresh).count() > tasks.len() / 2
 }
 
 /// Bytes to copy of a block, on average.
@@ -188,7 +190,11 @@ impl Task {
         for span in spans {
             let bytes = sector_bytes(&span);
             let at = FileOffset(self.target.0 + bytes.start as u64);
+            let len = bytes.len();
             to.write_at(&buffer[bytes], at).map_err(Error::io("writing to the target of a merge"))?;
+            if len >= LONG {
+                to.begin_to_send(at, Bytes(len as u64));
+            }
         }
         Ok(())
     }
