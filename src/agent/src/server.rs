@@ -21,10 +21,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long to wait before accepting again when the process has too many descriptors open.
 const BREATH: Duration = Duration::from_millis(100);
+
+/// How long an agent that died may hold its lock through its children.
+const LAST_BREATH: Duration = Duration::from_secs(5);
+/// How often it is looked whether it is free.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -76,7 +81,7 @@ impl Server {
         fs::create_dir_all(run_dir).map_err(failed(run_dir))?;
         let lock_path = run_dir.join("agent.lock");
         let lock = File::create(&lock_path).map_err(failed(&lock_path))?;
-        lock.try_lock().map_err(|error| match error {
+        take(&lock, path).map_err(|error| match error {
             TryLockError::WouldBlock => ServerError::Running(format!("{} is locked", lock_path.display())),
             TryLockError::Error(source) => ServerError::Io { path: lock_path.clone(), source },
         })?;
@@ -141,6 +146,22 @@ fn bind_for_owner(path: &Path) -> nix::Result<UnixListener> {
     bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
     listen(&fd, Backlog::new(BACKLOG)?)?;
     Ok(UnixListener::from(fd))
+}
+
+/// Takes the agent's lock. While nobody answers at `socket` its holder is taken for one that has just died: a child of it that
+/// had not become its program yet has the lock for a moment more.
+fn take(lock: &File, socket: &Path) -> Result<(), TryLockError> {
+    let deadline = Instant::now() + LAST_BREATH;
+    loop {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock)
+                if Instant::now() < deadline && UnixStream::connect(socket).is_err() =>
+            {
+                thread::sleep(LOOK);
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Removes a socket that nobody answers.
@@ -212,6 +233,31 @@ mod tests {
         drop(first);
         assert!(!path.exists());
         bind_in(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn the_lock_of_an_agent_that_died_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("run")).unwrap();
+        let held = File::create(directory.path().join("run/agent.lock")).unwrap();
+        held.lock().unwrap();
+        let path = directory.path().join("run/agent.lock");
+        let opened = || {
+            fs::read_dir("/proc/self/fd")
+                .unwrap()
+                .flatten()
+                .filter_map(|fd| fs::read_link(fd.path()).ok())
+                .filter(|target| *target == path)
+                .count()
+        };
+        thread::scope(|scope| {
+            let second = scope.spawn(|| bind_in(directory.path()));
+            while opened() < 2 {
+                thread::yield_now();
+            }
+            drop(held);
+            second.join().unwrap().unwrap();
+        });
     }
 
     #[test]

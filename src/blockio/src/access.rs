@@ -20,7 +20,7 @@ use nix::libc;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -152,15 +152,6 @@ impl Access {
         if let (Ok(at), Ok(len)) = (i64::try_from(at), i64::try_from(len)) {
             // Without it the write waits for the page itself.
             let _ = posix_fadvise(&self.file, at, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
-        }
-    }
-
-    /// Begins to write back what the page cache holds of these bytes, in the I/O class of the caller.
-    pub(crate) fn begin_to_send(&self, at: u64, len: u64) {
-        if let (Ok(at), Ok(len)) = (i64::try_from(at), i64::try_from(len)) {
-            // SAFETY: the descriptor is open, and the call takes integers only. It waits for nothing and so takes note of no
-            // error: what fails is told by the next flush.
-            unsafe { libc::sync_file_range(self.file.as_raw_fd(), at, len, libc::SYNC_FILE_RANGE_WRITE) };
         }
     }
 

@@ -43,10 +43,6 @@ pub trait Container: Send + Sync {
     /// fetched with others at once. Only a hint.
     fn expect_write(&self, _at: FileOffset, _len: Bytes) {}
 
-    /// Begins to send what was collected of these bytes, and waits for nothing. Only a hint: without it the next flush sends
-    /// them, and tells of what failed in any case.
-    fn begin_to_send(&self, _at: FileOffset, _len: Bytes) {}
-
     /// Its length.
     fn size(&self) -> io::Result<Bytes>;
 

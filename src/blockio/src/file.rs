@@ -60,10 +60,6 @@ impl Container for FileContainer {
         self.access.fetch_edges(at.0, len.0);
     }
 
-    fn begin_to_send(&self, at: FileOffset, len: Bytes) {
-        self.access.begin_to_send(at.0, len.0);
-    }
-
     fn size(&self) -> io::Result<Bytes> {
         self.access.size().map(Bytes)
     }

@@ -7,8 +7,8 @@
 //! Fast ways: a block that is owned whole is cloned where the storage can share; neighbouring runs are read in one request,
 //! since some bytes too many cost less than another request; in a block of which the target owns nothing, small gaps are
 //! filled with zeros so that writes are joined too. In all other blocks only owned sectors are written. What goes to new
-//! blocks is collected in memory, so that the file system finds room for small pieces together, and sent from there while
-//! more is read.
+//! blocks is collected in memory and sent at the end of a batch: the file system finds room for small pieces together, and a
+//! disk reads much and then writes much faster than both at once.
 
 use crate::error::Error;
 use crate::layer::{Extent, Layer, LayerMut, Ownership};
@@ -27,8 +27,6 @@ const WRITE_GAP: usize = 32;
 /// Bytes under way at once: two blocks are read while two are written, which keeps a disk busy. More only fills its queue, and
 /// with it the time that a guest's request waits there; what is scattered has as many requests as there are threads.
 const BYTES_IN_FLIGHT: usize = 4 * BLOCK;
-/// A run of so many bytes is sent at once; smaller ones wait for the others.
-const LONG: usize = BLOCK / 4;
 
 /// Buffers, and what was learnt about the two containers.
 pub(crate) struct Mover {
@@ -190,11 +188,7 @@ impl Task {
         for span in spans {
             let bytes = sector_bytes(&span);
             let at = FileOffset(self.target.0 + bytes.start as u64);
-            let len = bytes.len();
             to.write_at(&buffer[bytes], at).map_err(Error::io("writing to the target of a merge"))?;
-            if len >= LONG {
-                to.begin_to_send(at, Bytes(len as u64));
-            }
         }
         Ok(())
     }
