@@ -15,7 +15,7 @@ use crate::images::from_hex;
 use crate::serve::work::{Outcome, Trouble, Work};
 use crate::trouble::{from_chain, from_io, trouble};
 use catena_blockio::{Container, Engine, Op};
-use catena_chain::Known;
+use catena_chain::{Known, Slot};
 use catena_control::{Hello, Told, TroubleKind};
 use catena_types::{BlockIndex, Bytes, HeaderPatch, ImageId};
 use std::collections::VecDeque;
@@ -204,6 +204,7 @@ impl Disk {
         if self.is_growing() {
             return false;
         }
+        let is_durable = !self.targets.iter().any(|target| target.commits.owes_hold());
         let Some(hold) = &mut self.hold else { return false };
         let idle = match hold.purpose {
             Purpose::Quiesce => self.changing == 0,
@@ -213,23 +214,16 @@ impl Disk {
             (HoldStage::Draining, _) if idle && self.failed.is_some() => self.hold_has_failed(),
             (HoldStage::Draining, _) if idle => {
                 hold.stage = HoldStage::Committing;
-                self.is_durable = false;
-                self.commits.want_for_hold();
+                self.targets.iter_mut().for_each(|target| target.commits.want_for_hold());
             }
-            (HoldStage::Committing, Purpose::Quiesce) if self.is_durable => self.is_held(),
-            (HoldStage::Committing, Purpose::Stop) if self.is_durable => {
+            (HoldStage::Committing, Purpose::Quiesce) if is_durable => self.is_held(),
+            (HoldStage::Committing, Purpose::Stop) if is_durable => {
                 hold.stage = HoldStage::Closing;
-                self.close_leaf(engine);
+                self.close_images(engine);
             }
             _ => return false,
         }
         true
-    }
-
-    /// All that was answered is durable, and writes are held back.
-    pub(super) const fn held_is_durable(&mut self) {
-        self.commits.is_enough_for_hold();
-        self.is_durable = true;
     }
 
     /// The disk has failed: what is held back cannot be made durable any more.
@@ -289,7 +283,6 @@ impl Disk {
             self.hold = Some(hold);
             return self.answer(question, Err(error));
         }
-        self.is_durable = false;
         self.unpark();
         self.ready.extend(std::mem::take(&mut self.frozen));
         for (request, work) in std::mem::take(&mut self.held) {
@@ -308,21 +301,34 @@ impl Disk {
             ));
         };
         let id = prepared.leaf.id;
-        self.layers.push_leaf(prepared.leaf, prepared.old_leaf).map_err(|error| from_chain(&error))?;
-        if let Some(pending) = &mut self.pending {
-            pending.rename(id);
-        }
-        self.forget_places();
-        self.commits.unflushed = false;
+        let before = self.layers.leaf_slot();
+        let slot =
+            self.layers.push_leaf(prepared.leaf, prepared.old_leaf).map_err(|error| from_chain(&error))?;
+        before.into_iter().for_each(|before| self.end_target(before));
+        self.begin_target(slot, id);
         self.retire(question);
         Ok(())
     }
 
-    /// What was wrong with the growth or the places of a leaf that was replaced is not the new one's.
-    pub(super) fn forget_places(&mut self) {
-        let growing = self.growth.take().map(Growth::into_waiters).unwrap_or_default();
-        self.ready.extend(growing);
-        self.new_blocks.clear();
+    /// This image is written from now on.
+    pub(super) fn begin_target(&mut self, slot: Slot, image: ImageId) {
+        self.targets.add(slot, image);
+        self.pending.iter_mut().for_each(|pending| pending.add(image));
+    }
+
+    /// It is not, and all that was written there is stored. Who waits for it to grow looks for another place.
+    pub(super) fn end_target(&mut self, slot: Slot) {
+        self.forget_places(slot);
+        if let Some(target) = self.targets.remove(slot) {
+            self.pending.iter_mut().for_each(|pending| pending.remove(target.image));
+        }
+    }
+
+    /// What was wrong with the growth or the places of an image is not its successor's.
+    pub(super) fn forget_places(&mut self, slot: Slot) {
+        let Some(target) = self.targets.get_mut(slot) else { return };
+        target.new_blocks.clear();
+        self.ready.extend(target.growth.take().map(Growth::into_waiters).unwrap_or_default());
     }
 
     fn relink(&mut self, question: u64, generation: u64, below: Vec<(ImageId, Option<Part>)>) {
@@ -380,30 +386,31 @@ impl Disk {
         self.answer(question, result.map(|()| Told::Done).map_err(from_io("changing the leaf")));
     }
 
-    fn close_leaf(&mut self, engine: &mut dyn Engine) {
-        let Some(leaf) = self.layers.leaf() else { return self.hold_ends_with(Ok(Told::Done)) };
-        match leaf.layer.close() {
-            Ok(plan) => {
-                let container = leaf.container.clone();
-                let Some(hold) = &self.hold else { return };
-                let question = hold.question;
-                self.start(
-                    Waiting::Answer { question },
-                    Op::Call(Box::new(move || sealed(plan.run(&*container)))),
-                    engine,
-                );
+    fn close_images(&mut self, engine: &mut dyn Engine) {
+        let Some(hold) = &self.hold else { return };
+        let question = hold.question;
+        let mut plans = Vec::new();
+        for slot in self.targets.slots() {
+            let Some(image) = self.layers.written(slot) else { continue };
+            match image.layer.close() {
+                Ok(plan) => plans.push((plan, image.container.clone())),
+                Err(error) => return self.hold_ends_with(Err(from_chain(&error))),
             }
-            Err(error) => self.hold_ends_with(Err(from_chain(&error))),
         }
+        if plans.is_empty() {
+            return self.hold_ends_with(Ok(Told::Done));
+        }
+        let run = move || plans.iter().try_for_each(|(plan, container)| sealed(plan.run(&**container)));
+        self.start(Waiting::Answer { question }, Op::Call(Box::new(run)), engine);
     }
 }
 
-/// The end of closing the leaf. All that was acknowledged is durable by then. Closing only moves the end of the file to where the data
-/// end, which a full storage may have no room for: the leaf then stays as a crash would leave it, which is in order.
-fn sealed(result: io::Result<()>) -> io::Result<()> {
+/// The end of closing an image. All that was acknowledged is durable by then. Closing only moves the end of the file to where the data
+/// end, which a full storage may have no room for: the image then stays as a crash would leave it, which is in order.
+pub(super) fn sealed(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-            tracing::warn!(%error, "the leaf is not cut where its data end");
+            tracing::warn!(%error, "an image is not cut where its data end");
             Ok(())
         }
         result => result,

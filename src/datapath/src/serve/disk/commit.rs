@@ -1,4 +1,4 @@
-//! Group commit: what many writes have noted goes to the image with one barrier between data and pointers.
+//! Group commit: what many writes have noted goes to an image with one barrier between data and pointers.
 //!
 //! ```text
 //!   flush, FUA, 1 s, 256 blocks, no room in pending ──▶ begin ──▶ plan runs elsewhere ──▶ end: answer, clear pending
@@ -6,16 +6,17 @@
 //!                                                          └── whoever comes meanwhile waits for the next
 //! ```
 //!
-//! Whatever was answered before a commit begins is durable when it ends (D9). Giving sectors up takes turns with it. After a
-//! failure nothing is known of what is stored: writes and flushes fail until the disk is opened again, when what `pending` holds
-//! is stored anew.
+//! Each image that is written has its own; whoever wants all to be durable waits for one of each (D9). Whatever was answered
+//! before a commit begins is durable when it ends. Giving sectors up takes turns with it. After a failure nothing is known of
+//! what is stored: writes and flushes fail until the disk is opened again, when what `pending` holds is stored anew.
 
-use super::write::is_full;
+use super::task::Task;
+use super::write::{Growth, is_full};
 use super::{Disk, Waiting};
 use crate::crash;
 use crate::serve::work::Trouble;
 use catena_blockio::{Container, Engine, Op};
-use catena_chain::{Commit, Error, Plan};
+use catena_chain::{Commit, Error, Plan, Slot};
 use catena_control::News;
 use catena_types::BlockIndex;
 use std::io;
@@ -27,14 +28,12 @@ const AGE: Duration = Duration::from_secs(1);
 /// So many blocks are stored at once.
 const BLOCKS: usize = 256;
 
-/// What is waiting for a commit, and the one under way.
+/// What is waiting for a commit of one image, and the one under way.
 #[derive(Default)]
 pub(super) struct Commits {
     running: Option<Running>,
     /// Requests that a commit must cover which begins from now on.
     waiters: Vec<usize>,
-    /// Requests that wait for room in `pending`.
-    pub(super) room: Vec<usize>,
     /// Requests that have sectors to give up.
     give_ups: Vec<usize>,
     /// Data were written since the last commit began.
@@ -75,24 +74,14 @@ impl Commits {
         self.due |= self.deadline().is_some_and(|deadline| deadline <= now);
     }
 
-    /// Answers the request when all that was answered before is durable.
-    pub(super) fn wait(&mut self, index: usize) {
-        self.waiters.push(index);
-    }
-
-    /// Gives up what the request wants to give up.
-    pub(super) fn give_up(&mut self, index: usize) {
-        self.give_ups.push(index);
-    }
-
     /// Everything must be durable, since writes are held back.
-    pub(super) fn want_for_hold(&mut self) {
+    pub(super) const fn want_for_hold(&mut self) {
         self.for_hold = true;
     }
 
-    /// It is.
-    pub(super) const fn is_enough_for_hold(&mut self) {
-        self.for_hold = false;
+    /// Whether what was wanted for a hold is still to come.
+    pub(super) fn owes_hold(&self) -> bool {
+        self.for_hold || self.running.as_ref().is_some_and(|running| running.for_hold)
     }
 
     /// Whether a commit waits for space.
@@ -101,87 +90,127 @@ impl Commits {
     }
 
     fn is_wanted(&self) -> bool {
-        self.due || self.for_hold || !self.waiters.is_empty() || !self.room.is_empty()
+        self.due || self.for_hold || !self.waiters.is_empty()
     }
 
     /// All who wait, after a failure.
     fn take_all(&mut self) -> Vec<usize> {
         let mut all = std::mem::take(&mut self.waiters);
-        all.append(&mut self.room);
         all.append(&mut self.give_ups);
+        if let Some(running) = &mut self.running {
+            all.append(&mut running.covers);
+        }
         all
+    }
+
+    /// The request does not wait any more.
+    fn forget(&mut self, index: usize) {
+        let covers = self.running.as_mut().map(|running| &mut running.covers);
+        for list in [&mut self.waiters, &mut self.give_ups].into_iter().chain(covers) {
+            list.retain(|&waiter| waiter != index);
+        }
     }
 }
 
 impl Disk {
+    /// Answers the request when all that was answered before is durable, in every image that is written.
+    pub(super) fn wait_for_all(&mut self, index: usize, task: &mut Task) {
+        (task.durable, task.awaits) = (false, 0);
+        for target in self.targets.iter_mut() {
+            target.commits.waiters.push(index);
+            task.awaits += 1;
+        }
+    }
+
+    /// Gives up what the request wants to give up of the image.
+    pub(super) fn wait_for_give_up(&mut self, slot: Slot, index: usize, task: &mut Task) {
+        (task.given_up, task.durable, task.awaits) = (false, false, 1);
+        if let Some(target) = self.targets.get_mut(slot) {
+            target.commits.give_ups.push(index);
+        }
+    }
+
     /// Begins what is to be begun. Whether that has woken somebody at once.
     pub(super) fn pump_commits(&mut self, engine: &mut dyn Engine) -> bool {
-        let Some(pending) = &self.pending else { return self.nothing_to_commit() };
-        if self.commits.running.is_some() || self.failed.is_some() {
-            return false;
-        }
-        let noted = pending.noted();
-        let wanted = self.commits.is_wanted() || noted >= BLOCKS;
-        let commit_first = wanted && self.commits.gave_up_last;
-        if !commit_first && !self.commits.give_ups.is_empty() {
-            if self.gives_up_what_is_noted() {
-                return self.begin_commit(engine);
-            }
-            return self.begin_give_up(engine);
-        }
-        if !wanted {
-            return false;
-        }
-        if noted == 0 && !self.commits.unflushed {
-            return self.nothing_to_commit();
-        }
-        self.begin_commit(engine)
-    }
-
-    /// Whether sectors that are to be given up may be noted: then they are stored first.
-    fn gives_up_what_is_noted(&mut self) -> bool {
-        let Some(pending) = &self.pending else { return false };
-        let tasks = &mut self.tasks;
-        self.commits.give_ups.iter().any(|&index| {
-            let sets = tasks.get_mut(index).map(|task| &task.give_up);
-            sets.is_some_and(|sets| sets.iter().any(|(block, _)| pending.notes(*block)))
-        })
-    }
-
-    /// All that was answered is durable already.
-    fn nothing_to_commit(&mut self) -> bool {
-        let waiters = std::mem::take(&mut self.commits.waiters);
-        self.commits.due = false;
-        let for_hold = std::mem::take(&mut self.commits.for_hold);
-        let woken = !waiters.is_empty() || for_hold;
-        self.covered(waiters);
-        if for_hold {
-            self.held_is_durable();
+        let mut woken = false;
+        for slot in self.targets.slots() {
+            woken |= self.pump_commits_of(slot, engine);
         }
         woken
     }
 
-    fn begin_commit(&mut self, engine: &mut dyn Engine) -> bool {
-        let Some((leaf, pending)) = self.layers.leaf().zip(self.pending.as_mut()) else { return false };
-        let commit = match leaf.layer.begin_commit() {
+    fn pump_commits_of(&mut self, slot: Slot, engine: &mut dyn Engine) -> bool {
+        let Some((target, pending)) = self.targets.get(slot).zip(self.pending.as_ref()) else { return false };
+        let commits = &target.commits;
+        if commits.running.is_some() || self.failed.is_some() {
+            return false;
+        }
+        let noted = pending.noted(target.image);
+        // Room in `pending` is everybody's.
+        let wanted = commits.is_wanted() || noted >= BLOCKS || noted > 0 && !self.room.is_empty();
+        let commit_first = wanted && commits.gave_up_last;
+        if !commit_first && !commits.give_ups.is_empty() {
+            if self.gives_up_what_is_noted(slot) {
+                return self.begin_commit(slot, engine);
+            }
+            return self.begin_give_up(slot, engine);
+        }
+        if !wanted {
+            return false;
+        }
+        if noted == 0 && !commits.unflushed {
+            return self.nothing_to_commit(slot);
+        }
+        self.begin_commit(slot, engine)
+    }
+
+    /// Whether sectors that are to be given up may be noted: then they are stored first.
+    fn gives_up_what_is_noted(&mut self, slot: Slot) -> bool {
+        let Some((target, pending)) = self.targets.get(slot).zip(self.pending.as_ref()) else { return false };
+        let tasks = &mut self.tasks;
+        target.commits.give_ups.iter().any(|&index| {
+            let sets = tasks.get_mut(index).map(|task| &task.give_up);
+            sets.is_some_and(|sets| sets.iter().any(|(block, _)| pending.notes(target.image, *block)))
+        })
+    }
+
+    /// All that was answered is durable already.
+    fn nothing_to_commit(&mut self, slot: Slot) -> bool {
+        let Some(target) = self.targets.get_mut(slot) else { return false };
+        let waiters = std::mem::take(&mut target.commits.waiters);
+        target.commits.due = false;
+        let for_hold = std::mem::take(&mut target.commits.for_hold);
+        let woken = !waiters.is_empty() || for_hold;
+        self.covered(waiters);
+        woken
+    }
+
+    fn begin_commit(&mut self, slot: Slot, engine: &mut dyn Engine) -> bool {
+        let (image, target) = (self.layers.written(slot), self.targets.get_mut(slot));
+        let Some(((image, target), pending)) = image.zip(target).zip(self.pending.as_mut()) else {
+            return false;
+        };
+        let commit = match image.layer.begin_commit() {
             Ok(Some(commit)) => commit,
             Ok(None) => return false,
             Err(error) => return self.fail(&error.to_string()),
         };
-        let noted = pending.blocks();
-        pending.begin_commit();
-        let blocks = noted.into_iter().filter(|block| self.new_blocks.contains(block)).collect();
-        let commits = &mut self.commits;
+        let noted = pending.blocks(target.image);
+        pending.begin_commit(target.image);
+        let blocks = noted.into_iter().filter(|block| target.new_blocks.contains(block)).collect();
+        let commits = &mut target.commits;
         let covers = std::mem::take(&mut commits.waiters);
         let for_hold = std::mem::take(&mut commits.for_hold);
         (commits.unflushed, commits.due, commits.gave_up_last) = (false, false, false);
         commits.noted_since = None;
-        self.run_commit(commit, false, covers, blocks, for_hold, engine);
+        self.run_commit(slot, Running::new(commit, false, covers, blocks, for_hold), engine);
         true
     }
 
-    fn begin_give_up(&mut self, engine: &mut dyn Engine) -> bool {
-        let covers = std::mem::take(&mut self.commits.give_ups);
+    fn begin_give_up(&mut self, slot: Slot, engine: &mut dyn Engine) -> bool {
+        let (image, target) = (self.layers.written(slot), self.targets.get_mut(slot));
+        let Some((image, target)) = image.zip(target) else { return false };
+        let covers = std::mem::take(&mut target.commits.give_ups);
         let mut sets = Vec::new();
         for &index in &covers {
             sets.append(
@@ -192,117 +221,117 @@ impl Disk {
                     .unwrap_or_default(),
             );
         }
-        let Some(leaf) = self.layers.leaf() else { return false };
         // D2: nobody reads or writes these blocks: the requests have them locked.
-        match leaf.layer.begin_give_up(&sets) {
+        match image.layer.begin_give_up(&sets) {
             Ok(commit) => {
-                self.commits.gave_up_last = true;
+                target.commits.gave_up_last = true;
                 let blocks = sets.into_iter().map(|(block, _)| block).collect();
-                self.run_commit(commit, true, covers, blocks, false, engine);
+                self.run_commit(slot, Running::new(commit, true, covers, blocks, false), engine);
                 true
             }
             Err(error) => {
-                self.commits.give_ups = covers;
+                target.commits.give_ups = covers;
                 self.fail(&error.to_string())
             }
         }
     }
 
-    fn run_commit(
-        &mut self,
-        mut commit: Commit,
-        gives_up: bool,
-        covers: Vec<usize>,
-        blocks: Vec<BlockIndex>,
-        for_hold: bool,
-        engine: &mut dyn Engine,
-    ) {
-        let plan = Arc::new(std::mem::take(&mut commit.plan));
-        self.commits.running =
-            Some(Running { commit, plan, gives_up, covers, blocks, for_hold, full: false });
-        self.send_commit(engine);
+    fn run_commit(&mut self, slot: Slot, running: Running, engine: &mut dyn Engine) {
+        if let Some(target) = self.targets.get_mut(slot) {
+            target.commits.running = Some(running);
+        }
+        self.send_commit(slot, engine);
     }
 
     /// Has the plan of the commit run, for the first time or again.
-    fn send_commit(&mut self, engine: &mut dyn Engine) {
-        let Some((running, leaf)) = self.commits.running.as_mut().zip(self.layers.leaf()) else { return };
+    fn send_commit(&mut self, slot: Slot, engine: &mut dyn Engine) {
+        let running = self.targets.get_mut(slot).and_then(|target| target.commits.running.as_mut());
+        let Some((running, image)) = running.zip(self.layers.written(slot)) else { return };
         running.full = false;
-        let (plan, container) = (running.plan.clone(), leaf.container.clone());
+        let (plan, container) = (running.plan.clone(), image.container.clone());
         let run = move || plan.run(&*container).map_err(|error| really_full(error, &*container));
-        self.start(Waiting::Commit, Op::Call(Box::new(run)), engine);
+        self.start(Waiting::Commit { slot }, Op::Call(Box::new(run)), engine);
     }
 
-    /// Tries a commit again that had found the storage full.
-    pub(super) fn retry_commit(&mut self, engine: &mut dyn Engine) {
-        if self.commits.is_full() {
-            self.send_commit(engine);
+    /// Tries the commits again that had found the storage full.
+    pub(super) fn retry_commits(&mut self, engine: &mut dyn Engine) {
+        for slot in self.targets.slots() {
+            if self.targets.get(slot).is_some_and(|target| target.commits.is_full()) {
+                self.send_commit(slot, engine);
+            }
         }
     }
 
     /// A commit or a give-up has been run.
-    pub(super) fn committed(&mut self, result: io::Result<()>) {
-        let Some(mut running) = self.commits.running.take() else { return };
+    pub(super) fn committed(&mut self, slot: Slot, result: io::Result<()>) {
+        let Some(target) = self.targets.get_mut(slot) else { return };
+        let Some(mut running) = target.commits.running.take() else { return };
         if let Err(error) = &result
             && is_full(error.raw_os_error())
         {
             running.full = true;
-            if !self.waits_when_full && !running.gives_up {
-                for index in std::mem::take(&mut running.covers) {
-                    self.trouble(index, Trouble::NoSpace);
-                }
+            let told = !self.waits_when_full && !running.gives_up;
+            let fails = if told { std::mem::take(&mut running.covers) } else { Vec::new() };
+            target.commits.running = Some(running);
+            for index in fails {
+                self.targets.iter_mut().for_each(|target| target.commits.forget(index));
+                self.trouble(index, Trouble::NoSpace);
             }
-            self.commits.running = Some(running);
             return self.storage_is_full();
         }
         let Running { commit, gives_up, covers, blocks, for_hold, .. } = running;
-        let ended = self.layers.leaf().map_or(Ok(()), |leaf| {
+        let ended = self.layers.written(slot).map_or(Ok(()), |image| {
             if gives_up {
-                leaf.layer.end_give_up(commit, result.is_ok())
+                image.layer.end_give_up(commit, result.is_ok())
             } else {
-                leaf.layer.end_commit(commit, result.is_ok())
+                image.layer.end_commit(commit, result.is_ok())
             }
         });
         if let Err(error) = result.map_err(Error::io("storing what was written")).and(ended) {
-            self.commits.waiters.extend(covers);
-            self.commits.for_hold |= for_hold;
+            target.commits.waiters.extend(covers);
+            target.commits.for_hold |= for_hold;
             self.fail(&with_source(&error));
             return;
         }
         if gives_up {
             blocks.into_iter().for_each(|block| self.layers.forget(block));
         } else {
+            for block in blocks {
+                target.new_blocks.remove(&block);
+            }
             if let Some(pending) = &mut self.pending {
                 crash::SERVE_STORED.pass();
-                pending.end_commit();
+                pending.end_commit(target.image);
             }
-            for block in blocks {
-                self.new_blocks.remove(&block);
-            }
-            self.ready.extend(std::mem::take(&mut self.commits.room));
+            self.ready.extend(std::mem::take(&mut self.room));
         }
         self.covered(covers);
-        if for_hold {
-            self.held_is_durable();
-        }
         self.maybe_free();
     }
 
-    /// These requests have what they waited for.
+    /// These requests have what they waited for, of one image.
     fn covered(&mut self, waiters: Vec<usize>) {
         for index in waiters {
             if let Some(task) = self.tasks.get_mut(index) {
-                (task.durable, task.given_up) = (true, true);
-                self.ready.push_back(index);
+                task.awaits = task.awaits.saturating_sub(1);
+                if task.awaits == 0 {
+                    (task.durable, task.given_up) = (true, true);
+                    self.ready.push_back(index);
+                }
             }
         }
     }
 
     /// Nothing is known any more of what is stored: all who wait are told, and whoever comes. Returns true, as somebody is woken.
-    fn fail(&mut self, message: &str) -> bool {
+    pub(super) fn fail(&mut self, message: &str) -> bool {
         self.failed = Some(message.to_owned());
         self.news.push(News::StorageFailed { message: message.to_owned() });
-        let growing = self.growth.take().map(super::write::Growth::into_waiters).unwrap_or_default();
-        for index in self.commits.take_all().into_iter().chain(growing) {
+        let mut waiting = std::mem::take(&mut self.room);
+        for target in self.targets.iter_mut() {
+            waiting.append(&mut target.commits.take_all());
+            waiting.extend(target.growth.take().map(Growth::into_waiters).unwrap_or_default());
+        }
+        for index in waiting {
             self.trouble(index, Trouble::Io);
         }
         self.fail_parked(Trouble::Io);
@@ -316,6 +345,19 @@ impl Disk {
             task.trouble = Some(trouble);
             self.ready.push_back(index);
         }
+    }
+}
+
+impl Running {
+    fn new(
+        mut commit: Commit,
+        gives_up: bool,
+        covers: Vec<usize>,
+        blocks: Vec<BlockIndex>,
+        for_hold: bool,
+    ) -> Self {
+        let plan = Arc::new(std::mem::take(&mut commit.plan));
+        Self { commit, plan, gives_up, covers, blocks, for_hold, full: false }
     }
 }
 

@@ -74,7 +74,7 @@ impl Disk {
         let answer = match (grown, result) {
             (Some(Grown { layer, outcome }), _) => {
                 self.layers.enlarge_leaf(layer);
-                self.forget_places();
+                self.layers.leaf_slot().into_iter().for_each(|slot| self.forget_places(slot));
                 self.prepared = None;
                 outcome.map(|()| Told::Done).map_err(|error| from_chain(&error))
             }

@@ -61,6 +61,7 @@ impl Disk {
             return poll;
         }
         self.enter_epoch(task);
+        survey.is_of(self.epoch);
         for (block, sectors) in std::mem::take(&mut survey.todo) {
             match self.layers.look(block, sectors.clone()) {
                 Ok(Look::Runs(runs)) => survey.found.extend(runs.map(|run| (block, run))),
@@ -78,22 +79,24 @@ impl Disk {
         Poll::Ready
     }
 
-    /// The same for what is owned below the leaf.
+    /// The same for what is owned below an image.
     pub(super) fn survey_beneath(
         &mut self,
         index: usize,
         task: &mut Task,
+        above: Slot,
         beneath: &mut Beneath,
         engine: &mut dyn Engine,
     ) -> Poll {
         if let Some(poll) = task.learns() {
             return poll;
         }
+        self.enter_epoch(task);
+        beneath.is_of(self.epoch);
         for block in std::mem::take(&mut beneath.todo) {
-            match self.layers.beneath_leaf(block) {
-                Ok(None) => {}
-                Ok(Some(catena_chain::Beneath::Owned(set))) => drop(beneath.found.insert(block, *set)),
-                Ok(Some(catena_chain::Beneath::Missing(missing))) => {
+            match self.layers.beneath(above, block) {
+                Ok(catena_chain::Beneath::Owned(set)) => drop(beneath.found.insert(block, *set)),
+                Ok(catena_chain::Beneath::Missing(missing)) => {
                     beneath.todo.push(block);
                     self.learn_all(index, task, block, missing, engine);
                 }

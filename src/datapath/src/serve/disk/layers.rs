@@ -80,7 +80,12 @@ impl Layers {
     }
 
     pub(super) fn leaf(&mut self) -> Option<&mut Leaf> {
-        match self.chain.member_mut(self.leaf?)? {
+        self.written(self.leaf?)
+    }
+
+    /// The image in that place, if it is or was one that is written.
+    pub(super) fn written(&mut self, slot: Slot) -> Option<&mut Leaf> {
+        match self.chain.member_mut(slot)? {
             Image::Leaf(leaf) => Some(leaf),
             Image::Part(_) => None,
         }
@@ -126,31 +131,31 @@ impl Layers {
         self.chain.look(block, sectors)
     }
 
-    /// What the images below the leaf own of the block.
-    pub(super) fn beneath_leaf(&self, block: BlockIndex) -> Result<Option<Beneath>, Error> {
-        self.leaf.map(|leaf| self.chain.beneath(block, leaf)).transpose()
+    /// What the images below that one own of the block.
+    pub(super) fn beneath(&self, slot: Slot, block: BlockIndex) -> Result<Beneath, Error> {
+        self.chain.beneath(block, slot)
     }
 
-    /// The leaf owns these sectors now.
-    pub(super) fn own(&mut self, block: BlockIndex, sectors: Range<usize>) {
-        if let Some(leaf) = self.leaf {
-            self.chain.own(block, sectors, leaf);
-        }
+    /// The image owns these sectors now, and none above it does.
+    pub(super) fn own(&mut self, slot: Slot, block: BlockIndex, sectors: Range<usize>) {
+        self.chain.own(block, sectors, slot);
     }
 
-    /// The leaf does not own some sectors of the block any more.
+    /// An image does not own some sectors of the block any more.
     pub(super) fn forget(&mut self, block: BlockIndex) {
         self.chain.forget(block);
     }
 
     /// Puts another leaf on top; the old one is read through that container from now on, and keeps its slot.
-    pub(super) fn push_leaf(&mut self, leaf: Leaf, old: Arc<dyn Container>) -> Result<(), Error> {
+    /// Gives the place of the new one.
+    pub(super) fn push_leaf(&mut self, leaf: Leaf, old: Arc<dyn Container>) -> Result<Slot, Error> {
         if let Some(before) = self.leaf() {
             before.layer.end_writing(old.clone())?;
             before.container = old;
         }
-        self.leaf = Some(self.chain.push_leaf(Image::Leaf(leaf))?);
-        Ok(())
+        let slot = self.chain.push_leaf(Image::Leaf(leaf))?;
+        self.leaf = Some(slot);
+        Ok(slot)
     }
 
     /// Puts a larger form of the leaf in its place.

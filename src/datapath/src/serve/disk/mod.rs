@@ -22,6 +22,7 @@ mod pending;
 mod slab;
 mod space;
 mod status;
+mod target;
 mod task;
 mod write;
 mod zero;
@@ -37,9 +38,8 @@ use crate::serve::work::{Outcome, Trouble, Work};
 use catena_blockio::{Completion, Engine, Op, Pool};
 use catena_chain::Slot;
 use catena_control::News;
-use catena_types::{BlockIndex, Bytes, FileOffset, VdiUuid};
+use catena_types::{Bytes, FileOffset, VdiUuid};
 use change::{Hold, Prepared, Questions, weight};
-use commit::Commits;
 use enlarge::Enlarging;
 use fetch::{Fetch, Learning};
 use layers::Layers;
@@ -47,11 +47,11 @@ use locks::{Access, Locks};
 use pending::Pending;
 use slab::Slab;
 use space::Space;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::time::Instant;
+use target::Targets;
 use task::{Kind, Poll, Stage, Step, Task};
-use write::Growth;
 
 /// The most bytes of requests that the disk takes at a time.
 const IN_FLIGHT: u64 = 64 << 20;
@@ -66,10 +66,10 @@ enum Waiting {
     Bitmap { slot: Slot, at: FileOffset },
     /// The data of a request's next piece.
     Piece { task: usize },
-    /// What the leaf needs before more of it is used.
-    Growth,
-    /// The commit under way.
-    Commit,
+    /// What an image needs before more of it is used.
+    Growth { slot: Slot },
+    /// The commit of an image that is under way.
+    Commit { slot: Slot },
     /// Something that the keeper has asked for.
     Answer { question: u64 },
     /// A larger leaf.
@@ -89,17 +89,15 @@ pub(crate) struct Disk {
     /// Requests that may be able to go on.
     ready: VecDeque<usize>,
     learning: HashMap<(Slot, FileOffset), Learning>,
-    growth: Option<Growth>,
-    /// Blocks that got a place and have no entry stored.
-    new_blocks: HashSet<BlockIndex>,
-    commits: Commits,
+    /// The images that are written.
+    targets: Targets,
+    /// Requests that wait for room in `pending`.
+    room: Vec<usize>,
     space: Space,
     waits_when_full: bool,
     /// Why nothing is written any more.
     failed: Option<String>,
     hold: Option<Hold>,
-    /// The commit for the hold has ended.
-    is_durable: bool,
     held: VecDeque<(u64, Work)>,
     /// Requests that have got their lock while writes are held back.
     frozen: Vec<usize>,
@@ -147,8 +145,8 @@ impl Disk {
             Some(Waiting::Data { task, part, range }) => self.fetched(task, part, range, completion),
             Some(Waiting::Bitmap { slot, at }) => self.learned(slot, at, completion),
             Some(Waiting::Piece { task }) => self.landed(task, completion),
-            Some(Waiting::Growth) => self.grown(completion.result),
-            Some(Waiting::Commit) => self.committed(completion.result),
+            Some(Waiting::Growth { slot }) => self.grown(slot, completion.result),
+            Some(Waiting::Commit { slot }) => self.committed(slot, completion.result),
             Some(Waiting::Answer { question }) => self.called(question, completion.result),
             Some(Waiting::Larger) => self.grew(completion.result),
             None => {}
@@ -180,12 +178,13 @@ impl Disk {
 
     /// When [`tick`](Self::tick) is to be called.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        [self.commits.deadline(), self.space.deadline()].into_iter().flatten().min()
+        let commits = self.targets.iter().filter_map(|target| target.commits.deadline());
+        commits.chain(self.space.deadline()).min()
     }
 
     /// The time is `now`.
     pub(crate) fn tick(&mut self, now: Instant, engine: &mut dyn Engine) {
-        self.commits.tick(now);
+        self.targets.iter_mut().for_each(|target| target.commits.tick(now));
         self.retry(now, engine);
         self.run(engine);
     }
@@ -366,8 +365,8 @@ impl Disk {
         }
         if task.stage == Stage::Pieces && !task.give_up.is_empty() {
             task.stage = Stage::GiveUp;
-            (task.given_up, task.durable) = (false, false);
-            self.commits.give_up(index);
+            let Some(slot) = task.give_up_of else { return Step::End(Outcome::Failed(Trouble::ReadOnly)) };
+            self.wait_for_give_up(slot, index, task);
             return Step::Wait;
         }
         if matches!(task.kind, Kind::Zeroes { .. } | Kind::Trim) && !Self::windows_are_over(task) {
@@ -376,8 +375,7 @@ impl Disk {
         }
         if task.fua || task.kind == Kind::Flush {
             task.stage = Stage::Durable;
-            task.durable = false;
-            self.commits.wait(index);
+            self.wait_for_all(index, task);
             return Step::Wait;
         }
         Step::End(Outcome::Done)

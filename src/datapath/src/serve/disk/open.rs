@@ -1,16 +1,16 @@
 //! Opening the disk: what a predecessor had acknowledged is stored before the first request (D8).
 
 use super::change::Questions;
-use super::commit::Commits;
 use super::layers::{Layers, Leaf, Part};
 use super::locks::Locks;
 use super::pending::{Pending, PendingError};
 use super::slab::Slab;
 use super::space::Space;
+use super::target::Targets;
 use super::{Disk, IN_FLIGHT};
 use catena_blockio::Pool;
 use catena_types::{Bytes, VdiUuid};
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 
 /// What a disk is made of.
@@ -44,8 +44,8 @@ impl Disk {
         let Opening { vdi, boot, leaf, below, waits_when_full } = opening;
         let (leaf, pending) = match leaf {
             Some((mut leaf, file)) => {
-                let (mut pending, noted) = Pending::open(&file, vdi, boot, leaf.id)?;
-                if !noted.is_empty() {
+                let (mut pending, noted) = Pending::open(&file, vdi, boot, &[leaf.id])?;
+                for noted in noted.into_iter().filter(|noted| !noted.is_empty()) {
                     leaf.layer.restore(&noted)?;
                     store(&mut leaf, &mut pending)?;
                 }
@@ -53,9 +53,13 @@ impl Disk {
             }
             None => (None, None),
         };
+        let written = leaf.as_ref().map(|leaf| leaf.id);
         let mut disk = Self::new(vdi, Layers::new(leaf, below)?, pending, waits_when_full);
+        if let Some((slot, id)) = disk.layers.leaf_slot().zip(written) {
+            disk.targets.add(slot, id);
+        }
         // What a predecessor wrote over what was owned already has been answered and may never have been flushed.
-        disk.commits.unflushed = true;
+        disk.targets.iter_mut().for_each(|target| target.commits.unflushed = true);
         Ok(disk)
     }
 
@@ -70,14 +74,12 @@ impl Disk {
             locks: Locks::default(),
             ready: VecDeque::new(),
             learning: HashMap::new(),
-            growth: None,
-            new_blocks: HashSet::new(),
-            commits: Commits::default(),
+            targets: Targets::default(),
+            room: Vec::new(),
             space: Space::default(),
             waits_when_full,
             failed: None,
             hold: None,
-            is_durable: false,
             held: VecDeque::new(),
             frozen: Vec::new(),
             changing: 0,
@@ -96,10 +98,10 @@ impl Disk {
 
 fn store(leaf: &mut Leaf, pending: &mut Pending) -> Result<(), catena_chain::Error> {
     let Some(commit) = leaf.layer.begin_commit()? else { return Ok(()) };
-    pending.begin_commit();
+    pending.begin_commit(leaf.id);
     let run = commit.plan.run(&*leaf.container);
     leaf.layer.end_commit(commit, run.is_ok())?;
     run.map_err(catena_chain::Error::io("storing what was acknowledged"))?;
-    pending.end_commit();
+    pending.end_commit(leaf.id);
     Ok(())
 }

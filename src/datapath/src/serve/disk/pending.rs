@@ -9,13 +9,14 @@
 //! 4096  entries of 576 bytes: state (0 or 1), image (16 bytes), block | new << 32, place, 24 bytes of zeros, bitmap (512 bytes)
 //! ```
 //!
-//! Words of 8 bytes, little-endian. A block may have two entries: one that a commit is storing and one of what came since.
+//! Words of 8 bytes, little-endian. A block may have two entries of an image: one that a commit is storing and one of what came
+//! since. While a leaf merge is open there are entries of two images.
 
 use catena_chain::Noted;
 use catena_types::{BlockIndex, FileOffset, ImageId, SectorSet, VdiUuid};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::ops::Deref;
@@ -52,8 +53,14 @@ pub(crate) enum PendingError {
 /// The file.
 pub(crate) struct Pending {
     words: Mapping,
-    image: ImageId,
     free: Vec<usize>,
+    /// Of each image that is written.
+    books: Vec<Book>,
+}
+
+/// What is noted of one image.
+struct Book {
+    image: ImageId,
     /// What was noted since the last commit began.
     current: Vec<usize>,
     by_block: HashMap<BlockIndex, usize>,
@@ -61,15 +68,21 @@ pub(crate) struct Pending {
     leaving: Vec<usize>,
 }
 
+impl Book {
+    fn of(image: ImageId) -> Self {
+        Self { image, current: Vec::new(), by_block: HashMap::new(), leaving: Vec::new() }
+    }
+}
+
 impl Pending {
-    /// Takes the file for the disk with that leaf: an empty one, or what a writer left that died in this boot, which is
-    /// then returned.
+    /// Takes the file for the disk of which these images are written: an empty one, or what a writer left that died in this boot,
+    /// which is then returned, for each of the images.
     pub(crate) fn open(
         file: impl AsFd,
         vdi: VdiUuid,
         boot: [u8; 16],
-        image: ImageId,
-    ) -> Result<(Self, Vec<Noted>), PendingError> {
+        images: &[ImageId],
+    ) -> Result<(Self, Vec<Vec<Noted>>), PendingError> {
         let size = nix::sys::stat::fstat(file.as_fd())?.st_size;
         let full = i64::try_from(FILE_BYTES).unwrap_or(i64::MAX);
         if size != 0 && size != full {
@@ -78,8 +91,8 @@ impl Pending {
         // All of it now: a store into a page for which there is no memory would kill the process.
         fallocate(file.as_fd(), FallocateFlags::empty(), 0, full)?;
         let words = Mapping::new(file)?;
-        let (free, current) = (Vec::new(), Vec::new());
-        let mut pending = Self { words, image, free, current, by_block: HashMap::new(), leaving: Vec::new() };
+        let books = images.iter().copied().map(Book::of).collect();
+        let mut pending = Self { words, free: Vec::new(), books };
         pending.take_header(vdi, boot)?;
         let noted = pending.take_entries()?;
         Ok((pending, noted))
@@ -103,20 +116,22 @@ impl Pending {
         }
     }
 
-    /// Finds the entries, and what they say together.
-    fn take_entries(&mut self) -> Result<Vec<Noted>, PendingError> {
-        let mut noted: HashMap<BlockIndex, Noted> = HashMap::new();
+    /// Finds the entries, and what they say together, image by image.
+    fn take_entries(&mut self) -> Result<Vec<Vec<Noted>>, PendingError> {
+        let mut noted: Vec<BTreeMap<BlockIndex, Noted>> = vec![BTreeMap::new(); self.books.len()];
         for index in 0..ENTRIES {
             if self.load(word_of(index)) == 0 {
                 self.free.push(index);
                 continue;
             }
             let (image, found) = self.entry(index);
-            if image != self.image {
-                return Err(PendingError::NotValid("it names another image than the leaf"));
-            }
-            self.current.push(index);
-            self.by_block.insert(found.block, index);
+            let Some((book, noted)) =
+                self.books.iter_mut().zip(&mut noted).find(|(book, _)| book.image == image)
+            else {
+                return Err(PendingError::NotValid("it names an image that is not to be written"));
+            };
+            book.current.push(index);
+            book.by_block.insert(found.block, index);
             let Some(known) = noted.get_mut(&found.block) else {
                 noted.insert(found.block, found);
                 continue;
@@ -127,9 +142,7 @@ impl Pending {
             known.sectors = known.sectors.union(&found.sectors);
             known.new |= found.new;
         }
-        let mut noted: Vec<Noted> = noted.into_values().collect();
-        noted.sort_by_key(|noted| noted.block);
-        Ok(noted)
+        Ok(noted.into_iter().map(|of_image| of_image.into_values().collect()).collect())
     }
 
     fn entry(&self, index: usize) -> (ImageId, Noted) {
@@ -151,15 +164,24 @@ impl Pending {
         (ImageId::from_bytes(image), noted)
     }
 
+    fn book(&self, image: ImageId) -> Option<&Book> {
+        self.books.iter().find(|book| book.image == image)
+    }
+
+    fn book_mut(&mut self, image: ImageId) -> Option<&mut Book> {
+        self.books.iter_mut().find(|book| book.image == image)
+    }
+
     /// Whether [`note`](Self::note) would find room for the block.
-    pub(super) fn has_room(&self, block: BlockIndex) -> bool {
-        self.by_block.contains_key(&block) || !self.free.is_empty()
+    pub(super) fn has_room(&self, image: ImageId, block: BlockIndex) -> bool {
+        self.notes(image, block) || !self.free.is_empty()
     }
 
     /// Notes sectors whose data are written; false if there is no room. A block that is noted keeps its place until a commit has
     /// ended.
-    pub(super) fn note(&mut self, noted: &Noted) -> bool {
-        let (index, fresh) = match self.by_block.get(&noted.block) {
+    pub(super) fn note(&mut self, image: ImageId, noted: &Noted) -> bool {
+        let Some(book) = self.book(image) else { return false };
+        let (index, fresh) = match book.by_block.get(&noted.block) {
             Some(&index) => (index, false),
             None => match self.free.pop() {
                 Some(index) => (index, true),
@@ -175,16 +197,18 @@ impl Pending {
             }
         }
         if fresh {
-            self.put_name(index, noted);
-            self.current.push(index);
-            self.by_block.insert(noted.block, index);
+            self.put_name(index, image, noted);
+            if let Some(book) = self.book_mut(image) {
+                book.current.push(index);
+                book.by_block.insert(noted.block, index);
+            }
         }
         true
     }
 
-    fn put_name(&self, index: usize, noted: &Noted) {
+    fn put_name(&self, index: usize, image: ImageId, noted: &Noted) {
         let at = word_of(index);
-        for (word, value) in (1..).zip(words_of(&self.image.to_bytes())) {
+        for (word, value) in (1..).zip(words_of(&image.to_bytes())) {
             self.store(at + word, value);
         }
         self.store(at + 3, u64::from(noted.block.0) | u64::from(noted.new) << 32);
@@ -193,39 +217,48 @@ impl Pending {
         self.store(at, 1);
     }
 
-    /// How many blocks are noted for the next commit.
-    pub(super) fn noted(&self) -> usize {
-        self.current.len()
+    /// How many blocks of the image are noted for its next commit.
+    pub(super) fn noted(&self, image: ImageId) -> usize {
+        self.book(image).map_or(0, |book| book.current.len())
     }
 
     /// Which.
-    pub(super) fn blocks(&self) -> Vec<BlockIndex> {
-        self.by_block.keys().copied().collect()
+    pub(super) fn blocks(&self, image: ImageId) -> Vec<BlockIndex> {
+        self.book(image).map(|book| book.by_block.keys().copied().collect()).unwrap_or_default()
     }
 
-    /// Whether something of the block is noted for the next commit.
-    pub(super) fn notes(&self, block: BlockIndex) -> bool {
-        self.by_block.contains_key(&block)
+    /// Whether something of the block is noted for the image's next commit.
+    pub(super) fn notes(&self, image: ImageId, block: BlockIndex) -> bool {
+        self.book(image).is_some_and(|book| book.by_block.contains_key(&block))
     }
 
-    /// A commit begins that covers all that is noted.
-    pub(super) fn begin_commit(&mut self) {
-        self.leaving.append(&mut self.current);
-        self.by_block.clear();
+    /// A commit begins that covers all that is noted of the image.
+    pub(super) fn begin_commit(&mut self, image: ImageId) {
+        if let Some(book) = self.book_mut(image) {
+            book.leaving.append(&mut book.current);
+            book.by_block.clear();
+        }
     }
 
     /// It has ended well.
-    pub(super) fn end_commit(&mut self) {
-        for index in self.leaving.drain(..) {
+    pub(super) fn end_commit(&mut self, image: ImageId) {
+        let leaving = self.book_mut(image).map(|book| std::mem::take(&mut book.leaving));
+        for index in leaving.unwrap_or_default() {
             self.words[word_of(index)].store(0, Ordering::Release);
             self.free.push(index);
         }
     }
 
-    /// From now on the entries are another image's. Nothing is noted.
-    pub(super) fn rename(&mut self, image: ImageId) {
-        debug_assert!(self.current.is_empty() && self.leaving.is_empty());
-        self.image = image;
+    /// This image is written too from now on.
+    pub(super) fn add(&mut self, image: ImageId) {
+        self.books.push(Book::of(image));
+    }
+
+    /// It is not written any more. Nothing of it is noted.
+    pub(super) fn remove(&mut self, image: ImageId) {
+        let is_clean = |book: &Book| book.current.is_empty() && book.leaving.is_empty();
+        debug_assert!(self.book(image).is_none_or(is_clean));
+        self.books.retain(|book| book.image != image);
     }
 
     fn load(&self, word: usize) -> u64 {
@@ -314,7 +347,8 @@ mod tests {
     const IMAGE: ImageId = ImageId::from_bytes([8; 16]);
 
     fn open(file: &File) -> Result<(Pending, Vec<Noted>), PendingError> {
-        Pending::open(file, VDI, [9; 16], IMAGE)
+        let (pending, mut noted) = Pending::open(file, VDI, [9; 16], &[IMAGE])?;
+        Ok((pending, noted.remove(0)))
     }
 
     fn noted(block: u32, place: u64, new: bool, sectors: std::ops::Range<usize>) -> Noted {
@@ -334,21 +368,21 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let (mut pending, found) = open(&file).unwrap();
         assert!(found.is_empty());
-        assert!(pending.note(&noted(3, 4096, true, 0..8)));
-        assert!(pending.note(&noted(3, 4096, true, 100..900)));
-        assert!(pending.note(&noted(1, 8192, false, 5..6)));
-        assert_eq!(pending.noted(), 2);
-        pending.begin_commit();
-        assert!(pending.note(&noted(3, 4096, true, 8..9)));
+        assert!(pending.note(IMAGE, &noted(3, 4096, true, 0..8)));
+        assert!(pending.note(IMAGE, &noted(3, 4096, true, 100..900)));
+        assert!(pending.note(IMAGE, &noted(1, 8192, false, 5..6)));
+        assert_eq!(pending.noted(IMAGE), 2);
+        pending.begin_commit(IMAGE);
+        assert!(pending.note(IMAGE, &noted(3, 4096, true, 8..9)));
         let (_, found) = open(&file).unwrap();
         let mut sectors = SectorSet::of(0..9);
         sectors.insert(100..900);
         assert_eq!(found, [noted(1, 8192, false, 5..6), Noted { sectors, ..noted(3, 4096, true, 0..1) }]);
-        pending.end_commit();
+        pending.end_commit(IMAGE);
         let (mut pending, found) = open(&file).unwrap();
         assert_eq!(found, [noted(3, 4096, true, 8..9)]);
-        pending.begin_commit();
-        pending.end_commit();
+        pending.begin_commit(IMAGE);
+        pending.end_commit(IMAGE);
         assert!(open(&file).unwrap().1.is_empty());
     }
 
@@ -363,7 +397,7 @@ mod tests {
             assert!(found.is_empty(), "{round}");
             let mut known: BTreeMap<u32, SectorSet> = BTreeMap::new();
             for write in &writes {
-                let steps = steps_of(|| assert!(pending.note(write)));
+                let steps = steps_of(|| assert!(pending.note(IMAGE, write)));
                 let before = known.clone();
                 let of_block = known.entry(write.block.0).or_default();
                 *of_block = of_block.union(&write.sectors);
@@ -396,8 +430,8 @@ mod tests {
                     known
                 );
             }
-            pending.begin_commit();
-            pending.end_commit();
+            pending.begin_commit(IMAGE);
+            pending.end_commit(IMAGE);
         }
     }
 
@@ -406,26 +440,32 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let (mut pending, _) = open(&file).unwrap();
         for block in 0..u32::try_from(ENTRIES).unwrap() {
-            assert!(pending.note(&noted(block, 0, true, 0..1)));
+            assert!(pending.note(IMAGE, &noted(block, 0, true, 0..1)));
         }
-        assert!(!pending.has_room(BlockIndex(5000)) && pending.has_room(BlockIndex(3)));
-        assert!(!pending.note(&noted(5000, 0, true, 0..1)));
-        assert!(pending.note(&noted(3, 0, true, 9..10)), "a noted block needs no more room");
-        pending.begin_commit();
-        assert!(!pending.note(&noted(3, 0, true, 9..10)), "what a commit stores is not changed under it");
-        pending.end_commit();
-        assert!(pending.note(&noted(5000, 0, true, 0..1)));
+        assert!(!pending.has_room(IMAGE, BlockIndex(5000)) && pending.has_room(IMAGE, BlockIndex(3)));
+        assert!(!pending.note(IMAGE, &noted(5000, 0, true, 0..1)));
+        assert!(pending.note(IMAGE, &noted(3, 0, true, 9..10)), "a noted block needs no more room");
+        pending.begin_commit(IMAGE);
+        assert!(
+            !pending.note(IMAGE, &noted(3, 0, true, 9..10)),
+            "what a commit stores is not changed under it"
+        );
+        pending.end_commit(IMAGE);
+        assert!(pending.note(IMAGE, &noted(5000, 0, true, 0..1)));
     }
 
     #[test]
     fn a_file_of_another_disk_boot_image_or_size_is_refused() {
         let file = tempfile::tempfile().unwrap();
         let (mut pending, _) = open(&file).unwrap();
-        assert!(Pending::open(&file, VdiUuid::from_bytes([1; 16]), [9; 16], IMAGE).is_err());
-        assert!(Pending::open(&file, VDI, [1; 16], IMAGE).is_err());
-        assert!(Pending::open(&file, VDI, [9; 16], ImageId::from_bytes([1; 16])).is_ok(), "nothing is noted");
-        assert!(pending.note(&noted(3, 0, true, 9..10)));
-        assert!(Pending::open(&file, VDI, [9; 16], ImageId::from_bytes([1; 16])).is_err());
+        assert!(Pending::open(&file, VdiUuid::from_bytes([1; 16]), [9; 16], &[IMAGE]).is_err());
+        assert!(Pending::open(&file, VDI, [1; 16], &[IMAGE]).is_err());
+        assert!(
+            Pending::open(&file, VDI, [9; 16], &[ImageId::from_bytes([1; 16])]).is_ok(),
+            "nothing is noted"
+        );
+        assert!(pending.note(IMAGE, &noted(3, 0, true, 9..10)));
+        assert!(Pending::open(&file, VDI, [9; 16], &[ImageId::from_bytes([1; 16])]).is_err());
         file.set_len(4096).unwrap();
         assert!(open(&file).is_err());
         let other = tempfile::tempfile().unwrap();

@@ -65,7 +65,8 @@ impl Disk {
 
     /// Says so, if nobody waits for space any more.
     pub(super) fn maybe_free(&mut self) {
-        let waits = !self.space.parked.is_empty() || self.space.trying > 0 || self.commits.is_full();
+        let commits_wait = self.targets.iter().any(|target| target.commits.is_full());
+        let waits = !self.space.parked.is_empty() || self.space.trying > 0 || commits_wait;
         if self.space.told && !waits {
             (self.space.told, self.space.again) = (false, None);
             self.news.push(News::StorageFree);
@@ -78,7 +79,7 @@ impl Disk {
             return;
         }
         self.space.again = None;
-        self.retry_commit(engine);
+        self.retry_commits(engine);
         if self.holds_back() {
             self.space.again = (!self.space.parked.is_empty()).then(|| now + AGAIN);
         } else {

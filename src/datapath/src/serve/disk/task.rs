@@ -14,7 +14,7 @@ use super::fetch::Fetch;
 use super::write::{Piece, PieceState};
 use crate::serve::work::{Outcome, Trouble};
 use catena_blockio::AlignedBuf;
-use catena_chain::{Owner, Run};
+use catena_chain::{Owner, Run, Slot};
 use catena_types::{BLOCK_BYTES, BlockIndex, GuestOffset, SECTOR_BYTES, SectorSet};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -106,8 +106,9 @@ pub(super) struct Task {
     pub(super) pieces: VecDeque<Piece>,
     /// Where the next window begins.
     pub(super) cursor: u64,
-    /// What is to be given up, and whether that is done.
+    /// What is to be given up, of which image, and whether that is done.
     pub(super) give_up: Vec<(BlockIndex, SectorSet)>,
+    pub(super) give_up_of: Option<Slot>,
     pub(super) given_up: bool,
     /// It waits for space.
     pub(super) parked: bool,
@@ -117,6 +118,8 @@ pub(super) struct Task {
     pub(super) trouble: Option<Trouble>,
     /// The commit that it waited for has ended.
     pub(super) durable: bool,
+    /// Images of which a commit or a give-up is still to end for it.
+    pub(super) awaits: usize,
 }
 
 impl Task {
@@ -141,11 +144,13 @@ impl Task {
             pieces: VecDeque::new(),
             cursor: at,
             give_up: Vec::new(),
+            give_up_of: None,
             given_up: false,
             parked: false,
             retried: false,
             trouble: None,
             durable: false,
+            awaits: 0,
         }
     }
 
@@ -185,6 +190,9 @@ impl Task {
 /// Who owns what in a range, while it is being found out.
 #[derive(Debug)]
 pub(super) struct Survey {
+    of: Range<u64>,
+    /// The state of the chain that it is of, once it has begun.
+    epoch: Option<u64>,
     /// What is not known yet: the sectors of a block.
     pub(super) todo: Vec<(BlockIndex, Range<usize>)>,
     /// What is known, by block.
@@ -194,7 +202,14 @@ pub(super) struct Survey {
 impl Survey {
     /// Of the sectors that these bytes of the disk touch.
     pub(super) fn of(bytes: Range<u64>) -> Self {
-        Self { todo: by_block(bytes).collect(), found: Vec::new() }
+        Self { of: bytes.clone(), epoch: None, todo: by_block(bytes).collect(), found: Vec::new() }
+    }
+
+    /// The chain is in this state. What was found out in another one names images that may have left: it begins again.
+    pub(super) fn is_of(&mut self, epoch: u64) {
+        if self.epoch.replace(epoch).is_some_and(|before| before != epoch) {
+            *self = Self { epoch: Some(epoch), ..Self::of(self.of.clone()) };
+        }
     }
 
     /// The sectors of the block whose owner is one of those.
@@ -207,9 +222,12 @@ impl Survey {
     }
 }
 
-/// What is owned below the leaf in some blocks, while it is being found out.
+/// What is owned below an image in some blocks, while it is being found out.
 #[derive(Debug)]
 pub(super) struct Beneath {
+    of: Range<u64>,
+    /// The state of the chain that it is of, once it has begun.
+    epoch: Option<u64>,
     /// What is not known yet.
     pub(super) todo: Vec<BlockIndex>,
     /// What is known.
@@ -219,7 +237,15 @@ pub(super) struct Beneath {
 impl Beneath {
     /// In the blocks that these bytes of the disk touch.
     pub(super) fn of(bytes: Range<u64>) -> Self {
-        Self { todo: by_block(bytes).map(|(block, _)| block).collect(), found: HashMap::new() }
+        let todo = by_block(bytes.clone()).map(|(block, _)| block).collect();
+        Self { of: bytes, epoch: None, todo, found: HashMap::new() }
+    }
+
+    /// The chain is in this state: another image may be the one that is looked below.
+    pub(super) fn is_of(&mut self, epoch: u64) {
+        if self.epoch.replace(epoch).is_some_and(|before| before != epoch) {
+            *self = Self { epoch: Some(epoch), ..Self::of(self.of.clone()) };
+        }
     }
 }
 

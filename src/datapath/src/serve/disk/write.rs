@@ -1,7 +1,8 @@
 //! Writing: sectors that are written in part are read first, then piece by piece a place, the data, and the note of it.
 //!
 //! The order is D7's: the data have landed, then the sectors are owned in memory and noted in `pending`, then the
-//! request is answered. A kill in between leaves data that nobody points at, or a note of what is there.
+//! request is answered. A kill in between leaves data that nobody points at, or a note of what is there. Which image a piece
+//! goes to is decided when it gets its place, and stays so until it is noted.
 
 use super::fetch::{Fetch, gather};
 use super::task::{Edge, Poll, Stage, Task, by_block, index};
@@ -9,7 +10,7 @@ use super::{Disk, Waiting};
 use crate::crash;
 use crate::serve::work::Trouble;
 use catena_blockio::{AlignedBuf, Completion, Engine, Op};
-use catena_chain::{Known, Noted, Plan};
+use catena_chain::{Known, Noted, Plan, Slot};
 use catena_types::{BlockIndex, FileOffset, SECTOR_BYTES, SectorSet};
 use std::io;
 use std::ops::Range;
@@ -27,6 +28,8 @@ pub(super) struct Piece {
     /// Where its bytes stand in the request's buffer; `None` for zeros.
     pub(super) source: Option<usize>,
     pub(super) state: PieceState,
+    /// The image that it goes to, once it has a place.
+    pub(super) to: Option<Slot>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +44,11 @@ pub(super) enum PieceState {
 
 impl Piece {
     pub(super) const fn new(block: BlockIndex, sectors: Range<usize>, source: Option<usize>) -> Self {
-        Self { block, sectors, source, state: PieceState::Waiting }
+        Self { block, sectors, source, state: PieceState::Waiting, to: None }
     }
 }
 
-/// What must be done to the leaf before more of it is used; see [`Placed::first`](catena_chain::Placed).
+/// What must be done to an image before more of it is used; see [`Placed::first`](catena_chain::Placed).
 pub(super) struct Growth {
     block: BlockIndex,
     plan: Arc<Plan>,
@@ -153,63 +156,84 @@ impl Disk {
         Poll::Ready
     }
 
-    /// Makes sure that what the leaf owns of the block is in memory: nothing may be noted before.
-    pub(super) fn know_leaf(
+    /// Makes sure that what a written image owns of the block is in memory: nothing may be noted before.
+    pub(super) fn know(
         &mut self,
         index: usize,
         task: &mut Task,
+        slot: Slot,
         block: BlockIndex,
         engine: &mut dyn Engine,
     ) -> Result<Known, Poll> {
         if let Some(poll) = task.learns() {
             return Err(poll);
         }
-        let Some((slot, leaf)) = self.layers.leaf_slot().zip(self.layers.leaf()) else {
+        let Some(image) = self.layers.written(slot) else {
             return Err(Poll::Failed(Trouble::ReadOnly));
         };
-        match leaf.layer.known(block) {
+        match image.layer.known(block) {
             Ok(Known::At(at)) => {
                 self.learn(index, task, slot, block, at, engine);
                 Err(Poll::Pending)
             }
             Ok(known) => Ok(known),
             Err(error) => {
-                self.note_failure(&format!("the leaf cannot be read: {error}"));
+                self.note_failure(&format!("an image that is written cannot be read: {error}"));
                 Err(Poll::Failed(Trouble::Io))
             }
         }
     }
 
     fn place_piece(&mut self, index: usize, task: &mut Task, piece: &Piece, engine: &mut dyn Engine) -> Poll {
-        if let Err(poll) = self.know_leaf(index, task, piece.block, engine) {
-            return poll;
+        let Some(slot) = self.layers.leaf_slot() else { return Poll::Failed(Trouble::ReadOnly) };
+        match self.place_block(index, task, slot, piece.block, engine) {
+            Ok(at) => {
+                let at = FileOffset(at.0 + piece.sectors.start as u64 * SECTOR_BYTES);
+                self.send_piece(index, task, piece, (slot, at), engine)
+            }
+            Err(poll) => poll,
         }
-        let Some(leaf) = self.layers.leaf() else { return Poll::Failed(Trouble::ReadOnly) };
-        let placed_before = leaf.layer.locate(piece.block).is_some();
-        if let Some(growth) = &mut self.growth
-            && (!placed_before || growth.block == piece.block)
+    }
+
+    /// A place for the block in an image that is written: where its first sector lies, once it may be written to.
+    pub(super) fn place_block(
+        &mut self,
+        index: usize,
+        task: &mut Task,
+        slot: Slot,
+        block: BlockIndex,
+        engine: &mut dyn Engine,
+    ) -> Result<FileOffset, Poll> {
+        self.know(index, task, slot, block, engine)?;
+        let Some((image, target)) = self.layers.written(slot).zip(self.targets.get_mut(slot)) else {
+            return Err(Poll::Failed(Trouble::ReadOnly));
+        };
+        let placed_before = image.layer.locate(block).is_some();
+        if let Some(growth) = &mut target.growth
+            && (!placed_before || growth.block == block)
         {
             growth.waiters.push(index);
             if growth.state == GrowthState::Failed {
-                self.run_growth(engine);
+                self.run_growth(slot, engine);
             }
-            return Poll::Pending;
+            return Err(Poll::Pending);
         }
-        let placed = match leaf.layer.place(piece.block) {
+        let placed = match image.layer.place(block) {
             Ok(placed) => placed,
-            Err(error) => return self.on_write_error(index, task, error.raw_os_error(), &error.to_string()),
+            Err(error) => {
+                return Err(self.on_write_error(index, task, error.raw_os_error(), &error.to_string()));
+            }
         };
         if !placed_before {
-            self.new_blocks.insert(piece.block);
+            target.new_blocks.insert(block);
         }
         if !placed.first.is_empty() {
-            let (block, plan) = (piece.block, Arc::new(placed.first));
-            self.growth = Some(Growth { block, plan, waiters: vec![index], state: GrowthState::Failed });
-            self.run_growth(engine);
-            return Poll::Pending;
+            let plan = Arc::new(placed.first);
+            target.growth = Some(Growth { block, plan, waiters: vec![index], state: GrowthState::Failed });
+            self.run_growth(slot, engine);
+            return Err(Poll::Pending);
         }
-        let at = FileOffset(placed.at.0 + piece.sectors.start as u64 * SECTOR_BYTES);
-        self.send_piece(index, task, piece, at, engine)
+        Ok(placed.at)
     }
 
     fn send_piece(
@@ -217,7 +241,7 @@ impl Disk {
         index: usize,
         task: &mut Task,
         piece: &Piece,
-        at: FileOffset,
+        (slot, at): (Slot, FileOffset),
         engine: &mut dyn Engine,
     ) -> Poll {
         let length = piece.sectors.len() * SECTOR;
@@ -225,12 +249,16 @@ impl Disk {
             Some(_) => task.buf.take(),
             None => Some(task.zeros.take().unwrap_or_else(|| AlignedBuf::zeroed(ZEROS * SECTOR))),
         };
-        let (Some(buf), Some(leaf)) = (buf, self.layers.leaf()) else { return Poll::Failed(Trouble::Io) };
+        let (Some(buf), Some(image)) = (buf, self.layers.written(slot)) else {
+            return Poll::Failed(Trouble::Io);
+        };
         let start = piece.source.unwrap_or(0);
-        let op = Op::Write { container: leaf.container.clone(), at, buf, range: start..start + length };
+        let op = Op::Write { container: image.container.clone(), at, buf, range: start..start + length };
         if let Some(piece) = task.pieces.front_mut() {
-            piece.state = PieceState::Landing;
+            (piece.state, piece.to) = (PieceState::Landing, Some(slot));
         }
+        // Until the request has ended, the image stays one that is written.
+        self.enter_epoch(task);
         self.start(Waiting::Piece { task: index }, op, engine);
         Poll::Pending
     }
@@ -246,7 +274,9 @@ impl Disk {
         match completion.result {
             Ok(()) => {
                 piece.state = PieceState::Landed;
-                self.commits.unflushed = true;
+                if let Some(target) = piece.to.and_then(|slot| self.targets.get_mut(slot)) {
+                    target.commits.unflushed = true;
+                }
                 self.went_well(&mut task);
             }
             Err(error) => {
@@ -263,7 +293,8 @@ impl Disk {
 
     /// Notes what is new of a piece whose data are there (D7).
     fn note_piece(&mut self, index: usize, task: &mut Task, piece: &Piece, engine: &mut dyn Engine) -> Poll {
-        let known = match self.know_leaf(index, task, piece.block, engine) {
+        let Some(slot) = piece.to else { return Poll::Failed(Trouble::Io) };
+        let known = match self.know(index, task, slot, piece.block, engine) {
             Ok(known) => known,
             Err(poll) => return poll,
         };
@@ -276,24 +307,26 @@ impl Disk {
         if sectors.is_empty() {
             return Poll::Ready;
         }
-        let Some(pending) = &mut self.pending else { return Poll::Failed(Trouble::ReadOnly) };
-        if !pending.has_room(piece.block) {
-            self.commits.room.push(index);
+        let (image, target) = (self.layers.written(slot), self.targets.get_mut(slot));
+        let Some(((image, target), pending)) = image.zip(target).zip(self.pending.as_mut()) else {
+            return Poll::Failed(Trouble::ReadOnly);
+        };
+        if !pending.has_room(target.image, piece.block) {
+            self.room.push(index);
             return Poll::Pending;
         }
-        let new = self.new_blocks.contains(&piece.block);
-        let Some(leaf) = self.layers.leaf() else { return Poll::Failed(Trouble::ReadOnly) };
-        let place = leaf.layer.locate(piece.block).map_or(FileOffset(0), |extent| extent.at);
+        let new = target.new_blocks.contains(&piece.block);
+        let place = image.layer.locate(piece.block).map_or(FileOffset(0), |extent| extent.at);
         let noted = Noted { block: piece.block, place, new, sectors };
         crash::SERVE_LANDED.pass();
-        if let Err(error) = leaf.layer.wrote(piece.block, &noted.sectors) {
-            self.note_failure(&format!("the leaf takes no change: {error}"));
+        if let Err(error) = image.layer.wrote(piece.block, &noted.sectors) {
+            self.note_failure(&format!("an image takes no change: {error}"));
             return Poll::Failed(Trouble::Io);
         }
-        pending.note(&noted);
+        pending.note(target.image, &noted);
         crash::SERVE_NOTED.pass();
-        self.layers.own(piece.block, piece.sectors.clone());
-        self.commits.noted();
+        target.commits.noted();
+        self.layers.own(slot, piece.block, piece.sectors.clone());
         Poll::Ready
     }
 
@@ -317,21 +350,23 @@ impl Disk {
         Poll::Pending
     }
 
-    /// Does what the leaf needs before more of it is used.
-    pub(super) fn run_growth(&mut self, engine: &mut dyn Engine) {
-        let Some((growth, leaf)) = self.growth.as_mut().zip(self.layers.leaf()) else { return };
+    /// Does what an image needs before more of it is used.
+    pub(super) fn run_growth(&mut self, slot: Slot, engine: &mut dyn Engine) {
+        let growth = self.targets.get_mut(slot).and_then(|target| target.growth.as_mut());
+        let Some((growth, image)) = growth.zip(self.layers.written(slot)) else { return };
         growth.state = GrowthState::UnderWay;
-        let (plan, container) = (growth.plan.clone(), leaf.container.clone());
-        self.start(Waiting::Growth, Op::Call(Box::new(move || plan.run(&*container))), engine);
+        let (plan, container) = (growth.plan.clone(), image.container.clone());
+        self.start(Waiting::Growth { slot }, Op::Call(Box::new(move || plan.run(&*container))), engine);
     }
 
     /// It is done, or not.
-    pub(super) fn grown(&mut self, result: io::Result<()>) {
-        let Some(mut growth) = self.growth.take() else { return };
+    pub(super) fn grown(&mut self, slot: Slot, result: io::Result<()>) {
+        let Some(target) = self.targets.get_mut(slot) else { return };
+        let Some(mut growth) = target.growth.take() else { return };
         let waiters = std::mem::take(&mut growth.waiters);
         let Err(error) = result else { return self.ready.extend(waiters) };
         growth.state = GrowthState::Failed;
-        self.growth = Some(growth);
+        target.growth = Some(growth);
         for waiter in waiters {
             let Some(mut task) = self.tasks.take(waiter) else { continue };
             let poll = self.on_write_error(waiter, &mut task, error.raw_os_error(), &error.to_string());

@@ -2,13 +2,15 @@
 //!
 //! A sector that the leaf does not own reads as what is below. So sectors are given up only where nothing below owns them, and
 //! then read as zero; elsewhere a trim does nothing, and zeroes are written. What is below does not change, so what is known of it
-//! is durable. A long range is done window by window.
+//! is durable. While a leaf merge is open only the lower of the two written images gives up, what the leaf does not own: of the
+//! leaf's sectors, a copy may be on its way there. A long range is done window by window.
 
 use super::Disk;
 use super::task::{Beneath, Edge, Kind, Poll, Survey, Task, by_block, index};
 use super::write::{Piece, ZEROS, edges};
 use crate::serve::work::Trouble;
 use catena_blockio::{AlignedBuf, Engine};
+use catena_chain::Slot;
 use catena_types::{BLOCK_BYTES, BlockIndex, SECTOR_BYTES, SectorSet};
 use std::ops::Range;
 
@@ -20,6 +22,7 @@ const SECTOR: usize = 512;
 #[derive(Default)]
 struct Found {
     give_up: Vec<(BlockIndex, SectorSet)>,
+    give_up_of: Option<Slot>,
     zeros: Vec<Piece>,
     /// A sector that is zeroed in part is owned by somebody.
     edge_owned: bool,
@@ -72,7 +75,7 @@ impl Disk {
         let Some(window) = task.window() else { return Poll::Ready };
         match self.look_at_window(index, task, &window, engine) {
             Ok(found) => {
-                task.give_up = found.give_up;
+                (task.give_up, task.give_up_of) = (found.give_up, found.give_up_of);
                 task.pieces.extend(found.zeros);
                 task.cursor = window.end;
                 Poll::Ready
@@ -86,6 +89,11 @@ impl Disk {
         task.cursor >= task.range.end
     }
 
+    /// The image whose sectors may be given up: the lowest of those that are written.
+    fn gives_up(&self) -> Option<Slot> {
+        self.layers.leaf_slot()
+    }
+
     fn look_at_window(
         &mut self,
         index: usize,
@@ -95,30 +103,30 @@ impl Disk {
     ) -> Result<Found, Poll> {
         let mut top = task.survey.take().unwrap_or_else(|| Survey::of(window.clone()));
         let mut beneath = task.beneath.take().unwrap_or_else(|| Beneath::of(window.clone()));
+        let Some(lowest) = self.gives_up() else { return Err(Poll::Failed(Trouble::ReadOnly)) };
         let mut poll = self.survey(index, task, &mut top, engine);
         if poll == Poll::Ready {
-            poll = self.survey_beneath(index, task, &mut beneath, engine);
+            poll = self.survey_beneath(index, task, lowest, &mut beneath, engine);
         }
         if poll != Poll::Ready {
             (task.survey, task.beneath) = (Some(top), Some(beneath));
             return Err(poll);
         }
-        let leaf = self.layers.leaf_slot();
-        let mut found = Found::default();
+        let mut found = Found { give_up_of: Some(lowest), ..Found::default() };
         for (block, touched) in by_block(window.clone()) {
             let owned = top.owned_by(block, |owner| owner.is_some());
-            let by_leaf = top.owned_by(block, |owner| owner.is_some() && owner == leaf);
+            let by_lowest = top.owned_by(block, |owner| owner == Some(lowest));
             let by_others = beneath.found.get(&block).cloned().unwrap_or_default();
             let inner = inner(block, &task.range, &touched);
             found.edge_owned |= !owned.minus(&inner).is_empty();
-            found.add(task.kind, block, &inner, &owned, &by_leaf.minus(&by_others));
+            found.add(task.kind, block, &inner, &owned, &by_lowest.minus(&by_others));
         }
         Ok(found)
     }
 }
 
 impl Found {
-    /// `own`: what the leaf owns and nothing below does.
+    /// `own`: what the image that gives up owns, none above it and none below.
     fn add(&mut self, kind: Kind, block: BlockIndex, inner: &SectorSet, owned: &SectorSet, own: &SectorSet) {
         let keep = matches!(kind, Kind::Zeroes { no_hole: true });
         let give_up = if keep { SectorSet::empty() } else { inner.intersection(own) };

@@ -400,6 +400,33 @@ fn a_merged_image_is_let_go_when_the_last_read_of_it_has_ended() {
 }
 
 #[test]
+fn what_was_found_of_a_range_before_a_merge_is_found_again_after_it() {
+    let world = world();
+    let disks: Vec<_> = (0..4).map(|_| SimDisk::automatic(&world)).collect();
+    for (n, parent) in [(0, None), (1, Some(0)), (2, Some(1)), (3, None)] {
+        // The last is the root after the merge.
+        make(&disks[n], if n == 3 { 0 } else { n }, parent, Bytes(SIZE));
+        if n % 2 == 1 {
+            let container: Arc<dyn catena_blockio::Container> = disks[n].clone();
+            let mut image = super::rig::image(&container, catena_vhd::Mode::ReadWrite);
+            let at = catena_types::GuestOffset(BLOCK_BYTES - 4096);
+            catena_chain::write(&mut image, None, at, &[7; 2 * PAGE]).unwrap();
+            image.close().unwrap();
+        }
+    }
+    let pending = tempfile::tempfile().unwrap();
+    let mut rig = Rig::open(&disks[..3], &pending, 1);
+    assert!(rig.read(BLOCK_BYTES - 512, 512) == [7; 512], "of the first block all is known now");
+    let reading = rig.submit(Work::Read { at: BLOCK_BYTES - 4096, len: 8192 });
+    let asking = rig.submit(Work::Status { at: BLOCK_BYTES - 4096, len: 8192, one: false });
+    rig.ask(Change::Relink { generation: 1, below: vec![(id(0), Some(part(&disks[3])))] });
+    rig.settle();
+    assert!(bytes(rig.outcome(reading).unwrap()) == [7; 2 * PAGE]);
+    let Some(Outcome::Extents(extents)) = rig.outcome(asking) else { panic!() };
+    assert_eq!(extents, [Extent { len: 8192, hole: false, zero: false, depth: 2 }]);
+}
+
+#[test]
 fn the_leaf_is_patched_by_the_one_who_has_it_open() {
     let Fresh { mut rig, world, .. } = fresh(2, true);
     let patch = |image: ImageId| {

@@ -9,14 +9,17 @@ use catena_blockio::Container;
 use catena_blockio::sim::{Call, Errno, Fault, Rng, SimDisk, SimWorld};
 use catena_chain::{Error, Progress, copy};
 use catena_control::Told;
-use catena_types::{Bytes, GuestOffset, Severity};
+use catena_types::{BLOCK_BYTES, Bytes, GuestOffset, Severity};
 use catena_vhd::{CheckOptions, Mode, check};
 use std::fs::File;
 use std::sync::Arc;
 
 /// Somewhere on the disk: often near the same few places, so that requests overlap, often not aligned.
 fn place(rng: &mut Rng, longest: u64) -> (u64, u32) {
-    let near = rng.below(5) * SIZE / 5;
+    // Some of them before the end of a block, so that requests have several.
+    let near =
+        [0, 1, 2, 3, 4].map(|n| n * SIZE / 5).into_iter().chain([BLOCK_BYTES - 9000, 2 * BLOCK_BYTES - 700]);
+    let near = near.collect::<Vec<_>>()[usize::try_from(rng.below(7)).unwrap()];
     let unit = [1, 512, 4096][usize::try_from(rng.below(3)).unwrap()];
     let at = (near + rng.below(longest)).min(SIZE - 1) / unit * unit;
     let len = (1 + rng.below(longest)).next_multiple_of(unit).min(SIZE - at);
