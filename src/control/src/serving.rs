@@ -181,6 +181,11 @@ pub enum News {
         /// Bytes that the leaf still owns; 0: durably none.
         left: Bytes,
     },
+    /// A leaf merge goes no further by itself, and stays open until the keeper ends it.
+    MoveFailed {
+        /// Why, in words.
+        message: String,
+    },
 }
 
 /// Figures of one served disk, all since its process began.

@@ -393,7 +393,7 @@ impl Owner {
                 (Severity::Info, "vdi.storage_free", "there is space again: writes go on".to_owned())
             }
             News::StorageFailed { message } => (Severity::Error, "vdi.storage_failed", message),
-            News::Moved { .. } => return,
+            News::Moved { .. } | News::MoveFailed { .. } => return,
         };
         let event = self.event(severity, kind, Some(vdi), None, text);
         if let Err(failure) = self.commit(vec![event]) {
