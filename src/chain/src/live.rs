@@ -127,6 +127,9 @@ pub trait LiveLayer: Recall {
     /// Takes over what a plan made elsewhere writes to the header (D12), with nothing else under way.
     fn patch(&mut self, writes: &[(FileOffset, Vec<u8>)]) -> Result<Plan, Error>;
 
+    /// What marks the layer hidden or visible, durably. Refused while the layer is being made longer.
+    fn set_hidden(&mut self, hidden: bool) -> Result<Plan, Error>;
+
     /// What raises the virtual size, durably: to be run elsewhere, since it waits, with nothing noted and nobody using the layer,
     /// of which blocks may move. What deeper layers own past the old end is the caller's business (D6).
     fn grow(&mut self, size: Bytes) -> Result<Growth, Error>;

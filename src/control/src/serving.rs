@@ -66,6 +66,11 @@ pub enum Ask {
         /// The patches, all of them of the leaf.
         patches: Vec<HeaderPatch>,
     },
+    /// Mark the leaf hidden or visible (D12), durably. Refused while the leaf is just growing: ask again.
+    SetHidden {
+        /// Which.
+        hidden: bool,
+    },
     /// Make the disk larger, while it is quiesced: reads that come meanwhile wait. New connections see the new size. Durable when
     /// answered.
     Grow {
@@ -73,7 +78,8 @@ pub enum Ask {
         size: Bytes,
     },
     /// Leaf merge: empty the leaf into the next image of the chain, which becomes a second image that is written (D14). Answered
-    /// when it has begun; [`News::Moved`] tells how far it is. Descriptor: that image, read-write and locked.
+    /// when it has begun; [`News::Moved`] tells how far it is. Descriptor: that image, read-write and locked. Where it is open
+    /// already, there is none, and only the rate changes; how far it is is told again.
     MoveDown {
         /// Counted up by the keeper.
         generation: u64,

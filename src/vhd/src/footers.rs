@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::{FooterState, Image};
+use catena_chain::{Plan, Step};
 use catena_types::FileOffset;
 
 impl Image {
@@ -17,6 +18,21 @@ impl Image {
         let before = self.footer.hidden;
         self.footer.hidden = hidden;
         self.write_footers().inspect_err(|_| self.footer.hidden = before)
+    }
+
+    /// The same as a plan, for an image that is in use. A footer that is on its way to the end may say what it said before, so this
+    /// is refused until that stands there.
+    pub(crate) fn plan_hidden(&mut self, hidden: bool) -> Result<Plan> {
+        if self.writer()?.footer_due {
+            return Err(Error::OutOfRange("the footer is being moved".to_owned()));
+        }
+        self.footer.hidden = hidden;
+        let mut plan = Plan::default();
+        plan.write(FileOffset(0), self.footer.encode());
+        plan.push(Step::Barrier);
+        self.plan_footer(&mut plan)?;
+        plan.push(Step::Barrier);
+        Ok(plan)
     }
 
     /// Writes both footers as they are in memory.

@@ -122,6 +122,10 @@ impl LiveLayer for Image {
         Ok(self.plan_patch(writes)?)
     }
 
+    fn set_hidden(&mut self, hidden: bool) -> Result<Plan, Error> {
+        Ok(self.plan_hidden(hidden)?)
+    }
+
     fn grow(&mut self, size: Bytes) -> Result<Growth, Error> {
         self.all_is_stored()?;
         let container = self.container.clone();

@@ -263,6 +263,30 @@ fn a_failed_plan_stops_all_changes_and_no_reads() {
 }
 
 #[test]
+fn an_image_in_use_is_marked_hidden_and_visible() {
+    let disk = disk(&spec(16), Sizing::Automatic);
+    let mut image = open(&disk);
+    let hidden = || Image::open(disk.clone(), Mode::ReadOnly).unwrap().info().hidden;
+    // A footer that is on its way to another place still says the old.
+    let placed = LiveLayer::place(&mut *image, BlockIndex(0)).unwrap();
+    assert!(!placed.first.is_empty() && LiveLayer::set_hidden(&mut *image, true).is_err());
+    placed.first.run(&*disk).unwrap();
+    write(&mut image, 0, 0..8, 1);
+    LiveLayer::set_hidden(&mut *image, true).unwrap().run(&*disk).unwrap();
+    assert!(hidden());
+    write(&mut image, 3, 0..8, 1);
+    commit(&mut image);
+    assert!(hidden(), "a commit takes nothing back");
+    LiveLayer::set_hidden(&mut *image, false).unwrap().run(&*disk).unwrap();
+    commit(&mut image);
+    LiveLayer::close(&mut *image).unwrap().run(&*disk).unwrap();
+    drop(image);
+    let image = Image::open(disk.clone(), Mode::ReadOnly).unwrap();
+    assert!(!image.info().hidden);
+    assert!(errors(&*disk).is_empty());
+}
+
+#[test]
 fn a_header_is_patched_and_a_disk_grows_while_it_is_open() {
     let disk = disk(&child_spec(16), Sizing::Automatic);
     let mut image = open(&disk);

@@ -92,6 +92,7 @@ impl Changes {
             Ask::Resume { generation, swap } => Ok(Change::Resume { generation, swap }),
             Ask::Limit(limits) => return keepers.owe(asker, Answer::Ready(limit(&limits, core))),
             Ask::Patch { patches } => Ok(Change::Patch { patches }),
+            Ask::SetHidden { hidden } => Ok(Change::SetHidden { hidden }),
             Ask::Grow { size } => Ok(Change::Grow { size }),
             Ask::Prepare { generation, leaf } => {
                 return self.open(asker, core, move || prepare(generation, &leaf, fds));

@@ -15,7 +15,7 @@ use crate::images::from_hex;
 use crate::serve::work::{Outcome, Trouble, Work};
 use crate::trouble::{from_chain, from_io, trouble};
 use catena_blockio::{Container, Engine, Op};
-use catena_chain::{Known, Slot};
+use catena_chain::{Known, Plan, Slot};
 use catena_control::{Hello, Told, TroubleKind};
 use catena_types::{BlockIndex, Bytes, HeaderPatch, ImageId};
 use std::collections::VecDeque;
@@ -36,6 +36,8 @@ pub(crate) enum Change {
     Relink { generation: u64, below: Vec<(ImageId, Option<Part>)> },
     /// Write these bytes to the leaf, durably.
     Patch { patches: Vec<HeaderPatch> },
+    /// Mark the leaf hidden or visible, durably.
+    SetHidden { hidden: bool },
     /// Make the disk larger, while it is quiesced.
     Grow { size: Bytes },
     /// Flush and close.
@@ -97,6 +99,7 @@ impl Disk {
             Change::Resume { generation, swap } => self.resume(question, generation, swap),
             Change::Relink { generation, below } => self.relink(question, generation, below),
             Change::Patch { patches } => self.patch(question, &patches, engine),
+            Change::SetHidden { hidden } => self.set_hidden(question, hidden, engine),
             Change::Grow { size } => self.grow(question, size),
         }
         self.run(engine);
@@ -368,16 +371,33 @@ impl Disk {
         let writes = patches.iter().flat_map(|patch| &patch.writes);
         let bytes: Result<Vec<_>, _> =
             writes.map(|write| from_hex(&write.hex).map(|bytes| (write.at, bytes))).collect();
-        match bytes.and_then(|bytes| leaf.layer.patch(&bytes).map_err(|error| from_chain(&error))) {
-            Ok(plan) => {
-                let container = leaf.container.clone();
-                self.start(
-                    Waiting::Answer { question },
-                    Op::Call(Box::new(move || plan.run(&*container))),
-                    engine,
-                );
+        let plan = bytes.and_then(|bytes| leaf.layer.patch(&bytes).map_err(|error| from_chain(&error)));
+        self.change_leaf(question, plan, engine);
+    }
+
+    fn set_hidden(&mut self, question: u64, hidden: bool, engine: &mut dyn Engine) {
+        let plan = match self.layers.leaf() {
+            Some(leaf) => leaf.layer.set_hidden(hidden).map_err(|error| from_chain(&error)),
+            None => Err(trouble(TroubleKind::Unsupported, "the disk is served for reading only")),
+        };
+        self.change_leaf(question, plan, engine);
+    }
+
+    /// Carries out what was planned for the leaf's metadata; the question is answered when it is durable.
+    fn change_leaf(
+        &mut self,
+        question: u64,
+        plan: Result<Plan, catena_control::Trouble>,
+        engine: &mut dyn Engine,
+    ) {
+        let container = self.layers.leaf().map(|leaf| leaf.container.clone());
+        match (plan, container) {
+            (Ok(plan), Some(container)) => {
+                let run = Op::Call(Box::new(move || plan.run(&*container)));
+                self.start(Waiting::Answer { question }, run, engine);
             }
-            Err(error) => self.answer(question, Err(error)),
+            (Err(error), _) => self.answer(question, Err(error)),
+            (Ok(_), None) => self.answer(question, Ok(Told::Done)),
         }
     }
 

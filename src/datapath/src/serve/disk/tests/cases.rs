@@ -428,7 +428,7 @@ fn what_was_found_of_a_range_before_a_merge_is_found_again_after_it() {
 
 #[test]
 fn the_leaf_is_patched_by_the_one_who_has_it_open() {
-    let Fresh { mut rig, world, .. } = fresh(2, true);
+    let Fresh { mut rig, world, disks, .. } = fresh(2, true);
     let patch = |image: ImageId| {
         let writes = vec![catena_types::PatchWrite { at: FileOffset(1 << 20), hex: "00ff".to_owned() }];
         Change::Patch { patches: vec![HeaderPatch { image, writes }] }
@@ -439,6 +439,11 @@ fn the_leaf_is_patched_by_the_one_who_has_it_open() {
     rig.ask(patch(id(1)));
     assert!(rig.told.pop().unwrap().is_err(), "not a header");
     assert_eq!(world.counts().writes, before);
+    // D12: so is its hidden flag.
+    rig.ask(Change::SetHidden { hidden: true });
+    rig.settle();
+    assert_eq!(rig.told.pop(), Some(Ok(Told::Done)));
+    assert!(super::rig::image(&gated(&disks[1]), catena_vhd::Mode::ReadOnly).info().hidden);
 }
 
 #[test]
