@@ -6,6 +6,7 @@
 
 mod channel;
 mod messages;
+mod pause;
 mod serving;
 
 pub use channel::{Channel, ChannelError, Packet};
@@ -13,4 +14,5 @@ pub use messages::{
     Answer, Answered, CreateImage, Expected, ExportFormat, Fix, Handed, ImageReport, ImportFormat,
     ImportSource, Pace, Parent, Problem, Progress, Reply, Request, Trouble, TroubleKind,
 };
+pub use pause::{AlreadyHeld, Found, Holding, Member, Next, Pause, Purpose, Resumed, found};
 pub use serving::{Ask, Hello, Limits, News, PENDING_BYTES, Said, Served, Stats, Told};

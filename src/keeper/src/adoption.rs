@@ -15,11 +15,10 @@
 use crate::hands::{ready, ready_chain};
 use crate::images::unexpected;
 use crate::owner::Owner;
-use crate::pausing::Pause;
 use crate::rundir::RunDir;
 use crate::serving::{Heard, Link, PATIENCE, Served, Start, silent};
 use catena_catalog::Change;
-use catena_control::{Ask, Channel, Handed, Hello, News};
+use catena_control::{Ask, Channel, Found, Handed, Hello, News, Pause, found};
 use catena_sr_api::Access;
 use catena_types::{
     AttachMode, AttachmentRecord, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId, Severity,
@@ -280,20 +279,19 @@ impl Owner {
         Ok(())
     }
 
+    /// Answers what the process has not heard of, and makes it read through the right images.
     fn bring_to_catalog(&mut self, vdi: VdiUuid, hello: &Hello) -> Result<(), Failure> {
-        let wanted: Vec<ImageId> = self.chain_to_serve(vdi)?.iter().map(|image| image.id).collect();
+        let leaf = self.chain_to_serve(vdi)?.first().map(|image| image.id).ok_or_else(|| silent(vdi))?;
         let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| not_attached(vdi))?;
-        if hello.prepared.is_some() || hello.quiesced.is_some() {
-            // D20: it has held back writes since then, or it has not been told to; either way the catalog knows.
-            let swap = hello.quiesced.is_some()
-                && hello.prepared.is_some()
-                && hello.prepared.as_ref() == wanted.first();
-            let generation = hello.quiesced.unwrap_or(hello.generation);
+        let mut now = found(hello, leaf);
+        if let Found::Resume { generation, swap } = now {
             let link = served.link(vdi)?;
             link.ask(&Ask::Resume { generation, swap }, Vec::new())?;
-            served.chain = Some(link.hello(PATIENCE)?.chain);
+            let hello = link.hello(PATIENCE)?;
+            now = found(&hello, leaf);
+            served.chain = Some(hello.chain);
         }
-        if served.chain.as_ref().and_then(|chain| chain.first()) != wanted.first() {
+        if now != Found::Serves {
             tracing::error!(%vdi, "a datapath writes to another image than the catalog says, and is ended");
             end_now(served.pid);
             return Err(unexpected().object("vdi", vdi));

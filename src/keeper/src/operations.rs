@@ -6,10 +6,10 @@ use crate::failures::bad_request;
 use crate::images::{checked_size, new_image};
 use crate::lookup::{no_such_vdi, vdi_uuid};
 use crate::owner::{Call, Given, Owner};
-use crate::pausing::Pause;
 use crate::tree::Rows;
 use catena_catalog::Change;
 use catena_coalesce::can_shorten;
+use catena_control::Pause;
 use catena_rpc::{VdiCloneParams, VdiCreateParams, VdiParams, VdiSnapshotParams};
 use catena_types::{
     AttachMode, CHAIN_LIMIT, CHAIN_WARNING, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobRecord,

@@ -13,11 +13,10 @@ use crate::hands::ready;
 use crate::images::{empty_bytes, unexpected};
 use crate::owner::Owner;
 use crate::serving::{PATIENCE, silent};
-use catena_control::{Ask, Told};
+use catena_control::{Ask, Member, Pause, Told};
 use catena_sr_api::Access;
 use catena_types::{
-    AttachMode, BLOCK_BYTES, ErrorName, Failure, ImageId, ImageRecord, JobId, JobRecord, JobState, VdiRecord,
-    VdiUuid,
+    AttachMode, BLOCK_BYTES, ErrorName, Failure, ImageRecord, JobId, JobRecord, JobState, VdiRecord, VdiUuid,
 };
 use std::time::{Duration, Instant};
 
@@ -27,24 +26,6 @@ const CHANGES: usize = 8;
 const QUIESCE: Duration = Duration::from_secs(5);
 /// The rest before a process whose answer is missing is asked anew.
 const BREATH: Duration = Duration::from_millis(50);
-
-/// Disks whose writes are held back, and the leaf that each gets.
-#[derive(Debug, Default)]
-pub(crate) struct Pause(Vec<Member>);
-
-#[derive(Debug, Clone, Copy)]
-struct Member {
-    vdi: VdiUuid,
-    leaf: ImageId,
-    generation: u64,
-}
-
-impl Pause {
-    /// Whether it is about this disk.
-    pub(crate) fn holds(&self, vdi: VdiUuid) -> bool {
-        self.0.iter().any(|member| member.vdi == vdi)
-    }
-}
 
 impl Owner {
     /// Holds back the writes of those of the disks that are attached, each with the leaf that it is to get. On failure nothing is
@@ -59,7 +40,7 @@ impl Owner {
         // D22: what may take long is done before anybody waits.
         self.catalog.make_room(CHANGES * disks.len()).map_err(|error| from_catalog(&error))?;
         let mut pause = Pause::default();
-        let held = self.prepare(&attached, &mut pause).and_then(|()| self.quiesce(&pause));
+        let held = self.prepare(&attached, &mut pause).and_then(|()| self.quiesce(&mut pause));
         match held {
             Ok(()) => Ok(pause),
             Err(failure) => {
@@ -81,7 +62,7 @@ impl Owner {
             let present = ready(&*self.store, present.ok_or_else(|| silent(*vdi))?, Access::ReadOnly)?;
             let served = self.serving.disks.get_mut(vdi).ok_or_else(|| silent(*vdi))?;
             let generation = served.next_generation();
-            pause.0.push(Member { vdi: *vdi, leaf: image.id, generation });
+            pause.add(*vdi, image.id, generation);
             served
                 .link(*vdi)?
                 .ask(&Ask::Prepare { generation, leaf: leaf.handed }, vec![leaf.fd, present.fd])?;
@@ -90,15 +71,14 @@ impl Owner {
     }
 
     /// All are told before the first is waited for: the instants of the set lie close together.
-    fn quiesce(&mut self, pause: &Pause) -> Result<(), Failure> {
+    fn quiesce(&mut self, pause: &mut Pause) -> Result<(), Failure> {
         let mut asked = Vec::new();
         let mut outcome = Ok(());
-        for Member { vdi, generation, .. } in &pause.0 {
-            let served = self.serving.disks.get_mut(vdi).ok_or_else(|| silent(*vdi))?;
-            let put =
-                served.link(*vdi).and_then(|link| link.put(&Ask::Quiesce { generation: *generation }, &[]));
+        for Member { vdi, generation, .. } in pause.members() {
+            let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
+            let put = served.link(vdi).and_then(|link| link.put(&Ask::Quiesce { generation }, &[]));
             match put {
-                Ok(()) => asked.push(*vdi),
+                Ok(()) => asked.push(vdi),
                 Err(failure) => {
                     outcome = Err(failure);
                     break;
@@ -112,7 +92,10 @@ impl Owner {
             let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
             let answer = served.link(vdi).and_then(|link| link.answer(left));
             outcome = outcome.and(match answer {
-                Ok(Told::Quiesced { .. }) => Ok(()),
+                Ok(Told::Quiesced { .. }) => {
+                    pause.is_quiesced(vdi);
+                    Ok(())
+                }
                 Ok(_) => Err(unexpected()),
                 Err(failure) => Err(failure),
             });
@@ -122,13 +105,9 @@ impl Owner {
 
     /// D20: refuses to commit unless every process of the set is there and has held back its writes since it said so.
     pub(crate) fn still_paused(&self, pause: &Pause) -> Result<(), Failure> {
-        for Member { vdi, .. } in &pause.0 {
-            let link = self.serving.disks.get(vdi).and_then(|served| served.link.as_ref());
-            if link.is_none_or(crate::serving::Link::is_gone) {
-                return Err(silent(*vdi));
-            }
-        }
-        Ok(())
+        let link = |vdi| self.serving.disks.get(&vdi).and_then(|served| served.link.as_ref());
+        let objection = pause.objection(|vdi| link(vdi).is_some_and(|link| !link.is_gone()));
+        objection.map_or(Ok(()), |vdi| Err(silent(vdi)))
     }
 
     /// Ends a pause as the catalog says. Where that is not known, the writes stay held back, and the job waits for the answer.
@@ -142,8 +121,9 @@ impl Owner {
 
     fn end_pause_of(&mut self, pause: &Pause) {
         let mut told = Vec::new();
-        for Member { vdi, leaf, generation } in pause.0.iter().copied() {
-            let swap = self.catalog.state().vdis.get(&vdi).is_some_and(|row| row.image == leaf);
+        for member in pause.members() {
+            let Member { vdi, leaf, generation, .. } = member;
+            let swap = member.swaps(self.catalog.state().vdis.get(&vdi).map(|row| row.image));
             let Some(served) = self.serving.disks.get_mut(&vdi) else { continue };
             let put = served
                 .link(vdi)
