@@ -3,9 +3,25 @@
 use crate::harness::nbd::{FLUSH, READ, WRITE};
 use crate::harness::wait_until;
 use crate::stage::{MIB, Stage};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use std::fs::{Permissions, set_permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Says hello over the control socket, and prints the answer, or that there is none.
+const HELLO: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+s.connect(sys.argv[1])
+try:
+    s.send(b'{"ask":"hello"}')
+    print(s.recv(1 << 16).decode() or "closed")
+except (BrokenPipeError, ConnectionResetError):
+    print("closed")
+"#;
 
 #[test]
 fn hello_and_figures() -> Result<()> {
@@ -144,4 +160,30 @@ fn whoever_dies_quiesced_is_followed_by_one_who_is_not() -> Result<()> {
     stage.content[..512].fill(1);
     stage.served.stop()?;
     stage.agree_detached()
+}
+
+/// Whoever can reach the socket: who asks is looked at by the process itself.
+#[test]
+fn somebody_else_is_no_keeper() -> Result<()> {
+    let mut stage = Stage::chain()?;
+    stage.served.start(&[])?;
+    let keeper = stage.served.keeper()?;
+    keeper.ask(&json!({"ask": "hello"}))?;
+    let socket = stage.served.path("control.sock");
+    set_permissions(socket.parent().context("its directory")?, Permissions::from_mode(0o711))?;
+    set_permissions(&socket, Permissions::from_mode(0o666))?;
+    let hello_as = |user: u32| -> Result<String> {
+        let mut command = Command::new("/usr/bin/python3");
+        let output = command.args(["-c", HELLO]).arg(&socket).uid(user).gid(user).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "the test needs root and /usr/bin/python3: {said}");
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let said = hello_as(65_534)?;
+    ensure!(said.trim() == "closed", "nobody was answered: {said}");
+    keeper.ask(&json!({"ask": "hello"})).context("the keeper has lost its connection to nobody")?;
+    let said = hello_as(0)?;
+    ensure!(said.contains(r#""told":"hello""#), "root was not answered: {said}");
+    ensure!(keeper.receive()?.is_none(), "the newest keeper counts");
+    stage.served.stop()
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!   Greeting ──agreed──▶ Serving ──disconnect, or the end of what it sends──▶ Ending ──nothing left──▶ closed
 //!       └───────────────────┴──────── an error of the socket, or nonsense ───────────────────────────▶ closed
+//!       └──── not agreed in time ────────────────────────────────────────────────────────────────────▶ closed
 //! ```
 //!
 //! Invariants: what a client makes us hold is bounded (64 KiB of requests, one part of a write, replies and requests under way
@@ -42,6 +43,8 @@ pub(crate) struct Connection {
     input: Input,
     output: Output,
     phase: Phase,
+    /// Who has agreed on nothing by then is left: places are few.
+    agree_by: Instant,
     /// The socket may have something.
     readable: bool,
     /// Its end is behind what can be read, and nobody will tell of it again.
@@ -103,8 +106,8 @@ enum Wants {
 }
 
 impl Connection {
-    /// A client that has just connected.
-    pub(crate) fn new(number: u32, socket: UnixStream, export: Export) -> Self {
+    /// A client that has just connected, and has time to agree until then.
+    pub(crate) fn new(number: u32, socket: UnixStream, export: Export, agree_by: Instant) -> Self {
         let mut output = Output::default();
         output.small(&Handshake::GREETING);
         Self {
@@ -113,6 +116,7 @@ impl Connection {
             input: Input::new(),
             output,
             phase: Phase::Greeting(Box::new(Handshake::new(export))),
+            agree_by,
             readable: true,
             ended: false,
             blocked: false,
@@ -139,9 +143,24 @@ impl Connection {
         }
     }
 
-    /// When it can go on, if it waits for the time alone.
+    /// When it can go on, if it waits for the time alone, or has to be looked at.
     pub(crate) fn deadline(&self, core: &Core) -> Option<Instant> {
-        if self.stalled { self.held_until(core) } else { None }
+        match self.phase {
+            Phase::Greeting(_) => Some(self.agree_by),
+            Phase::Serving(_) if self.stalled => self.held_until(core),
+            _ => None,
+        }
+    }
+
+    /// Leaves a client that has taken too long to agree, whatever it has said. One that has agreed may be silent for ever.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        if matches!(self.phase, Phase::Greeting(_)) && now >= self.agree_by {
+            tracing::info!(
+                client = self.number,
+                "a client that does not come to an end with its handshake is left"
+            );
+            self.phase = Phase::Closed;
+        }
     }
 
     /// Until when the limits of the disk hold its next request back. Asked anew each time: limits change, and others take from
