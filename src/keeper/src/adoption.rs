@@ -4,9 +4,12 @@
 //! ```text
 //!            connect, hello          brought to the catalog
 //!  unknown ─────────────────▶ heard ───────────────────────▶ serving
-//!     ▲  └─ nobody listens ─▶ dead ── started anew ──▶ heard     │ gone, silent, disagrees
+//!     ▲  ├─ nobody listens ─▶ dead ── started anew ──▶ heard     │ gone, silent, disagrees
+//!     │  └─ no answer ─▶ knocked at ── it answers ──▶ heard      │
 //!     └──────────────────────────────────────────────────────────┘ tried again after a rest
 //! ```
+//!
+//! Nobody waits for one that was knocked at: its answer is mail, whenever it comes.
 //!
 //! What a process has prepared, what it holds back and through which images it reads is decided by the catalog alone (D20): a
 //! keeper that was killed between two messages is answered here. A row of another boot is void, and so is everything in memory
@@ -14,11 +17,11 @@
 
 use crate::hands::{ready, ready_chain};
 use crate::images::unexpected;
-use crate::owner::Owner;
+use crate::owner::{Call, Owner};
 use crate::rundir::RunDir;
 use crate::serving::{Heard, Link, PATIENCE, Served, Start, silent};
 use catena_catalog::Change;
-use catena_control::{Ask, Channel, Found, Handed, Hello, News, Pause, found};
+use catena_control::{Ask, Found, Handed, Hello, News, Pause, found};
 use catena_sr_api::Access;
 use catena_types::{
     AttachMode, AttachmentRecord, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId, Severity,
@@ -35,8 +38,10 @@ use std::time::{Duration, Instant};
 
 /// How long a process that was just started may take to open its images and to take over from its predecessor.
 const START: Duration = Duration::from_secs(30);
-/// How long one may think that did not answer before: it is asked again and again.
+/// How long one that somebody wants something of may take to say what it is serving.
 const SECOND_TRY: Duration = Duration::from_secs(2);
+/// How long one may take that is only looked after: most answer at once, and of the others we hear.
+const GLANCE: Duration = Duration::from_millis(20);
 /// The rest after a connection broke, in which the end of a process of ours is heard of.
 const BREATH: Duration = Duration::from_millis(50);
 /// The longest rest between two tries.
@@ -57,19 +62,34 @@ pub(crate) struct Serving {
     pub(crate) disks: BTreeMap<VdiUuid, Served>,
     /// Disks that are held back until it is known whether their job has committed.
     pub(crate) undecided: Vec<(JobId, Pause)>,
+    /// Calls that wait for the end of a disk's process.
+    pub(crate) stopping: Vec<(VdiUuid, Call)>,
     last_incarnation: u64,
 }
 
 impl Serving {
     /// None yet.
     pub(crate) const fn new(dir: RunDir, boot: String) -> Self {
-        Self { dir, boot, disks: BTreeMap::new(), undecided: Vec::new(), last_incarnation: 0 }
+        Self {
+            dir,
+            boot,
+            disks: BTreeMap::new(),
+            undecided: Vec::new(),
+            stopping: Vec::new(),
+            last_incarnation: 0,
+        }
     }
 
-    /// When a disk without a process is to be looked after next.
+    /// Whether the disk is held back until it is known what became of a commit.
+    pub(crate) fn is_undecided(&self, vdi: VdiUuid) -> bool {
+        self.undecided.iter().any(|(_, pause)| pause.holds(vdi))
+    }
+
+    /// When a disk without a process is to be looked after next, or one that ends will not be waited for any more.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let undecided = (!self.undecided.is_empty()).then(|| Instant::now() + UNDECIDED);
-        self.disks.values().filter_map(|served| served.retry_at).chain(undecided).min()
+        let stops = self.stopping.iter().filter_map(|(vdi, _)| self.disks.get(vdi)?.stop_by);
+        self.disks.values().filter_map(|served| served.retry_at).chain(stops).chain(undecided).min()
     }
 }
 
@@ -91,8 +111,15 @@ impl Owner {
             self.commit(changes)?;
         }
         self.take_in_unknown()?;
+        // All are asked before the first is waited for: those that hang cost an SR that is opened some seconds together.
+        let until = Instant::now() + SECOND_TRY;
         for vdi in Vec::from_iter(self.serving.disks.keys().copied()) {
-            match self.take_up_running(vdi, PATIENCE) {
+            if let Err(failure) = self.knock(vdi) {
+                tracing::warn!(%vdi, %failure, "a disk's datapath cannot be spoken to");
+            }
+        }
+        for vdi in Vec::from_iter(self.serving.disks.keys().copied()) {
+            match self.take_up_running(vdi, until.saturating_duration_since(Instant::now())) {
                 Ok(true) => tracing::info!(%vdi, "a disk's datapath was taken over from the last keeper"),
                 Ok(false) => {}
                 Err(failure) => tracing::warn!(%vdi, %failure, "a disk's datapath could not be taken over"),
@@ -144,7 +171,7 @@ impl Owner {
         let due: Vec<VdiUuid> =
             self.serving.disks.iter().filter(|(_, served)| due(served)).map(|(vdi, _)| *vdi).collect();
         for vdi in due {
-            if let Err(failure) = self.find_or_replace(vdi) {
+            if let Err(failure) = self.find_or_replace_within(vdi, GLANCE) {
                 tracing::error!(%vdi, %failure, "a disk is attached and has no datapath");
                 self.rest_served(vdi, &failure);
             }
@@ -154,7 +181,8 @@ impl Owner {
     fn rest_served(&mut self, vdi: VdiUuid, failure: &Failure) {
         let Some(served) = self.serving.disks.get_mut(&vdi) else { return };
         served.attempts += 1;
-        served.lose((BREATH * (1 << served.attempts.min(10))).min(REST));
+        served.link = None;
+        served.retry_at = Some(Instant::now() + (BREATH * (1 << served.attempts.min(10))).min(REST));
         if served.attempts == VAIN {
             let text = format!("the disk is attached and has no datapath: {failure}");
             let event = self.event(Severity::Error, "vdi.unserved", Some(vdi), None, text);
@@ -164,13 +192,18 @@ impl Owner {
         }
     }
 
-    /// Connects to the disk's process, or starts one if there is none.
+    /// Connects to the disk's process, or starts one if there is none. One that did not answer before is not waited for again.
     pub(crate) fn find_or_replace(&mut self, vdi: VdiUuid) -> Result<(), Failure> {
-        if self.serving.undecided.iter().any(|(_, pause)| pause.holds(vdi)) {
+        let knocked = self.serving.disks.get(&vdi).is_some_and(|served| served.knock.is_some());
+        self.find_or_replace_within(vdi, if knocked { Duration::ZERO } else { SECOND_TRY })
+    }
+
+    fn find_or_replace_within(&mut self, vdi: VdiUuid, patience: Duration) -> Result<(), Failure> {
+        if self.serving.is_undecided(vdi) {
             // D20: no successor for a member while the set is undecided.
             return Err(silent(vdi));
         }
-        if self.take_up_running(vdi, SECOND_TRY)? {
+        if self.take_up_running(vdi, patience)? {
             return Ok(());
         }
         if let Some(served) = self.serving.disks.get_mut(&vdi).filter(|served| served.attempts == 0) {
@@ -183,24 +216,49 @@ impl Owner {
         self.start_serving(vdi)
     }
 
-    /// Connects to the disk's process; false if there is none.
-    fn take_up_running(&mut self, vdi: VdiUuid, patience: Duration) -> Result<bool, Failure> {
-        match self.serving.dir.connect(vdi) {
-            Ok(Some(channel)) => {
-                let incarnation = self.next_incarnation();
-                self.take_up(vdi, channel, incarnation, patience)?;
+    /// Connects to the disk's process, unless that was done, and asks what it is serving; false if there is none.
+    fn knock(&mut self, vdi: VdiUuid) -> Result<bool, Failure> {
+        let knocked = |served: &Served| served.knock.as_ref().is_some_and(|link| !link.is_gone());
+        if self.serving.disks.get(&vdi).is_some_and(knocked) {
+            return Ok(true);
+        }
+        let channel = match self.serving.dir.connect(vdi) {
+            Ok(channel) => channel,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(silent(vdi)),
+            Err(error) => return Err(local(vdi, "its control socket", &error)),
+        };
+        let incarnation = self.next_incarnation();
+        let served = self.serving.disks.entry(vdi).or_insert_with(Served::unknown);
+        match channel {
+            Some(channel) => {
+                let link = Link::open(channel, vdi, incarnation, &self.mailbox)?;
+                served.incarnation = incarnation;
+                link.put(&Ask::Hello, &[])?;
+                (served.link, served.knock) = (None, Some(link));
                 Ok(true)
             }
-            Ok(None) => {
-                if let Some(served) = self.serving.disks.get_mut(&vdi) {
-                    served.chain = Some(Vec::new());
-                    served.link = None;
-                    served.retry_at = Some(Instant::now());
-                }
+            None => {
+                served.chain = Some(Vec::new());
+                (served.link, served.knock) = (None, None);
+                served.retry_at = Some(Instant::now());
                 Ok(false)
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(silent(vdi)),
-            Err(error) => Err(local(vdi, "its control socket", &error)),
+        }
+    }
+
+    /// Connects to the disk's process and takes it up; false if there is none. One that does not answer stays knocked at.
+    fn take_up_running(&mut self, vdi: VdiUuid, patience: Duration) -> Result<bool, Failure> {
+        if !self.knock(vdi)? {
+            return Ok(false);
+        }
+        let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| not_attached(vdi))?;
+        let mut link = served.knock.take().ok_or_else(|| silent(vdi))?;
+        match link.greeting(patience)? {
+            Some(hello) => self.take_up(vdi, link, &hello).map(|()| true),
+            None => {
+                served.knock = Some(link);
+                Err(silent(vdi))
+            }
         }
     }
 
@@ -227,12 +285,19 @@ impl Owner {
         let start = Start { vdi, read_only, sockets, pending, images };
         let pid =
             start.run(incarnation, &self.mailbox).map_err(|error| local(vdi, "its datapath", &error))?;
+        self.take_up_started(vdi, incarnation).inspect_err(|_| end_now(pid))
+    }
+
+    /// Takes up a process that was just started, under the incarnation that it was started with.
+    fn take_up_started(&mut self, vdi: VdiUuid, incarnation: u64) -> Result<(), Failure> {
         let channel = self.serving.dir.connect(vdi).map_err(|error| local(vdi, "its datapath", &error))?;
-        let taken = match channel {
-            Some(channel) => self.take_up(vdi, channel, incarnation, START),
-            None => Err(silent(vdi)),
-        };
-        taken.inspect_err(|_| end_now(pid))
+        let channel = channel.ok_or_else(|| silent(vdi))?;
+        let mut link = Link::open(channel, vdi, incarnation, &self.mailbox)?;
+        let served = self.serving.disks.entry(vdi).or_insert_with(Served::unknown);
+        (served.incarnation, served.knock) = (incarnation, None);
+        link.put(&Ask::Hello, &[])?;
+        let hello = link.greeting(START)?.ok_or_else(|| silent(vdi))?;
+        self.take_up(vdi, link, &hello)
     }
 
     fn attachment(&self, vdi: VdiUuid) -> Result<&AttachmentRecord, Failure> {
@@ -247,27 +312,18 @@ impl Owner {
         Ok(state.chain(row.image).cloned().collect())
     }
 
-    /// Takes up a connection to the disk's process and brings it to what the catalog says.
-    fn take_up(
-        &mut self,
-        vdi: VdiUuid,
-        channel: Channel,
-        incarnation: u64,
-        patience: Duration,
-    ) -> Result<(), Failure> {
+    /// Takes up a process that has said what it is serving, and brings it to what the catalog says.
+    fn take_up(&mut self, vdi: VdiUuid, link: Link, hello: &Hello) -> Result<(), Failure> {
         let read_only = self.attachment(vdi)?.mode == AttachMode::ReadOnly;
-        let mut link = Link::open(channel, vdi, incarnation, &self.mailbox)?;
-        let hello = link.hello(patience)?;
         if hello.vdi != vdi || hello.read_only != read_only {
             return Err(unexpected().object("vdi", vdi));
         }
         let served = self.serving.disks.entry(vdi).or_insert_with(Served::unknown);
-        served.incarnation = incarnation;
         served.pid = hello.pid;
         served.link = Some(link);
         served.chain = Some(hello.chain.clone());
         served.generation = served.generation.max(hello.generation);
-        self.bring_to_catalog(vdi, &hello).inspect_err(|_| self.lose_served(vdi, BREATH))?;
+        self.bring_to_catalog(vdi, hello).inspect_err(|_| self.lose_served(vdi, BREATH))?;
         if let Err(failure) = self.limit_served(vdi) {
             // Without its limits is better than not at all; a link that broke is noticed by whoever needs it next.
             tracing::warn!(%vdi, %failure, "a datapath does not take its limits");
@@ -327,6 +383,7 @@ impl Owner {
     /// it still reads stays.
     pub(crate) fn relink_served(&mut self) {
         let linked = self.serving.disks.iter().filter(|(_, served)| served.link.is_some());
+        let linked = linked.filter(|(_, served)| !served.is_stopping());
         for vdi in Vec::from_iter(linked.map(|(vdi, _)| *vdi)) {
             match self.relink(vdi) {
                 Ok(()) => self.note_served(vdi),
@@ -373,10 +430,16 @@ impl Owner {
             return tracing::debug!(%vdi, ?heard, "news of an earlier datapath");
         }
         match heard {
+            Heard::Greeting if served.knock.is_some() => served.retry_at = Some(Instant::now()),
+            Heard::Greeting => {}
+            // Who waits for its end fetches its last answer.
+            Heard::Gone if served.is_stopping() => {}
             Heard::Gone => served.lose(BREATH),
             Heard::Ended(how) => {
                 served.ended = Some(how);
-                served.lose(Duration::ZERO);
+                if !served.is_stopping() {
+                    served.lose(Duration::ZERO);
+                }
             }
             Heard::News(news) => self.tell_news(vdi, news),
         }

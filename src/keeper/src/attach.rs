@@ -5,17 +5,18 @@
 //!  detach:  process stopped, all of it durable ─▶ [commit] attachment gone, job done ─▶ directory gone
 //! ```
 //!
+//! A process takes its time to flush and end: the call waits for that, everybody else goes on.
+//!
 //! The attachment is there whenever a process may be: a crash in an attach is undone from its job, which nobody was answered; one in
 //! a detach leaves an attached disk, whose process is found or replaced. Called by `dispatch` and `recover`.
 
-use crate::adoption::{end_now, local, not_attached};
+use crate::adoption::{Serving, end_now, local, not_attached};
 use crate::crash::{self, Phase};
 use crate::dispatch::params;
 use crate::lookup::{no_such_vdi, vdi_uuid};
 use crate::owner::{Call, Given, Owner};
 use crate::serving::{PATIENCE, Served, silent};
 use catena_catalog::Change;
-use catena_control::Ask;
 use catena_rpc::{Attached, VdiAttachParams, VdiParams};
 use catena_types::{
     AttachMode, AttachmentRecord, ErrorName, Failure, ImageId, JobKind, JobRecord, JobState, Severity,
@@ -23,7 +24,7 @@ use catena_types::{
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a process may take to flush and end.
 const STOP: Duration = Duration::from_secs(30);
@@ -93,7 +94,8 @@ impl Owner {
         match self.catalog.state().attachments.get(&vdi) {
             None => Ok(1),
             Some(row) if (row.mode, mode) == (AttachMode::ReadOnly, AttachMode::ReadOnly) => {
-                if self.serving.disks.get(&vdi).is_none_or(|served| served.link.is_none()) {
+                let is_served = |served: &Served| served.link.is_some() && !served.is_stopping();
+                if !self.serving.disks.get(&vdi).is_some_and(is_served) {
                     return Err(silent(vdi));
                 }
                 Ok(row.count.saturating_add(1))
@@ -142,6 +144,9 @@ impl Owner {
         let leaf = vdi.image;
         let row = state.attachments.get(&uuid).ok_or_else(|| not_attached(uuid))?;
         let row = (**row).clone();
+        if row.count == 1 && !self.is_told_to_stop(uuid)? {
+            return Ok(Given::AfterStop(uuid));
+        }
         let job = self.new_job(Work::Detach { vdi: uuid }, asked.request_id);
         let mut changes = Vec::new();
         if row.count > 1 {
@@ -152,7 +157,11 @@ impl Owner {
             self.commit(changes)?;
             return Ok(Given::Answer(json!({})));
         }
-        self.stop_serving(uuid)?;
+        let stopped = self.stop_serving(uuid);
+        if let Some(served) = self.serving.disks.get_mut(&uuid) {
+            served.stop_by = None;
+        }
+        stopped?;
         crash::pass(JobKind::Detach, Phase::Made);
         if row.mode == AttachMode::ReadWrite {
             self.stale.insert(leaf);
@@ -169,10 +178,48 @@ impl Owner {
         Ok(Given::Answer(json!({})))
     }
 
+    /// Tells the disk's process to stop, as soon as there is one that can be told. True when waiting longer is of no use: it has gone,
+    /// or its time is over.
+    fn is_told_to_stop(&mut self, vdi: VdiUuid) -> Result<bool, Failure> {
+        let now = Instant::now();
+        let is_undecided = self.serving.is_undecided(vdi);
+        let Some(served) = self.serving.disks.get_mut(&vdi) else { return Ok(true) };
+        if now >= *served.stop_by.get_or_insert(now + STOP) {
+            return Ok(true);
+        }
+        if served.link.is_none() && served.knock.is_none() && !is_undecided {
+            let found = self.find_or_replace(vdi);
+            let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
+            if served.knock.is_none() {
+                // There is nothing that could still answer.
+                found.inspect_err(|_| served.stop_by = None)?;
+            }
+        }
+        let link = self.serving.disks.get_mut(&vdi).and_then(|served| served.link.as_mut());
+        Ok(match link {
+            Some(link) if link.is_told_to_stop() => link.is_gone(),
+            // D20: nobody of an undecided set is told anything.
+            Some(link) if !is_undecided => link.stop().is_err(),
+            _ => false,
+        })
+    }
+
+    /// Goes on with those who wait for the end of a process, where there is something to do.
+    pub(crate) fn go_on_detaching(&mut self) {
+        let now = Instant::now();
+        let Serving { disks, stopping, .. } = &mut self.serving;
+        let due = |(vdi, _): &mut (VdiUuid, Call)| disks.get(vdi).is_none_or(|served| served.ends(now));
+        let due: Vec<_> = stopping.extract_if(.., due).collect();
+        for (_, call) in due {
+            self.handle(call);
+        }
+    }
+
     /// Ends the disk's process; all that it has acknowledged is on the images then. One that is dead has a successor for as long as
     /// it takes to make that true, and so has one that hangs (D8).
     fn stop_serving(&mut self, vdi: VdiUuid) -> Result<(), Failure> {
-        if self.serving.disks.get(&vdi).is_none_or(|served| served.link.is_none()) {
+        let is_unknown = |served: &Served| served.link.is_none() && served.knock.is_none();
+        if self.serving.disks.get(&vdi).is_none_or(is_unknown) {
             self.find_or_replace(vdi)?;
         }
         let why = match self.stop_process(vdi) {
@@ -184,8 +231,9 @@ impl Owner {
         let event = self.event(Severity::Error, "vdi.datapath_hangs", Some(vdi), None, text);
         self.commit(vec![event])?;
         pid.into_iter().for_each(end_now);
-        let ended = |served: &Served| served.link.as_ref().is_none_or(|link| link.ends_within(PATIENCE));
-        if !self.serving.disks.get(&vdi).is_none_or(ended) {
+        let link =
+            self.serving.disks.get(&vdi).and_then(|served| served.link.as_ref().or(served.knock.as_ref()));
+        if !link.is_none_or(|link| link.ends_within(PATIENCE)) {
             return Err(silent(vdi));
         }
         self.lose_served(vdi, Duration::ZERO);
@@ -193,12 +241,15 @@ impl Owner {
         self.stop_process(vdi)
     }
 
-    /// Asks the process to end, and waits for it.
+    /// Asks the process to end, and waits for it; no longer, where it was asked before.
     fn stop_process(&mut self, vdi: VdiUuid) -> Result<(), Failure> {
         let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| not_attached(vdi))?;
         let link = served.link(vdi)?;
-        link.put(&Ask::Stop, &[])?;
-        link.answer(STOP)?;
+        let patience = if link.is_told_to_stop() { Duration::ZERO } else { STOP };
+        if !link.is_told_to_stop() {
+            link.stop()?;
+        }
+        link.answer(patience)?;
         if link.ends_within(PATIENCE) { Ok(()) } else { Err(silent(vdi)) }
     }
 

@@ -65,6 +65,7 @@ impl Owner {
             }
             Ok(Given::Later) => {}
             Ok(Given::Again(vdi)) => self.wanting.push((vdi, call)),
+            Ok(Given::AfterStop(vdi)) => self.serving.stopping.push((vdi, call)),
             Ok(Given::Farewell(value)) => {
                 self.farewell = Some((call.request.id, value));
                 self.leaving = true;

@@ -65,11 +65,14 @@ impl Owner {
     pub(crate) fn figures(&mut self, of: Option<VdiUuid>) -> Vec<ServedDisk> {
         let deadline = Instant::now() + PATIENCE;
         let wanted = self.serving.disks.iter_mut().filter(|(vdi, _)| of.is_none_or(|of| of == **vdi));
-        // All are asked before the first is waited for. Who owes an answer already is not asked again.
+        // All are asked before the first is waited for. Who owes an answer already, or ends, is not asked again.
         let asked: Vec<_> = wanted
             .filter_map(|(vdi, served)| {
                 let pid = served.pid;
-                let link = served.link.as_mut().filter(|link| !link.is_owed())?;
+                let link = served.link.as_mut()?;
+                if link.is_told_to_stop() || link.is_owed() {
+                    return None;
+                }
                 link.put(&Ask::Stats, &[]).is_ok().then_some((*vdi, pid, link))
             })
             .collect();

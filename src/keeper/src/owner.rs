@@ -66,6 +66,8 @@ pub(crate) enum Given {
     Later,
     /// Nothing yet: the call is to be tried again when the chain of this VDI may have got shorter.
     Again(VdiUuid),
+    /// Nothing yet: the call is to be tried again when the process of this VDI has gone, or will not go.
+    AfterStop(VdiUuid),
     /// This, and then the keeper ends.
     Farewell(serde_json::Value),
 }
@@ -201,6 +203,7 @@ impl Owner {
         // What ends after this moment may have been missed below, and what ended before was not.
         let looked = Zoned::now();
         self.look_after_served();
+        self.go_on_detaching();
         self.coalesce();
         self.answer_waiters();
         self.publish();
@@ -241,6 +244,7 @@ impl Owner {
             }
             Mail::FrontGone => self.leaving = true,
         }
+        self.go_on_detaching();
         self.publish();
     }
 
@@ -369,7 +373,8 @@ impl Owner {
     }
 
     fn end(mut self) {
-        let calls = self.parked.drain(..).chain(self.wanting.drain(..).map(|(_, call)| call));
+        let named = self.wanting.drain(..).chain(self.serving.stopping.drain(..));
+        let calls = self.parked.drain(..).chain(named.map(|(_, call)| call));
         let ids: Vec<Id> = calls.map(|call| call.request.id).chain(self.run_waiters.drain(..)).collect();
         let going = Failure::new(catena_types::ErrorName::SrUnavailable, "the SR is being detached").retry();
         for id in ids {

@@ -125,12 +125,13 @@ impl Owner {
             let Member { vdi, leaf, generation, .. } = member;
             let swap = member.swaps(self.catalog.state().vdis.get(&vdi).map(|row| row.image));
             let Some(served) = self.serving.disks.get_mut(&vdi) else { continue };
-            let put = served
-                .link(vdi)
-                .and_then(|link| link.put(&Ask::Resume { generation, swap }, &[]).map(|()| link));
-            match put {
+            let owed = served.link(vdi).and_then(|link| {
+                let owed = link.is_owed();
+                link.put(&Ask::Resume { generation, swap }, &[]).map(|()| owed)
+            });
+            match owed {
+                Ok(false) => told.push((vdi, swap.then_some(leaf))),
                 // One that owes an answer already is not waited for again.
-                Ok(link) if !link.is_owed() => told.push((vdi, swap.then_some(leaf))),
                 _ => served.lose(BREATH),
             }
         }

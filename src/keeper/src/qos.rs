@@ -5,6 +5,7 @@
 //! anew what it serves before anything else, which tells it again.
 
 use crate::owner::Owner;
+use crate::serving::Served;
 use catena_control::{Ask, Limits};
 use catena_types::{Bytes, Failure, IoClass, VdiUuid};
 use std::collections::BTreeMap;
@@ -72,8 +73,8 @@ impl Owner {
     pub(crate) fn qos_changed(&mut self, vdi: VdiUuid, before: &BTreeMap<String, String>) {
         let Some(row) = self.catalog.state().vdis.get(&vdi) else { return };
         let (before, mut now) = (limits(before), limits(&row.other_config));
-        let linked = self.serving.disks.get(&vdi).is_some_and(|served| served.link.is_some());
-        if before == now || !linked {
+        let linked = |served: &Served| served.link.is_some() && !served.is_stopping();
+        if before == now || !self.serving.disks.get(&vdi).is_some_and(linked) {
             return;
         }
         if now.class.is_none() && before.class.is_some() {

@@ -3,7 +3,10 @@
 //!
 //! A process has a session of its own and no bond with the keeper but the socket, so it survives keeper and front; a keeper that
 //! was started anew connects to it again (`adoption`). A thread for each connection reads it: answers go to whoever asked, news to
-//! the owner's mailbox. Every question has a time limit, so that a process that hangs costs its SR some seconds.
+//! the owner's mailbox.
+//!
+//! The owner waits for answers, and everybody waits for the owner. So it first makes sure that somebody is there who answers at
+//! all ([`MOMENT`]), and asks one that owes an answer nothing more: a process that hangs costs its SR a moment, once.
 
 use crate::failures::{from_channel, from_trouble};
 use crate::owner::Mail;
@@ -23,10 +26,14 @@ use std::time::{Duration, Instant};
 
 /// How long a process may think about a question.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take to say that it is there, which no storage has a part in.
+const MOMENT: Duration = Duration::from_secs(2);
 
 /// What the owner hears of a process that serves a disk.
 #[derive(Debug)]
 pub(crate) enum Heard {
+    /// It has answered for the first time since it was connected to.
+    Greeting,
     /// What it says unasked.
     News(catena_control::News),
     /// Its connection is closed.
@@ -42,6 +49,10 @@ pub(crate) struct Served {
     pub(crate) incarnation: u64,
     /// How to talk to the process; none while there is none, or it does not answer.
     pub(crate) link: Option<Link>,
+    /// A process that was connected to and has not answered yet. It is not connected to again: when it answers it is taken up.
+    pub(crate) knock: Option<Link>,
+    /// It was told to stop, or is to be told, and is waited for until then.
+    pub(crate) stop_by: Option<Instant>,
     /// The process, as it said; 0 before.
     pub(crate) pid: u32,
     /// The images that the process has open, leaf first. While it is not known, it may be any.
@@ -62,6 +73,8 @@ impl Served {
         Self {
             incarnation: 0,
             link: None,
+            knock: None,
+            stop_by: None,
             pid: 0,
             chain: None,
             generation: 0,
@@ -76,15 +89,26 @@ impl Served {
         self.link.as_mut().ok_or_else(|| silent(vdi))
     }
 
+    /// Whether who waits for its end has something to do: tell it to stop, fetch its last answer, or give up.
+    pub(crate) fn ends(&self, now: Instant) -> bool {
+        let goes_on = |link: &Link| !link.is_told_to_stop() || link.is_gone();
+        self.stop_by.is_none_or(|by| now >= by) || self.link.as_ref().is_some_and(goes_on)
+    }
+
     /// A number for the next change of the chain.
     pub(crate) const fn next_generation(&mut self) -> u64 {
         self.generation += 1;
         self.generation
     }
 
+    /// Whether its end is being waited for.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.link.as_ref().is_some_and(Link::is_told_to_stop)
+    }
+
     /// The link broke, or cannot be relied on: whatever the process does next, it is asked again before it is told anything.
     pub(crate) fn lose(&mut self, after: Duration) {
-        self.link = None;
+        (self.link, self.knock) = (None, None);
         self.retry_at = Some(Instant::now() + after);
     }
 }
@@ -96,6 +120,7 @@ pub(crate) struct Link {
     answers: Receiver<Result<Told, Trouble>>,
     /// Answers that nobody waits for any more.
     owed: usize,
+    told_to_stop: bool,
     gone: Arc<AtomicBool>,
     vdi: VdiUuid,
 }
@@ -119,7 +144,7 @@ impl Link {
             // Without an owner the keeper is ending, here and below.
             let _ = mailbox.send(Mail::Served(vdi, incarnation, Heard::Gone));
         });
-        Ok(Self { channel, answers, owed: 0, gone, vdi })
+        Ok(Self { channel, answers, owed: 0, told_to_stop: false, gone, vdi })
     }
 
     /// Whether the process has closed the connection.
@@ -127,9 +152,24 @@ impl Link {
         self.gone.load(Ordering::SeqCst)
     }
 
-    /// Whether an answer is missing.
-    pub(crate) const fn is_owed(&self) -> bool {
+    /// Whether an answer is missing that nobody waits for any more.
+    pub(crate) fn is_owed(&mut self) -> bool {
+        while self.owed > 0 && self.answers.try_recv().is_ok() {
+            self.owed -= 1;
+        }
         self.owed > 0
+    }
+
+    /// Whether it was told to stop: that is its last answer.
+    pub(crate) const fn is_told_to_stop(&self) -> bool {
+        self.told_to_stop
+    }
+
+    /// Tells it to stop; its answer is to be fetched when it has gone.
+    pub(crate) fn stop(&mut self) -> Result<(), Failure> {
+        self.put(&Ask::Stop, &[])?;
+        self.told_to_stop = true;
+        Ok(())
     }
 
     /// Sends a question, whose answer is to be fetched before the next one is asked. The descriptors are the caller's to close.
@@ -162,8 +202,12 @@ impl Link {
         }
     }
 
-    /// A question and its answer.
+    /// A question and its answer, if there is somebody who answers.
     pub(crate) fn ask(&mut self, ask: &Ask, fds: Vec<OwnedFd>) -> Result<Told, Failure> {
+        if self.told_to_stop || self.is_owed() {
+            return Err(silent(self.vdi));
+        }
+        self.hello(MOMENT)?;
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         let sent = self.put(ask, &borrowed);
         drop(borrowed);
@@ -179,6 +223,18 @@ impl Link {
         match self.answer(patience)? {
             Told::Hello(hello) => Ok(hello),
             _ => Err(crate::images::unexpected()),
+        }
+    }
+
+    /// The first answer after [`put`](Self::put) has asked for it; none if it has not come in time, and then it may be waited
+    /// for again.
+    pub(crate) fn greeting(&mut self, patience: Duration) -> Result<Option<Hello>, Failure> {
+        match self.answers.recv_timeout(patience) {
+            Ok(Ok(Told::Hello(hello))) => Ok(Some(hello)),
+            Ok(Ok(_)) => Err(crate::images::unexpected()),
+            Ok(Err(trouble)) => Err(from_trouble(&trouble).object("vdi", self.vdi)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(lost(self.vdi, "it has closed the connection")),
         }
     }
 
@@ -210,11 +266,15 @@ fn listen(
     vdi: VdiUuid,
     incarnation: u64,
 ) {
+    let mut is_first = true;
     loop {
         match channel.receive::<Said>() {
             Ok(Some(Packet { message: Said::Answer(answer), .. })) => {
                 // Nobody waits if the link was given up.
                 let _ = answers.send(answer);
+                if std::mem::take(&mut is_first) {
+                    let _ = mailbox.send(Mail::Served(vdi, incarnation, Heard::Greeting));
+                }
             }
             Ok(Some(Packet { message: Said::News(news), .. })) => {
                 let _ = mailbox.send(Mail::Served(vdi, incarnation, Heard::News(news)));
