@@ -5,6 +5,8 @@
 //!   going ──stop─────▶ draining ──▶ committing ──▶ closing ──▶ over
 //! ```
 //!
+//! Which step is next is decided by [`Holding`](catena_control::Holding), a part of the protocol; here it is done.
+//!
 //! Reads go on all the time. Requests that change the disk wait outside, without a lock, or where they have just got it; those that
 //! wait for space stay where they are and go on with whatever leaf there is. Nobody but the keeper ends a quiesce (D20).
 
@@ -16,7 +18,7 @@ use crate::serve::work::{Outcome, Trouble, Work};
 use crate::trouble::{from_chain, from_io, trouble};
 use catena_blockio::{Container, Engine, Op};
 use catena_chain::{Known, Plan, Slot};
-use catena_control::{Hello, Told, TroubleKind};
+use catena_control::{Hello, Next, Purpose, Resumed, Told, TroubleKind};
 use catena_types::{BlockIndex, Bytes, HeaderPatch, ImageId};
 use std::collections::VecDeque;
 use std::io;
@@ -46,31 +48,8 @@ pub(crate) enum Change {
 
 /// What was prepared.
 pub(super) struct Prepared {
-    generation: u64,
     leaf: Leaf,
     old_leaf: Arc<dyn Container>,
-}
-
-/// Why writes are held back, and how far it is.
-pub(super) struct Hold {
-    generation: u64,
-    question: u64,
-    purpose: Purpose,
-    stage: HoldStage,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    Quiesce,
-    Stop,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum HoldStage {
-    Draining,
-    Committing,
-    Closing,
-    Held,
 }
 
 /// What the keeper has asked, in order, and the answers that are there.
@@ -90,12 +69,12 @@ impl Disk {
         self.questions.open.push_back((question, None));
         match change {
             Change::Prepare { generation, leaf, old_leaf } => {
-                self.generation = generation;
+                self.holding.hear(generation);
                 let answer = self.prepare(generation, leaf, old_leaf);
                 self.answer(question, answer);
             }
             Change::Quiesce { generation } => self.hold_back(question, generation, Purpose::Quiesce),
-            Change::Stop => self.hold_back(question, self.generation, Purpose::Stop),
+            Change::Stop => self.hold_back(question, self.holding.generation(), Purpose::Stop),
             Change::Resume { generation, swap } => self.resume(question, generation, swap),
             Change::Relink { generation, below } => self.relink(question, generation, below),
             Change::Patch { patches } => self.patch(question, &patches, engine),
@@ -116,39 +95,36 @@ impl Disk {
 
     /// What is served.
     pub(crate) fn hello(&self) -> Hello {
-        let quiesced = self.hold.as_ref().filter(|hold| hold.purpose == Purpose::Quiesce);
         Hello {
             vdi: self.vdi,
             pid: std::process::id(),
             read_only: self.pending.is_none(),
-            generation: self.generation,
+            generation: self.holding.generation(),
             chain: self.layers.ids(),
-            prepared: self.prepared.as_ref().map(|prepared| prepared.leaf.id),
-            quiesced: quiesced.map(|hold| hold.generation),
+            prepared: self.holding.prepared().map(|prepared| prepared.leaf.id),
+            quiesced: self.holding.quiesced(),
             moving_into: None,
         }
     }
 
     /// Whether requests that change the disk wait.
     pub(super) const fn holds_back(&self) -> bool {
-        self.hold.is_some()
+        self.holding.holds_back()
     }
 
     /// Whether that is for a change of the chain.
     pub(super) fn is_quiescing(&self) -> bool {
-        self.hold.as_ref().is_some_and(|hold| hold.purpose == Purpose::Quiesce)
+        self.holding.is_for(Purpose::Quiesce)
     }
 
     /// Whether the disk is being closed, or is.
     pub(super) fn is_stopping(&self) -> bool {
-        self.hold.as_ref().is_some_and(|hold| hold.purpose == Purpose::Stop)
+        self.holding.is_for(Purpose::Stop)
     }
 
     /// Whether all that was answered is durable, and nothing more is written until the keeper says so.
     pub(super) fn is_quiesced(&self) -> bool {
-        self.is_quiescing()
-            && self.failed.is_none()
-            && self.hold.as_ref().is_some_and(|hold| hold.stage == HoldStage::Held)
+        self.is_quiescing() && self.failed.is_none() && self.holding.is_held()
     }
 
     pub(super) fn answer(&mut self, question: u64, answer: Answered) {
@@ -158,9 +134,6 @@ impl Disk {
     }
 
     fn prepare(&mut self, generation: u64, leaf: Leaf, old_leaf: Arc<dyn Container>) -> Answered {
-        if self.holds_back() {
-            return Err(trouble(TroubleKind::Internal, "nothing can be prepared while writes are held back"));
-        }
         let Some(present) = self.layers.leaf() else {
             return Err(trouble(TroubleKind::Unsupported, "the disk is served for reading only"));
         };
@@ -170,24 +143,21 @@ impl Disk {
         if leaf.layer.next_block(BlockIndex(0)).is_some() {
             return Err(trouble(TroubleKind::Damaged, "the new leaf is not empty"));
         }
-        self.prepared = Some(Prepared { generation, leaf, old_leaf });
-        Ok(Told::Done)
+        if self.holding.prepare(generation, Prepared { leaf, old_leaf }) {
+            Ok(Told::Done)
+        } else {
+            Err(trouble(TroubleKind::Internal, "nothing can be prepared while writes are held back"))
+        }
     }
 
     fn hold_back(&mut self, question: u64, generation: u64, purpose: Purpose) {
-        self.generation = generation;
-        match &self.hold {
-            Some(hold) if purpose == Purpose::Quiesce || hold.purpose == Purpose::Stop => {
-                let message = "writes are being held back already";
-                return self.answer(question, Err(trouble(TroubleKind::Internal, message)));
-            }
-            Some(hold) if hold.stage != HoldStage::Held => {
-                let before = hold.question;
+        match self.holding.hold_back(generation, question, purpose) {
+            Ok(None) => {}
+            Ok(Some(before)) => {
                 self.answer(before, Err(trouble(TroubleKind::Stopped, "the disk is being closed")));
             }
-            _ => {}
+            Err(held) => return self.answer(question, Err(trouble(TroubleKind::Internal, held.to_string()))),
         }
-        self.hold = Some(Hold { generation, question, purpose, stage: HoldStage::Draining });
         if purpose == Purpose::Stop {
             self.fail_parked(Trouble::ShuttingDown);
             // The catalog may name another leaf already.
@@ -208,49 +178,30 @@ impl Disk {
             return false;
         }
         let is_durable = !self.targets.iter().any(|target| target.commits.owes_hold());
-        let Some(hold) = &mut self.hold else { return false };
-        let idle = match hold.purpose {
-            Purpose::Quiesce => self.changing == 0,
-            Purpose::Stop => self.tasks.is_empty(),
-        };
-        match (hold.stage, hold.purpose) {
-            (HoldStage::Draining, _) if idle && self.failed.is_some() => self.hold_has_failed(),
-            (HoldStage::Draining, _) if idle => {
-                hold.stage = HoldStage::Committing;
-                self.targets.iter_mut().for_each(|target| target.commits.want_for_hold());
+        let idle = if self.is_stopping() { self.tasks.is_empty() } else { self.changing == 0 };
+        match self.holding.next(idle, is_durable, self.failed.is_some()) {
+            None => return false,
+            Some(Next::Commit) => self.targets.iter_mut().for_each(|target| target.commits.want_for_hold()),
+            Some(Next::Held(question)) => {
+                let leaf_is_empty = self.leaf_is_empty();
+                self.answer(question, Ok(Told::Quiesced { leaf_is_empty }));
             }
-            (HoldStage::Committing, Purpose::Quiesce) if is_durable => self.is_held(),
-            (HoldStage::Committing, Purpose::Stop) if is_durable => {
-                hold.stage = HoldStage::Closing;
-                self.close_images(engine);
-            }
-            _ => return false,
+            Some(Next::Close(question)) => self.close_images(question, engine),
+            Some(Next::Failed(question)) => self.cannot_be_held(question),
         }
         true
     }
 
     /// The disk has failed: what is held back cannot be made durable any more.
     pub(super) fn hold_has_failed(&mut self) {
-        let Some(hold) = &mut self.hold else { return };
-        if hold.stage == HoldStage::Held {
-            return;
+        if let Some(question) = self.holding.failed() {
+            self.cannot_be_held(question);
         }
-        hold.stage = HoldStage::Held;
-        let question = hold.question;
+    }
+
+    fn cannot_be_held(&mut self, question: u64) {
         let message = self.failed.clone().unwrap_or_default();
         self.answer(question, Err(trouble(TroubleKind::Io, message)));
-    }
-
-    fn is_held(&mut self) {
-        let leaf_is_empty = self.leaf_is_empty();
-        self.hold_ends_with(Ok(Told::Quiesced { leaf_is_empty }));
-    }
-
-    fn hold_ends_with(&mut self, answer: Answered) {
-        let Some(hold) = &mut self.hold else { return };
-        hold.stage = HoldStage::Held;
-        let question = hold.question;
-        self.answer(question, answer);
     }
 
     /// Whether the leaf owns nothing; no, where that cannot be said without waiting.
@@ -267,24 +218,23 @@ impl Disk {
     }
 
     fn resume(&mut self, question: u64, generation: u64, swap: bool) {
-        self.generation = generation;
-        let quiesced = self.hold.take_if(|hold| hold.purpose == Purpose::Quiesce);
-        let Some(hold) = quiesced else {
-            if !swap {
-                self.prepared = None;
+        match self.holding.resume(generation, swap) {
+            Resumed::Already => return self.answer(question, Ok(Told::Done)),
+            Resumed::Refused => {
+                let message = "this was not prepared, or writes are not held back yet";
+                return self.answer(question, Err(trouble(TroubleKind::Internal, message)));
             }
-            return self.answer(question, Ok(Told::Done));
-        };
-        if !swap {
-            if hold.stage != HoldStage::Held {
-                let message = "the keeper has changed its mind";
-                self.answer(hold.question, Err(trouble(TroubleKind::Stopped, message)));
+            Resumed::Kept { unanswered } => {
+                if let Some(before) = unanswered {
+                    let message = "the keeper has changed its mind";
+                    self.answer(before, Err(trouble(TroubleKind::Stopped, message)));
+                }
+                self.answer(question, Ok(Told::Done));
             }
-            self.prepared = None;
-            self.answer(question, Ok(Told::Done));
-        } else if let Err(error) = self.swap(question, &hold, generation) {
-            self.hold = Some(hold);
-            return self.answer(question, Err(error));
+            Resumed::Swap(prepared) => match self.swap(question, prepared) {
+                Ok(()) => self.holding.swapped(),
+                Err(error) => return self.answer(question, Err(error)),
+            },
         }
         self.unpark();
         self.ready.extend(std::mem::take(&mut self.frozen));
@@ -294,15 +244,7 @@ impl Disk {
     }
 
     /// Puts the prepared leaf on top. Answered when nothing holds the writable descriptor of the old one any more (D12).
-    fn swap(&mut self, question: u64, hold: &Hold, generation: u64) -> Result<(), catena_control::Trouble> {
-        let fits =
-            |prepared: &mut Prepared| prepared.generation == generation && hold.stage == HoldStage::Held;
-        let Some(prepared) = self.prepared.take_if(fits) else {
-            return Err(trouble(
-                TroubleKind::Internal,
-                "this was not prepared, or writes are not held back yet",
-            ));
-        };
+    fn swap(&mut self, question: u64, prepared: Prepared) -> Result<(), catena_control::Trouble> {
         let id = prepared.leaf.id;
         let before = self.layers.leaf_slot();
         let slot =
@@ -335,7 +277,7 @@ impl Disk {
     }
 
     fn relink(&mut self, question: u64, generation: u64, below: Vec<(ImageId, Option<Part>)>) {
-        self.generation = generation;
+        self.holding.hear(generation);
         match self.layers.relink(below) {
             Ok(()) => self.retire(question),
             Err(error) => self.answer(question, Err(from_chain(&error))),
@@ -406,19 +348,17 @@ impl Disk {
         self.answer(question, result.map(|()| Told::Done).map_err(from_io("changing the leaf")));
     }
 
-    fn close_images(&mut self, engine: &mut dyn Engine) {
-        let Some(hold) = &self.hold else { return };
-        let question = hold.question;
+    fn close_images(&mut self, question: u64, engine: &mut dyn Engine) {
         let mut plans = Vec::new();
         for slot in self.targets.slots() {
             let Some(image) = self.layers.written(slot) else { continue };
             match image.layer.close() {
                 Ok(plan) => plans.push((plan, image.container.clone())),
-                Err(error) => return self.hold_ends_with(Err(from_chain(&error))),
+                Err(error) => return self.answer(question, Err(from_chain(&error))),
             }
         }
         if plans.is_empty() {
-            return self.hold_ends_with(Ok(Told::Done));
+            return self.answer(question, Ok(Told::Done));
         }
         let run = move || plans.iter().try_for_each(|(plan, container)| sealed(plan.run(&**container)));
         self.start(Waiting::Answer { question }, Op::Call(Box::new(run)), engine);

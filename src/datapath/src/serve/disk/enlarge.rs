@@ -75,7 +75,7 @@ impl Disk {
             (Some(Grown { layer, outcome }), _) => {
                 self.layers.enlarge_leaf(layer);
                 self.layers.leaf_slot().into_iter().for_each(|slot| self.forget_places(slot));
-                self.prepared = None;
+                self.holding.forget_prepared();
                 outcome.map(|()| Told::Done).map_err(|error| from_chain(&error))
             }
             (None, Err(error)) => Err(trouble(TroubleKind::Io, error.to_string())),

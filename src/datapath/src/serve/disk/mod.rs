@@ -37,9 +37,9 @@ pub(crate) use open::Opening;
 use crate::serve::work::{Outcome, Trouble, Work};
 use catena_blockio::{Completion, Engine, Op, Pool};
 use catena_chain::Slot;
-use catena_control::News;
+use catena_control::{Holding, News};
 use catena_types::{Bytes, FileOffset, VdiUuid};
-use change::{Hold, Prepared, Questions, weight};
+use change::{Prepared, Questions, weight};
 use enlarge::Enlarging;
 use fetch::{Fetch, Learning};
 use layers::Layers;
@@ -97,15 +97,14 @@ pub(crate) struct Disk {
     waits_when_full: bool,
     /// Why nothing is written any more.
     failed: Option<String>,
-    hold: Option<Hold>,
+    /// What is prepared, and what writes are held back for.
+    holding: Holding<Prepared>,
     held: VecDeque<(u64, Work)>,
     /// Requests that have got their lock while writes are held back.
     frozen: Vec<usize>,
     /// Requests that have begun to change the disk and do not wait for space.
     changing: usize,
-    prepared: Option<Prepared>,
     enlarging: Option<Enlarging>,
-    generation: u64,
     /// Counts the states of the chain, and how many requests work with each.
     epoch: u64,
     in_epoch: BTreeMap<u64, usize>,

@@ -9,6 +9,7 @@ use super::space::Space;
 use super::target::Targets;
 use super::{Disk, IN_FLIGHT};
 use catena_blockio::Pool;
+use catena_control::Holding;
 use catena_types::{Bytes, VdiUuid};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -79,13 +80,11 @@ impl Disk {
             space: Space::default(),
             waits_when_full,
             failed: None,
-            hold: None,
+            holding: Holding::default(),
             held: VecDeque::new(),
             frozen: Vec::new(),
             changing: 0,
-            prepared: None,
             enlarging: None,
-            generation: 0,
             epoch: 0,
             in_epoch: BTreeMap::new(),
             questions: Questions::default(),

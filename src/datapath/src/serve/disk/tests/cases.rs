@@ -318,6 +318,25 @@ fn a_change_that_is_given_up_leaves_everything_as_it_was() {
 }
 
 #[test]
+fn a_commit_for_a_quiesce_that_was_given_up_does_not_do_for_the_next() {
+    let mut fresh = fresh(2, true);
+    let new = next_leaf(&fresh);
+    let rig = &mut fresh.rig;
+    assert!(matches!(rig.write(0, &[1; PAGE]), Outcome::Done));
+    rig.ask(Change::Quiesce { generation: 1 });
+    rig.ask(Change::Resume { generation: 1, swap: false });
+    assert!(rig.told[0].is_err() && rig.told[1] == Ok(Told::Done), "its commit was still on its way");
+    let between = rig.submit(write(PAGE as u64, &[2; PAGE], false));
+    rig.settle_data();
+    assert!(matches!(rig.outcome(between), Some(Outcome::Done)));
+    rig.ask(Change::Prepare { generation: 2, leaf: leaf(&new), old_leaf: gated(&fresh.disks[1]) });
+    rig.ask(Change::Quiesce { generation: 2 });
+    rig.settle();
+    assert_eq!(rig.told.last(), Some(&Ok(Told::Quiesced { leaf_is_empty: false })));
+    assert!(content(&fresh.disks)[..2 * PAGE] == [[1; PAGE], [2; PAGE]].concat(), "all that was answered");
+}
+
+#[test]
 fn writes_that_wait_for_space_do_not_keep_a_snapshot_from_being_made() {
     let mut fresh = fresh(2, true);
     let new = next_leaf(&fresh);

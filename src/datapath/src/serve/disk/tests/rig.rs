@@ -133,9 +133,14 @@ impl Lab {
         }
         let choice = usize::try_from(self.rng.below(choices as u64)).unwrap();
         if choice >= self.ops.len() {
-            return self.step_call(choice - self.ops.len());
+            self.step_call(choice - self.ops.len());
+        } else {
+            self.step_op(choice);
         }
-        let (token, op) = self.ops.swap_remove(choice);
+    }
+
+    fn step_op(&mut self, index: usize) {
+        let (token, op) = self.ops.swap_remove(index);
         let (result, buf) = match op {
             Op::Read { container, at, mut buf, range } => (container.read_at(&mut buf[range], at), buf),
             Op::Write { container, at, buf, range } => (container.write_at(&buf[range], at), buf),
@@ -317,6 +322,14 @@ impl Rig {
     pub(super) fn settle_plans(&mut self) {
         while !self.lab.calls.is_empty() {
             self.lab.step_call(0);
+            self.collect();
+        }
+    }
+
+    /// Until nothing but plans is under way.
+    pub(super) fn settle_data(&mut self) {
+        while !self.lab.ops.is_empty() {
+            self.lab.step_op(0);
             self.collect();
         }
     }
