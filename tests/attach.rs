@@ -1,8 +1,11 @@
 //! Disks that are attached, with the clients that a hypervisor has: what is written through NBD is on the disk, whoever dies
-//! meanwhile; who may attach what; snapshots, clones and merges of disks in use.
+//! meanwhile; who may attach what; snapshots, clones and merges of disks in use. `trouble` has processes that hang, storage that
+//! fails, and hosts that are started anew.
 
 mod client;
 mod harness;
+#[path = "attach/trouble.rs"]
+mod trouble;
 
 use anyhow::{Context, Result, ensure};
 use client::Client;
@@ -368,147 +371,6 @@ fn disks_of_one_snapshot_are_held_back_together() -> Result<()> {
         let (first, second) = (written(0)?, written(1)?);
         ensure!(first == second || first == second + 4096, "{first} and {second} bytes");
     }
-    scene.clean()
-}
-
-#[test]
-fn a_datapath_that_hangs_is_waited_for_and_not_for_ever() -> Result<()> {
-    let scene = Scene::set()?;
-    let uri = scene.attach()?;
-    let mut client = Client::connect(&uri)?;
-    client.run("write -P 1 0 1M")?;
-    let datapath = scene.datapath()?;
-    kill(datapath, Signal::SIGSTOP)?;
-    client.begin("write -P 2 1M 1M")?;
-    let refused = scene.agent.call("VDI.snapshot", &json!({"vdi": scene.disk, "name_label": "s"}))?;
-    let refused = refused.err().context("a snapshot of a disk whose process does not answer")?;
-    ensure!(refused["data"]["retry"] == true && refused["data"]["name"] == "vdi_unavailable", "{refused}");
-    ensure!(scene.agent.call("VDI.list", &json!({"sr": scene.sr}))?.is_ok(), "lists wait for nobody");
-    kill(datapath, Signal::SIGCONT)?;
-    client.end()?;
-    let mut snapshot = Value::Null;
-    wait_until("a snapshot can be taken again", || {
-        let taken = scene.agent.call("VDI.snapshot", &json!({"vdi": scene.disk, "name_label": "s"}))?;
-        snapshot = taken.as_ref().map_or(Value::Null, |made| made["vdis"][0].clone());
-        Ok(taken.is_ok())
-    })?;
-    client.run("write -P 3 2M 1M")?;
-    ensure!(scene.datapath()? == datapath, "it was replaced, though it lives");
-    client.close()?;
-    scene.detach()?;
-    let bytes = scene.agent.read(snapshot.as_str().context("a snapshot")?, 0, 3 << 20)?;
-    let expected = [vec![1; 1 << 20], vec![2; 1 << 20], vec![0; 1 << 20]].concat();
-    ensure!(bytes == expected, "the snapshot holds something else");
-    scene.clean()
-}
-
-/// A process that stands still is waited for by those alone who want something of its disk.
-#[test]
-fn a_disk_that_hangs_holds_up_no_other() -> Result<()> {
-    let scene = Scene::set()?;
-    let other =
-        scene.agent.ok(&["vdi", "create", "--sr", &scene.sr, "--size", "32MiB", "--name", "other"])?;
-    let uri = scene.attach()?;
-    let mut client = Client::connect(&uri)?;
-    client.run("write -P 1 0 1M")?;
-    let datapath = scene.datapath()?;
-    kill(datapath, Signal::SIGSTOP)?;
-    let detach = {
-        let (socket, disk) = (scene.agent.socket(), scene.disk.clone());
-        std::thread::spawn(move || client::call_at(&socket, "VDI.detach", &json!({"vdi": disk})))
-    };
-    // The process is told to stop and cannot hear it. Whatever comes now is answered before that wait is over.
-    for round in 0..3 {
-        ensure!(scene.agent.call("VDI.list", &json!({"sr": scene.sr}))?.is_ok(), "round {round}");
-        scene.agent.ok(&["sr", "show", &scene.sr])?;
-        scene.agent.ok(&["vdi", "attach", &other])?;
-        scene.agent.ok(&["vdi", "set", &scene.disk, &format!("name_description={round}")])?;
-        scene.agent.ok(&["vdi", "snapshot", &other, "--name", &round.to_string()])?;
-        scene.agent.ok(&["vdi", "detach", &other])?;
-    }
-    scene.refused(&["vdi", "snapshot", &scene.disk], "vdi_unavailable", 4)?;
-    scene.refused(&["vdi", "attach", &scene.disk], "vdi_in_use", 4)?;
-    ensure!(scene.record(&scene.disk)?["attached"] == "rw", "it was detached before its process had ended");
-    ensure!(scene.events("vdi.datapath_hangs")? == 0, "it was not waited for");
-    // It lives on: the detach comes to its end, and so does what it has acknowledged.
-    kill(datapath, Signal::SIGCONT)?;
-    let detached = detach.join().map_err(|_| anyhow::anyhow!("the thread that detaches"))??;
-    ensure!(detached["error"].is_null(), "{detached}");
-    drop(client);
-    ensure!(scene.agent.served().is_empty(), "a datapath is left");
-    ensure!(scene.events("vdi.datapath_died")? == 0, "another one was started for nothing");
-    ensure!(scene.agent.read(&scene.disk, 0, 1 << 20)?.iter().all(|byte| *byte == 1));
-    scene.clean()
-}
-
-/// One that never comes back is killed in the end, and another one stores what it has acknowledged (D8).
-#[test]
-fn a_detach_ends_also_where_the_process_hangs_for_ever() -> Result<()> {
-    let mut scene = Scene::set()?;
-    let uri = scene.attach()?;
-    let mut client = Client::connect(&uri)?;
-    client.run("write -P 1 0 1M")?;
-    let datapath = scene.datapath()?;
-    kill(datapath, Signal::SIGSTOP)?;
-    // Also a keeper that has never spoken to it is not held up by it, and takes it up when it answers.
-    scene.agent.kill()?;
-    scene.agent.launch(None)?;
-    wait_until("the SR is back", || Ok(scene.record(&scene.disk).is_ok()))?;
-    scene.refused(&["vdi", "snapshot", &scene.disk], "vdi_unavailable", 4)?;
-    kill(datapath, Signal::SIGCONT)?;
-    wait_until("it is taken up", || Ok(scene.agent.catena(&["vdi", "snapshot", &scene.disk])?.code == 0))?;
-    client.run("write -P 2 1M 64k")?;
-    kill(datapath, Signal::SIGSTOP)?;
-    let detached = scene.agent.call("VDI.detach", &json!({"vdi": scene.disk}))?;
-    ensure!(detached.is_ok(), "{detached:?}");
-    wait_for_end(&[datapath])?;
-    drop(client);
-    ensure!(scene.agent.served().is_empty(), "a datapath is left");
-    ensure!(scene.events("vdi.datapath_hangs")? == 1, "nobody was told");
-    let bytes = scene.agent.read(&scene.disk, 0, (1 << 20) + 65536)?;
-    ensure!(bytes == [vec![1; 1 << 20], vec![2; 65536]].concat(), "what was acknowledged is not there");
-    scene.clean()
-}
-
-/// What the host was started anew under is attached no more, and nothing of it is left.
-#[test]
-fn attachments_end_with_the_boot_of_the_host() -> Result<()> {
-    const OTHER_BOOT: &str = r#"
-import sqlite3, sys
-catalog = sqlite3.connect(sys.argv[1])
-assert catalog.execute("UPDATE attachment SET boot = ?", ("another boot",)).rowcount == 2
-catalog.commit()
-catalog.close()
-"#;
-    let mut scene = Scene::set()?;
-    let other =
-        scene.agent.ok(&["vdi", "create", "--sr", &scene.sr, "--size", "32MiB", "--name", "other"])?;
-    let uri = scene.attach()?;
-    scene.agent.ok(&["vdi", "attach", "--read-only", &other])?;
-    let mut client = Client::connect(&uri)?;
-    client.run("write -P 1 0 1M")?;
-    client.close()?;
-    let served = scene.agent.served();
-    scene.agent.kill()?;
-    for pid in served {
-        kill_and_wait(pid)?;
-    }
-    // Its memory went with the host; of the other disk the directory is left, as if it had come back.
-    let directories = scene.agent.path("run/catena/vdi");
-    fs::remove_dir_all(directories.join(&scene.disk))?;
-    let catalog = scene.agent.path("sr/.catena/catalog.db").to_string_lossy().into_owned();
-    peer("python3", "/usr/bin/python3", &["-c", OTHER_BOOT, &catalog])?;
-    scene.agent.launch(None)?;
-    wait_until("the SR is back", || Ok(scene.record(&scene.disk).is_ok()))?;
-    for vdi in [&scene.disk, &other] {
-        ensure!(scene.record(vdi)?["attached"].is_null(), "still attached");
-        ensure!(!directories.join(vdi).exists(), "its directory is left");
-    }
-    ensure!(scene.events("vdi.detached")? == 2, "nobody was told");
-    ensure!(scene.agent.served().is_empty(), "somebody serves it");
-    ensure!(scene.agent.read(&scene.disk, 0, 1 << 20)?.iter().all(|byte| *byte == 1), "what was flushed");
-    scene.attach()?;
-    scene.detach()?;
     scene.clean()
 }
 

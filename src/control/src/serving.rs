@@ -165,6 +165,9 @@ pub struct Hello {
     pub quiesced: Option<u64>,
     /// A leaf merge is open into this image.
     pub moving_into: Option<ImageId>,
+    /// Why nothing is written any more: the storage has failed.
+    #[serde(default)]
+    pub failed: Option<String>,
 }
 
 /// What happened unasked.

@@ -89,7 +89,9 @@ impl Serving {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let undecided = (!self.undecided.is_empty()).then(|| Instant::now() + UNDECIDED);
         let stops = self.stopping.iter().filter_map(|(vdi, _)| self.disks.get(vdi)?.stop_by);
-        self.disks.values().filter_map(|served| served.retry_at).chain(stops).chain(undecided).min()
+        let lost = self.disks.values().filter_map(|served| served.retry_at);
+        let failing = self.disks.values().filter_map(|served| served.failing.deadline());
+        lost.chain(failing).chain(stops).chain(undecided).min()
     }
 }
 
@@ -166,6 +168,7 @@ impl Owner {
     /// Looks after disks without a process, where it is time.
     pub(crate) fn look_after_served(&mut self) {
         self.decide_pauses();
+        self.look_after_failing();
         let now = Instant::now();
         let due = |served: &Served| served.retry_at.is_some_and(|at| at <= now);
         let due: Vec<VdiUuid> =
@@ -331,6 +334,7 @@ impl Owner {
         if let Some(served) = self.serving.disks.get_mut(&vdi) {
             (served.attempts, served.retry_at, served.ended) = (0, None, None);
         }
+        self.note_failing(vdi, hello.failed.as_deref());
         self.note_served(vdi);
         Ok(())
     }
@@ -441,6 +445,7 @@ impl Owner {
                     served.lose(Duration::ZERO);
                 }
             }
+            Heard::Tried(works) => self.tried(vdi, works),
             Heard::News(news) => self.tell_news(vdi, news),
         }
     }
@@ -453,7 +458,7 @@ impl Owner {
             News::StorageFree => {
                 (Severity::Info, "vdi.storage_free", "there is space again: writes go on".to_owned())
             }
-            News::StorageFailed { message } => (Severity::Error, "vdi.storage_failed", message),
+            News::StorageFailed { message } => return self.note_failing(vdi, Some(&message)),
             News::Moved { .. } | News::MoveFailed { .. } => return,
         };
         let event = self.event(severity, kind, Some(vdi), None, text);

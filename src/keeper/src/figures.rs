@@ -68,19 +68,19 @@ impl Owner {
         // All are asked before the first is waited for. Who owes an answer already, or ends, is not asked again.
         let asked: Vec<_> = wanted
             .filter_map(|(vdi, served)| {
-                let pid = served.pid;
+                let about = (*vdi, served.pid, served.failing.why.clone());
                 let link = served.link.as_mut()?;
                 if link.is_told_to_stop() || link.is_owed() {
                     return None;
                 }
-                link.put(&Ask::Stats, &[]).is_ok().then_some((*vdi, pid, link))
+                link.put(&Ask::Stats, &[]).is_ok().then_some((about, link))
             })
             .collect();
         asked
             .into_iter()
-            .filter_map(|(vdi, pid, link)| {
+            .filter_map(|(about, link)| {
                 match link.answer(deadline.saturating_duration_since(Instant::now())) {
-                    Ok(Told::Stats(stats)) => Some(disk(vdi, pid, *stats)),
+                    Ok(Told::Stats(stats)) => Some(disk(about, *stats)),
                     _ => None,
                 }
             })
@@ -88,7 +88,7 @@ impl Owner {
     }
 }
 
-fn disk(vdi: VdiUuid, pid: u32, stats: Stats) -> ServedDisk {
+fn disk((vdi, pid, failed): (VdiUuid, u32, Option<String>), stats: Stats) -> ServedDisk {
     ServedDisk {
         vdi,
         pid,
@@ -100,6 +100,7 @@ fn disk(vdi: VdiUuid, pid: u32, stats: Stats) -> ServedDisk {
         read: requests(&stats.read),
         write: requests(&stats.write),
         flush: requests(&stats.flush),
+        failed,
     }
 }
 

@@ -20,6 +20,7 @@ mod coalescing;
 mod copying;
 mod crash;
 mod dispatch;
+mod failing;
 mod failures;
 mod figures;
 mod freezing;

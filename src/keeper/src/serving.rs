@@ -8,6 +8,7 @@
 //! The owner waits for answers, and everybody waits for the owner. So it first makes sure that somebody is there who answers at
 //! all ([`MOMENT`]), and asks one that owes an answer nothing more: a process that hangs costs its SR a moment, once.
 
+use crate::failing::Failing;
 use crate::failures::{from_channel, from_trouble};
 use crate::owner::Mail;
 use crate::rundir::Sockets;
@@ -34,6 +35,8 @@ const MOMENT: Duration = Duration::from_secs(2);
 pub(crate) enum Heard {
     /// It has answered for the first time since it was connected to.
     Greeting,
+    /// Its storage, which had failed, was tried.
+    Tried(Result<(), String>),
     /// What it says unasked.
     News(catena_control::News),
     /// Its connection is closed.
@@ -65,6 +68,8 @@ pub(crate) struct Served {
     pub(crate) retry_at: Option<Instant>,
     /// How the last process has ended.
     pub(crate) ended: Option<String>,
+    /// Whether its storage has failed.
+    pub(crate) failing: Failing,
 }
 
 impl Served {
@@ -81,6 +86,7 @@ impl Served {
             attempts: 0,
             retry_at: None,
             ended: None,
+            failing: Failing::not(),
         }
     }
 

@@ -145,6 +145,9 @@ pub struct ServedDisk {
     pub write: ServedRequests,
     /// Requests that flushed.
     pub flush: ServedRequests,
+    /// Why nothing is written any more, where the storage has failed; otherwise null.
+    #[serde(default)]
+    pub failed: Option<String>,
 }
 
 /// Requests of one kind.

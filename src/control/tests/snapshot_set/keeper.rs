@@ -393,6 +393,7 @@ impl State {
             prepared: prepared.map(image),
             quiesced,
             moving_into: None,
+            failed: None,
         };
         let keeper = self.keeper();
         let served = &mut keeper.served[disk];

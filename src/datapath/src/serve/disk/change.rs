@@ -104,6 +104,7 @@ impl Disk {
             prepared: self.holding.prepared().map(|prepared| prepared.leaf.id),
             quiesced: self.holding.quiesced(),
             moving_into: None,
+            failed: self.failed.clone(),
         }
     }
 

@@ -169,7 +169,8 @@ fn a_write_that_fails_changes_nothing_and_a_commit_that_fails_ends_all_writing()
     assert!(matches!(rig.write(0, &[3; PAGE]), Outcome::Done));
     world.fail(Fault::nth(0, Errno::EIO).of(Call::Flush).forever());
     assert!(matches!(rig.done(Work::Flush), Outcome::Failed(Trouble::Io)));
-    assert!(matches!(rig.news[..], [News::StorageFailed { .. }]));
+    let said = rig.disk.hello().failed;
+    assert!(matches!(&rig.news[..], [News::StorageFailed { message }] if said.as_ref() == Some(message)));
     world.heal();
     assert!(matches!(rig.write(PAGE as u64, &[4; PAGE]), Outcome::Failed(Trouble::Io)));
     assert!(matches!(rig.done(Work::Flush), Outcome::Failed(Trouble::Io)));

@@ -1,0 +1,213 @@
+//! Disks in use whose process hangs, whose storage fails, whose host is started anew.
+
+use crate::client::{self, Client};
+use crate::harness::nbd;
+use crate::harness::{peer, wait_for_end, wait_until};
+use crate::{Scene, kill_and_wait};
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+#[test]
+fn a_datapath_that_hangs_is_waited_for_and_not_for_ever() -> Result<()> {
+    let scene = Scene::set()?;
+    let uri = scene.attach()?;
+    let mut client = Client::connect(&uri)?;
+    client.run("write -P 1 0 1M")?;
+    let datapath = scene.datapath()?;
+    kill(datapath, Signal::SIGSTOP)?;
+    client.begin("write -P 2 1M 1M")?;
+    let refused = scene.agent.call("VDI.snapshot", &json!({"vdi": scene.disk, "name_label": "s"}))?;
+    let refused = refused.err().context("a snapshot of a disk whose process does not answer")?;
+    ensure!(refused["data"]["retry"] == true && refused["data"]["name"] == "vdi_unavailable", "{refused}");
+    ensure!(scene.agent.call("VDI.list", &json!({"sr": scene.sr}))?.is_ok(), "lists wait for nobody");
+    kill(datapath, Signal::SIGCONT)?;
+    client.end()?;
+    let mut snapshot = Value::Null;
+    wait_until("a snapshot can be taken again", || {
+        let taken = scene.agent.call("VDI.snapshot", &json!({"vdi": scene.disk, "name_label": "s"}))?;
+        snapshot = taken.as_ref().map_or(Value::Null, |made| made["vdis"][0].clone());
+        Ok(taken.is_ok())
+    })?;
+    client.run("write -P 3 2M 1M")?;
+    ensure!(scene.datapath()? == datapath, "it was replaced, though it lives");
+    client.close()?;
+    scene.detach()?;
+    let bytes = scene.agent.read(snapshot.as_str().context("a snapshot")?, 0, 3 << 20)?;
+    let expected = [vec![1; 1 << 20], vec![2; 1 << 20], vec![0; 1 << 20]].concat();
+    ensure!(bytes == expected, "the snapshot holds something else");
+    scene.clean()
+}
+
+/// A process that stands still is waited for by those alone who want something of its disk.
+#[test]
+fn a_disk_that_hangs_holds_up_no_other() -> Result<()> {
+    let scene = Scene::set()?;
+    let other =
+        scene.agent.ok(&["vdi", "create", "--sr", &scene.sr, "--size", "32MiB", "--name", "other"])?;
+    let uri = scene.attach()?;
+    let mut client = Client::connect(&uri)?;
+    client.run("write -P 1 0 1M")?;
+    let datapath = scene.datapath()?;
+    kill(datapath, Signal::SIGSTOP)?;
+    let detach = {
+        let (socket, disk) = (scene.agent.socket(), scene.disk.clone());
+        std::thread::spawn(move || client::call_at(&socket, "VDI.detach", &json!({"vdi": disk})))
+    };
+    // The process is told to stop and cannot hear it. Whatever comes now is answered before that wait is over.
+    for round in 0..3 {
+        ensure!(scene.agent.call("VDI.list", &json!({"sr": scene.sr}))?.is_ok(), "round {round}");
+        scene.agent.ok(&["sr", "show", &scene.sr])?;
+        scene.agent.ok(&["vdi", "attach", &other])?;
+        scene.agent.ok(&["vdi", "set", &scene.disk, &format!("name_description={round}")])?;
+        scene.agent.ok(&["vdi", "snapshot", &other, "--name", &round.to_string()])?;
+        scene.agent.ok(&["vdi", "detach", &other])?;
+    }
+    scene.refused(&["vdi", "snapshot", &scene.disk], "vdi_unavailable", 4)?;
+    scene.refused(&["vdi", "attach", &scene.disk], "vdi_in_use", 4)?;
+    ensure!(scene.record(&scene.disk)?["attached"] == "rw", "it was detached before its process had ended");
+    ensure!(scene.events("vdi.datapath_hangs")? == 0, "it was not waited for");
+    // It lives on: the detach comes to its end, and so does what it has acknowledged.
+    kill(datapath, Signal::SIGCONT)?;
+    let detached = detach.join().map_err(|_| anyhow::anyhow!("the thread that detaches"))??;
+    ensure!(detached["error"].is_null(), "{detached}");
+    drop(client);
+    ensure!(scene.agent.served().is_empty(), "a datapath is left");
+    ensure!(scene.events("vdi.datapath_died")? == 0, "another one was started for nothing");
+    ensure!(scene.agent.read(&scene.disk, 0, 1 << 20)?.iter().all(|byte| *byte == 1));
+    scene.clean()
+}
+
+/// One that never comes back is killed in the end, and another one stores what it has acknowledged (D8).
+#[test]
+fn a_detach_ends_also_where_the_process_hangs_for_ever() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let uri = scene.attach()?;
+    let mut client = Client::connect(&uri)?;
+    client.run("write -P 1 0 1M")?;
+    let datapath = scene.datapath()?;
+    kill(datapath, Signal::SIGSTOP)?;
+    // Also a keeper that has never spoken to it is not held up by it, and takes it up when it answers.
+    scene.agent.kill()?;
+    scene.agent.launch(None)?;
+    wait_until("the SR is back", || Ok(scene.record(&scene.disk).is_ok()))?;
+    scene.refused(&["vdi", "snapshot", &scene.disk], "vdi_unavailable", 4)?;
+    kill(datapath, Signal::SIGCONT)?;
+    wait_until("it is taken up", || Ok(scene.agent.catena(&["vdi", "snapshot", &scene.disk])?.code == 0))?;
+    client.run("write -P 2 1M 64k")?;
+    kill(datapath, Signal::SIGSTOP)?;
+    let detached = scene.agent.call("VDI.detach", &json!({"vdi": scene.disk}))?;
+    ensure!(detached.is_ok(), "{detached:?}");
+    wait_for_end(&[datapath])?;
+    drop(client);
+    ensure!(scene.agent.served().is_empty(), "a datapath is left");
+    ensure!(scene.events("vdi.datapath_hangs")? == 1, "nobody was told");
+    let bytes = scene.agent.read(&scene.disk, 0, (1 << 20) + 65536)?;
+    ensure!(bytes == [vec![1; 1 << 20], vec![2; 65536]].concat(), "what was acknowledged is not there");
+    scene.clean()
+}
+
+/// What the host was started anew under is attached no more, and nothing of it is left.
+#[test]
+fn attachments_end_with_the_boot_of_the_host() -> Result<()> {
+    const OTHER_BOOT: &str = r#"
+import sqlite3, sys
+catalog = sqlite3.connect(sys.argv[1])
+assert catalog.execute("UPDATE attachment SET boot = ?", ("another boot",)).rowcount == 2
+catalog.commit()
+catalog.close()
+"#;
+    let mut scene = Scene::set()?;
+    let other =
+        scene.agent.ok(&["vdi", "create", "--sr", &scene.sr, "--size", "32MiB", "--name", "other"])?;
+    let uri = scene.attach()?;
+    scene.agent.ok(&["vdi", "attach", "--read-only", &other])?;
+    let mut client = Client::connect(&uri)?;
+    client.run("write -P 1 0 1M")?;
+    client.close()?;
+    let served = scene.agent.served();
+    scene.agent.kill()?;
+    for pid in served {
+        kill_and_wait(pid)?;
+    }
+    // Its memory went with the host; of the other disk the directory is left, as if it had come back.
+    let directories = scene.agent.path("run/catena/vdi");
+    fs::remove_dir_all(directories.join(&scene.disk))?;
+    let catalog = scene.agent.path("sr/.catena/catalog.db").to_string_lossy().into_owned();
+    peer("python3", "/usr/bin/python3", &["-c", OTHER_BOOT, &catalog])?;
+    scene.agent.launch(None)?;
+    wait_until("the SR is back", || Ok(scene.record(&scene.disk).is_ok()))?;
+    for vdi in [&scene.disk, &other] {
+        ensure!(scene.record(vdi)?["attached"].is_null(), "still attached");
+        ensure!(!directories.join(vdi).exists(), "its directory is left");
+    }
+    ensure!(scene.events("vdi.detached")? == 2, "nobody was told");
+    ensure!(scene.agent.served().is_empty(), "somebody serves it");
+    ensure!(scene.agent.read(&scene.disk, 0, 1 << 20)?.iter().all(|byte| *byte == 1), "what was flushed");
+    scene.attach()?;
+    scene.detach()?;
+    scene.clean()
+}
+
+/// A file that nobody may write, whoever has it open, until this is dropped.
+struct Immutable(PathBuf);
+
+impl Immutable {
+    fn make(file: PathBuf) -> Result<Self> {
+        peer("e2fsprogs", "chattr", &["+i", &file.to_string_lossy()])?;
+        Ok(Self(file))
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        if let Err(error) = peer("e2fsprogs", "chattr", &["-i", &self.0.to_string_lossy()]) {
+            eprintln!("{} cannot be removed: {error:#}", self.0.display());
+        }
+    }
+}
+
+#[test]
+fn a_disk_whose_storage_failed_is_served_again_when_it_works() -> Result<()> {
+    let scene = Scene::set()?;
+    let uri = scene.attach()?;
+    let socket = Path::new(uri.split_once("socket=").context("a socket")?.1).to_owned();
+    let mut client = nbd::Client::connect(&socket)?;
+    ensure!(client.write(0, &[1; 4096], 0)? == 0 && client.ask(nbd::FLUSH, 0, 0, 0)? == 0);
+    let first = scene.datapath()?;
+    let container = scene.record(&scene.disk)?["container"].as_str().context("a container")?.to_owned();
+    // In a block that has its place: only what names the sector is missing on the disk.
+    ensure!(client.write(8192, &[2; 4096], 0)? == 0);
+    let broken = Immutable::make(scene.agent.path("sr").join(container))?;
+    ensure!(client.ask(nbd::FLUSH, 0, 0, 0)? == 5, "a flush of what cannot be stored");
+    ensure!(client.write(8192, &[3; 4096], 0)? == 5, "nothing is written any more");
+    ensure!(client.read(0, 4096)?.is_ok_and(|bytes| bytes == [1; 4096]), "reads go on");
+    wait_until("it is told", || Ok(scene.events("vdi.storage_failed")? == 1))?;
+    let failed = scene.record(&scene.disk)?["serving"]["failed"].clone();
+    ensure!(failed.as_str().is_some_and(|why| why.contains("storing what was written")), "{failed}");
+    let refused = scene.agent.call("VDI.snapshot", &json!({"vdi": scene.disk}))?;
+    ensure!(refused.is_err(), "a snapshot of what cannot be made durable: {refused:?}");
+    // It is tried, in vain.
+    wait_until("the storage is tried", || Ok(scene.agent.log().contains("still fails")))?;
+    ensure!(
+        scene.datapath()? == first && scene.events("vdi.storage_works")? == 0,
+        "it was replaced for nothing"
+    );
+
+    drop(broken);
+    wait_until("another one serves the disk", || {
+        let mut client = nbd::Client::connect(&socket);
+        Ok(client.as_mut().is_ok_and(|client| matches!(client.write(16384, &[4; 4096], 0), Ok(0))))
+    })?;
+    ensure!(scene.events("vdi.storage_works")? == 1 && scene.events("vdi.storage_failed")? == 1);
+    ensure!(scene.datapath()? != first);
+    wait_until("all is well", || Ok(scene.record(&scene.disk)?["serving"]["pid"].is_u64()))?;
+    ensure!(scene.record(&scene.disk)?["serving"]["failed"].is_null());
+    scene.detach()?;
+    let bytes = scene.agent.read(&scene.disk, 0, 20480)?;
+    let expected = [1, 0, 2, 0, 4].map(|byte| vec![byte; 4096]).concat();
+    ensure!(bytes == expected, "what was acknowledged");
+    scene.clean()
+}
