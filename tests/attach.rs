@@ -133,7 +133,6 @@ fn one_may_write_or_many_may_read() -> Result<()> {
         &["vdi", "attach", disk][..],
         &["vdi", "attach", "--read-only", disk],
         &["vdi", "destroy", disk],
-        &["vdi", "resize", disk, "64MiB"],
         &["vdi", "read", disk, "--offset", "0", "--length", "512", &target],
     ] {
         scene.refused(arguments, "vdi_in_use", 4)?;
@@ -418,7 +417,6 @@ fn base_copies_are_merged_under_readers() -> Result<()> {
     let other = scene.agent.ok(&["vdi", "attach", "--read-only", &snapshots[2]])?;
     let before = scene.hash_through(&uri)?;
     ensure!(before == hash, "a reader sees something else");
-    scene.refused(&["vdi", "snapshot", &scene.disk], "vdi_in_use", 4)?;
     for snapshot in &snapshots[..2] {
         scene.agent.ok(&["vdi", "destroy", snapshot])?;
     }

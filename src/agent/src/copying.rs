@@ -37,7 +37,8 @@ impl Front {
 }
 
 fn copy_between(home: &Sr, target: &Sr, params: &Params) -> Outcome {
-    let vdi = json!({"vdi": text(params, "vdi")?});
+    let vdi =
+        json!({"vdi": text(params, "vdi")?, "wait": params.get("wait").is_some_and(|wait| *wait == true)});
     let given = |name: &str| params.get(name).and_then(Value::as_str).map(str::to_owned);
     let mut origin: CopyOrigin = understood(call(home, "Keeper.copy_origin", vdi.clone(), None)?)?;
     if let Some(label) = given("name_label") {

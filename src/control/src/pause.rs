@@ -277,6 +277,11 @@ pub enum Found {
 /// What is to be done with a process that serves a disk whose leaf is this one. The catalog decides alone (D20): the process holds
 /// writes back since then, or has not been told to.
 pub fn found(hello: &Hello, leaf: ImageId) -> Found {
+    if hello.read_only {
+        // It may not have heard of a new leaf yet, which owns nothing: it reads the same without it, and is told of it with the rest of
+        // its chain.
+        return Found::Serves;
+    }
     let generation = hello.quiesced.unwrap_or(hello.generation);
     let is_idle = hello.prepared.is_none() && hello.quiesced.is_none();
     if hello.chain.first() == Some(&leaf) {

@@ -356,17 +356,17 @@ impl Owner {
             end_now(served.pid);
             return Err(unexpected().object("vdi", vdi));
         }
-        self.relink(vdi)
+        self.relink(vdi).map(drop)
     }
 
-    /// Makes the process read through the images that the catalog names; nothing if it does.
-    fn relink(&mut self, vdi: VdiUuid) -> Result<(), Failure> {
+    /// Makes the process read through the images that the catalog names; false if it does already.
+    fn relink(&mut self, vdi: VdiUuid) -> Result<bool, Failure> {
         let rows = self.chain_to_serve(vdi)?;
         let wanted: Vec<ImageId> = rows.iter().map(|row| row.id).collect();
         let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| not_attached(vdi))?;
         let old = served.chain.clone().unwrap_or_default();
         if old == wanted {
-            return Ok(());
+            return Ok(false);
         }
         let anew = changed_below(&old, &wanted);
         let (mut chain, mut fds) = (Vec::new(), Vec::new());
@@ -380,7 +380,7 @@ impl Owner {
         let generation = served.next_generation();
         served.link(vdi)?.ask(&Ask::Relink { generation, chain }, fds)?;
         served.chain = Some(wanted);
-        Ok(())
+        Ok(true)
     }
 
     /// Tells every process whose chain has changed with the last commit. One that does not take it up is asked again later; what
@@ -390,7 +390,8 @@ impl Owner {
         let linked = linked.filter(|(_, served)| !served.is_stopping());
         for vdi in Vec::from_iter(linked.map(|(vdi, _)| *vdi)) {
             match self.relink(vdi) {
-                Ok(()) => self.note_served(vdi),
+                Ok(true) => self.note_served(vdi),
+                Ok(false) => {}
                 Err(failure) => {
                     tracing::error!(%vdi, %failure, "a datapath does not change its chain");
                     self.lose_served(vdi, Duration::from_secs(1));

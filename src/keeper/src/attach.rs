@@ -19,8 +19,7 @@ use crate::serving::{PATIENCE, Served, silent};
 use catena_catalog::Change;
 use catena_rpc::{Attached, VdiAttachParams, VdiParams};
 use catena_types::{
-    AttachMode, AttachmentRecord, ErrorName, Failure, ImageId, JobKind, JobRecord, JobState, Severity,
-    VdiUuid, Work,
+    AttachMode, AttachmentRecord, ErrorName, Failure, JobKind, JobRecord, JobState, Severity, VdiUuid, Work,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -37,18 +36,18 @@ impl Owner {
         let uuid = vdi.uuid;
         let mode = if asked.read_only { AttachMode::ReadOnly } else { AttachMode::ReadWrite };
         let count = self.count_with_one_more(uuid, mode)?;
-        if mode == AttachMode::ReadWrite {
-            self.refuse_while_leased(uuid, leaf.id)?;
-            if leaf.foreign {
-                let what = "its image was written by another program and is never written to";
-                return Err(Failure::new(ErrorName::Unsupported, what)
-                    .hint("`catena vdi clone` makes a disk that can be written; --read-only needs none")
-                    .object("vdi", uuid));
-            }
+        if mode == AttachMode::ReadWrite && leaf.foreign {
+            let what = "its image was written by another program and is never written to";
+            return Err(Failure::new(ErrorName::Unsupported, what)
+                .hint("`catena vdi clone` makes a disk that can be written; --read-only needs none")
+                .object("vdi", uuid));
         }
         if !self.serving.dir.is_short_enough(uuid) {
             let text = "the path of the agent's run directory is too long for a socket";
             return Err(Failure::new(ErrorName::Unsupported, text).hint("use a shorter --root or run_dir"));
+        }
+        if mode == AttachMode::ReadWrite {
+            self.leave_to_readers(&vdi, leaf.id)?;
         }
         let attachment = AttachmentRecord {
             vdi: uuid,
@@ -102,15 +101,6 @@ impl Owner {
             }
             Some(row) => Err(in_use(vdi, row.mode)),
         }
-    }
-
-    /// D13: what a job reads as it is now is not written meanwhile.
-    fn refuse_while_leased(&self, vdi: VdiUuid, leaf: ImageId) -> Result<(), Failure> {
-        if !self.running.values().any(|running| running.lease.contains(&leaf)) {
-            return Ok(());
-        }
-        let failure = Failure::new(ErrorName::VdiInUse, "another job reads this disk as it is now");
-        Err(failure.hint("`catena job list` names it; try again when it is done").retry().object("vdi", vdi))
     }
 
     /// Undoes an attach that nobody was answered: its process goes, then its row.
@@ -258,6 +248,12 @@ impl Owner {
         if let Err(error) = self.serving.dir.remove(vdi) {
             tracing::warn!(%vdi, %error, "the directory of a served disk was not removed");
         }
+    }
+
+    /// Whether the VDI is attached for writing.
+    pub(crate) fn is_written(&self, vdi: VdiUuid) -> bool {
+        let row = self.catalog.state().attachments.get(&vdi);
+        row.is_some_and(|row| row.mode == AttachMode::ReadWrite)
     }
 
     /// Refuses what cannot be done to a VDI that is attached in one of these ways.

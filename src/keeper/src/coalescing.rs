@@ -12,8 +12,8 @@ use catena_catalog::{Change, Meta};
 use catena_coalesce::{Moment, Plan, Task, Tree, task_of};
 use catena_rpc::CoalesceParams;
 use catena_types::{
-    ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId, JobKind, JobRecord, JobState, Severity,
-    Step, VdiUuid, Work,
+    CHAIN_LIMIT, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId, JobKind, JobRecord, JobState,
+    Severity, Step, VdiUuid, Work,
 };
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
@@ -203,7 +203,8 @@ impl Owner {
             let plan = self.plan();
             let held = plan.held.iter().find(|held| chain.contains(&held.task.image()));
             let moves = plan.ready.iter().any(|task| chain.contains(&task.image()));
-            if let (Some(held), false, None) = (held, moves, self.current) {
+            let has_room = chain.len() < CHAIN_LIMIT;
+            if let (Some(held), false, None) = (held, moves || has_room, self.current) {
                 let message =
                     format!("the merge that would shorten the chain cannot run now ({})", held.hold.code());
                 let failure =

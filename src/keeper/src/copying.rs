@@ -16,7 +16,7 @@ use crate::long::Script;
 use crate::owner::{Call, Given, Owner};
 use crate::streams::{Arriving, descriptor, trouble};
 use catena_control::{Answer, ImportFormat, Request, Trouble, TroubleKind};
-use catena_rpc::{CopyOrigin, KeeperReceive, VdiCopyParams, VdiParams};
+use catena_rpc::{CopyOrigin, KeeperOrigin, KeeperReceive, VdiCopyParams};
 use catena_sr_api::Access;
 use catena_types::{Bytes, Failure, ImageRecord, VdiUuid, Work};
 use jiff::Timestamp;
@@ -29,6 +29,9 @@ impl Owner {
         let asked: VdiCopyParams = params(&call.request)?;
         if asked.sr.is_some_and(|sr| sr != self.sr.uuid.to_string()) {
             return Err(bad_request("the copy is to be made in another SR"));
+        }
+        if let Some(again) = self.wait_to_keep(&asked.vdi, asked.wait)? {
+            return Ok(again);
         }
         let origin = self.origin(&asked.vdi)?;
         // A disk in use is not frozen for a copy that has no place.
@@ -55,7 +58,10 @@ impl Owner {
     /// `Keeper.copy_origin`: what the front must know to have a VDI or image of this SR copied into another one. Refused where the
     /// export that follows would be.
     pub(crate) fn copy_origin(&mut self, call: &Call) -> Result<Given, Failure> {
-        let asked: VdiParams = params(&call.request)?;
+        let asked: KeeperOrigin = params(&call.request)?;
+        if let Some(again) = self.wait_to_keep(&asked.vdi, asked.wait)? {
+            return Ok(again);
+        }
         let origin = self.origin(&asked.vdi)?;
         Ok(Given::Answer(serde_json::to_value(origin).unwrap_or_default()))
     }

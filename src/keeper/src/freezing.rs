@@ -1,20 +1,22 @@
 //! Chains that jobs read as they are at one instant: of a detached disk, a snapshot or a base copy its own; of a disk that a guest
-//! writes what it was at that instant, kept below a new leaf (D13).
+//! writes what it was at that instant, kept below a new leaf (D13). A detached disk gets that leaf when somebody comes to write it
+//! while the job still reads.
 //!
 //! ```text
 //!  vdi ─▶ L ─▶ ...    pause, [commit], resume    vdi ─▶ A ─▶ L ─▶ ...    L and all below are read, the guest writes to A
 //! ```
 //! It is a snapshot without a VDI: the same job and the same pause, so a crash is answered in the same way. From its [commit] on L is
 //! an ordinary base copy. The reader's lease keeps it from being merged; when the job is over, however it ended, nothing is to be
-//! undone and the worker merges L in its turn. Called by export and copy.
+//! undone and the worker merges L in its turn. Called by export, copy and attach.
 
 use crate::images::new_image;
 use crate::lookup::no_such_vdi;
-use crate::owner::Owner;
+use crate::owner::{Given, Owner};
 use crate::serving::silent;
 use catena_catalog::Change;
 use catena_types::{
-    AttachMode, ErrorName, Failure, ImageId, ImageRecord, ImageState, Severity, VdiRecord, VdiUuid, Work,
+    AttachMode, CHAIN_LIMIT, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId, Severity, VdiKind,
+    VdiRecord, VdiUuid, Work,
 };
 use serde_json::json;
 use std::sync::Arc;
@@ -44,13 +46,23 @@ impl Owner {
         self.whole_chain(image)
     }
 
+    /// The word that the call waits for merges, where the disk needs a new leaf, its chain has no room for one, the client wants to
+    /// wait and merges can help. A refusal where they cannot; any other comes with what is to be done.
+    pub(crate) fn wait_to_keep(&mut self, uuid: &str, wait: bool) -> Result<Option<Given>, Failure> {
+        let is_too_long = |failure: Failure| failure.name == ErrorName::ChainTooLong;
+        if !wait || !self.origin_of(uuid).is_err_and(is_too_long) {
+            return Ok(None);
+        }
+        let image = self.image_named(uuid)?;
+        let vdi = self.catalog.state().vdi_of(image).map_or(VdiUuid(image.0), |vdi| vdi.uuid);
+        let (vdi, leaf) = self.disk(&vdi.to_string())?;
+        self.room_above(&vdi, &leaf, wait)
+    }
+
     fn origin_of(&mut self, uuid: &str) -> Result<Origin, Failure> {
         let image = self.image_named(uuid)?;
-        let state = self.catalog.state();
-        let written = |vdi: &&Arc<VdiRecord>| {
-            state.attachments.get(&vdi.uuid).is_some_and(|row| row.mode == AttachMode::ReadWrite)
-        };
-        let Some(vdi) = state.vdi_of(image).filter(written).map(|vdi| vdi.uuid) else {
+        let vdi = self.catalog.state().vdi_of(image).map(|vdi| vdi.uuid);
+        let Some(vdi) = vdi.filter(|vdi| self.is_written(*vdi)) else {
             return Ok(Origin::Still(image));
         };
         let (vdi, leaf) = self.disk(&vdi.to_string())?;
@@ -85,6 +97,39 @@ impl Owner {
             Some(vdi) => Err(silent(vdi)),
             None => Ok(still),
         }
+    }
+
+    /// D13: the disk is about to be written. Where a job reads it as it is now, it gets a new leaf first, and the job keeps what is
+    /// below. Refused where that cannot be: a snapshot has no leaf but its own, a chain may be at its limit, and a job that looks at
+    /// the whole SR counts on its images.
+    pub(crate) fn leave_to_readers(&mut self, vdi: &VdiRecord, leaf: ImageId) -> Result<(), Failure> {
+        let state = self.catalog.state();
+        let readers: Vec<JobId> = self
+            .running
+            .iter()
+            .filter(|(_, running)| running.lease.contains(&leaf))
+            .map(|(id, _)| *id)
+            .collect();
+        if readers.is_empty() {
+            return Ok(());
+        }
+        let streams = |id: &JobId| {
+            let work = state.jobs.get(id).map(|job| &job.work);
+            matches!(work, Some(Work::Export { .. } | Work::Copy { .. }))
+        };
+        let depth = state.chain(leaf).count();
+        let why = if !readers.iter().all(streams) {
+            String::new()
+        } else if vdi.kind == VdiKind::Snapshot {
+            ", and it is a snapshot".to_owned()
+        } else if depth >= CHAIN_LIMIT {
+            format!(", and its chain has no room for another image: it has {depth}")
+        } else {
+            return self.freeze(vdi.uuid).map(drop);
+        };
+        let message = format!("another job reads this disk as it is now{why}");
+        let hint = "`catena job list` names it; try again when it is done";
+        Err(Failure::new(ErrorName::VdiInUse, message).hint(hint).retry().object("vdi", vdi.uuid))
     }
 
     /// The chain of a VDI, or of an image by its uuid, that nobody writes.

@@ -71,7 +71,6 @@ impl Owner {
         let disks = self.disks(asked.vdi.names())?;
         let mut later = None;
         for (disk, leaf) in &disks {
-            self.refuse_attached(disk.uuid, &[AttachMode::ReadOnly])?;
             let room = self.room_above(disk, leaf, asked.wait)?;
             later = later.or(room);
         }
@@ -131,9 +130,6 @@ impl Owner {
         }
         let (origin, leaf) = self.disk(&asked.vdi)?;
         let bare = self.is_bare_disk(&origin, &leaf)?;
-        if !bare {
-            self.refuse_attached(origin.uuid, &[AttachMode::ReadOnly])?;
-        }
         if !bare && let Some(again) = self.room_above(&origin, &leaf, asked.wait)? {
             return Ok(again);
         }
@@ -289,7 +285,8 @@ impl Owner {
     }
 
     /// Concludes a job that puts leaves on top of the leaves of these VDIs, which become hidden base copies: sealed on disk
-    /// after the commit. The `leaves` are those that the VDIs get: an attached one is held back until it writes to its new leaf.
+    /// after the commit. The `leaves` are those that the VDIs get: one that a guest writes is held back until it writes to its new
+    /// leaf; one that is only read goes on with what it has, which reads the same, and is told afterwards.
     pub(crate) fn become_bases(
         &mut self,
         job: JobRecord,
@@ -313,7 +310,9 @@ impl Owner {
         }
         let pause = self.or_undo(&job, |owner| owner.pause(leaves))?;
         crash::pass(job.work.kind(), Phase::Paused);
-        self.conclude_paused(job, changes, steps, answer, pause)
+        let given = self.conclude_paused(job, changes, steps, answer, pause)?;
+        self.relink_served();
+        Ok(given)
     }
 
     /// The commit of a job, then its steps. The client gets its answer even if a step has to be tried again: the change has

@@ -12,11 +12,11 @@ use crate::failures::from_catalog;
 use crate::hands::ready;
 use crate::images::{empty_bytes, unexpected};
 use crate::owner::Owner;
-use crate::serving::{PATIENCE, silent};
+use crate::serving::{Link, PATIENCE, silent};
 use catena_control::{Ask, Member, Pause, Told};
 use catena_sr_api::Access;
 use catena_types::{
-    AttachMode, BLOCK_BYTES, ErrorName, Failure, ImageRecord, JobId, JobRecord, JobState, VdiRecord, VdiUuid,
+    BLOCK_BYTES, ErrorName, Failure, ImageRecord, JobId, JobRecord, JobState, VdiRecord, VdiUuid,
 };
 use std::time::{Duration, Instant};
 
@@ -28,12 +28,11 @@ const QUIESCE: Duration = Duration::from_secs(5);
 const BREATH: Duration = Duration::from_millis(50);
 
 impl Owner {
-    /// Holds back the writes of those of the disks that are attached, each with the leaf that it is to get. On failure nothing is
-    /// held back.
+    /// Holds back the writes of those of the disks that guests write, each with the leaf that it is to get. On failure nothing is
+    /// held back. One that is attached for reading has nothing to hold back.
     pub(crate) fn pause(&mut self, disks: &[(VdiUuid, ImageRecord)]) -> Result<Pause, Failure> {
-        let attached =
-            |(vdi, _): &&(VdiUuid, ImageRecord)| self.catalog.state().attachments.contains_key(vdi);
-        let attached: Vec<(VdiUuid, ImageRecord)> = disks.iter().filter(attached).cloned().collect();
+        let written = |(vdi, _): &&(VdiUuid, ImageRecord)| self.is_written(*vdi);
+        let attached: Vec<(VdiUuid, ImageRecord)> = disks.iter().filter(written).cloned().collect();
         if attached.is_empty() {
             return Ok(Pause::default());
         }
@@ -178,30 +177,39 @@ impl Owner {
     /// Whether a clone of the disk may hang from its leaf's parent. The leaf of a disk that is being written is asked at an instant
     /// without writes.
     pub(crate) fn is_bare_disk(&mut self, vdi: &VdiRecord, leaf: &ImageRecord) -> Result<bool, Failure> {
-        let mode = self.catalog.state().attachments.get(&vdi.uuid).map(|row| row.mode);
-        if mode != Some(AttachMode::ReadWrite) {
+        if !self.is_written(vdi.uuid) {
             return self.is_bare(leaf);
         }
         let surely_owns = self.measured(leaf).allocated.0 > empty_bytes(leaf.virtual_size).0 + BLOCK_BYTES;
         if leaf.foreign || surely_owns || !self.reads_right_below(leaf) {
             return Ok(false);
         }
-        let uuid = vdi.uuid;
-        if self.serving.disks.get(&uuid).is_none_or(|served| served.link.is_none()) {
-            self.find_or_replace(uuid)?;
+        self.while_paused(vdi.uuid, |leaf_is_empty, _| Ok(leaf_is_empty))
+    }
+
+    /// Does something with the process of a disk while its writes are held back, knowing whether its leaf owns nothing. They go on
+    /// afterwards, whatever came of it.
+    pub(crate) fn while_paused<T>(
+        &mut self,
+        vdi: VdiUuid,
+        act: impl FnOnce(bool, &mut Link) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        if self.serving.disks.get(&vdi).is_none_or(|served| served.link.is_none()) {
+            self.find_or_replace(vdi)?;
         }
-        let served = self.serving.disks.get_mut(&uuid).ok_or_else(|| silent(uuid))?;
+        let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
         let generation = served.next_generation();
-        let link = served.link(uuid)?;
-        let told = link.ask(&Ask::Quiesce { generation }, Vec::new());
+        let link = served.link(vdi)?;
+        let outcome = match link.ask(&Ask::Quiesce { generation }, Vec::new()) {
+            Ok(Told::Quiesced { leaf_is_empty }) => act(leaf_is_empty, link),
+            Ok(_) => Err(unexpected()),
+            Err(failure) => Err(failure),
+        };
         let resumed = link.ask(&Ask::Resume { generation, swap: false }, Vec::new());
-        if resumed.is_err() {
+        if let Err(failure) = resumed {
             served.lose(BREATH);
+            return Err(failure);
         }
-        resumed?;
-        match told? {
-            Told::Quiesced { leaf_is_empty } => Ok(leaf_is_empty),
-            _ => Err(unexpected()),
-        }
+        outcome
     }
 }

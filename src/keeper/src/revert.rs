@@ -1,5 +1,6 @@
 //! `VDI.revert`: a disk goes back to what one of its snapshots holds. A clone of the snapshot takes over the disk's identity with
-//! one commit; what the disk held since then is garbage. The snapshot stays, and can be reverted to again.
+//! one commit; what the disk held since then is garbage. The snapshot stays, and can be reverted to again; one that is attached is
+//! taken as it is now. The disk itself must not be attached: nobody's disk becomes another under his hands.
 
 use crate::dispatch::params;
 use crate::failures::bad_request;
@@ -20,15 +21,15 @@ impl Owner {
         let disk = (**disk).clone();
         let (snapshot, leaf) = self.disk(&asked.snapshot)?;
         refuse_others(&disk, &snapshot)?;
-        self.refuse_attached(uuid, &[AttachMode::ReadOnly, AttachMode::ReadWrite])?;
-        self.refuse_attached(snapshot.uuid, &[AttachMode::ReadWrite])?;
+        self.refuse_attached(uuid, &[AttachMode::ReadOnly, AttachMode::ReadWrite]).map_err(|failure| {
+            // Whoever has the disk open has a file system in its memory that is not that of the snapshot.
+            let way = "`catena vdi detach` ends it; `catena vdi clone` of the snapshot makes a new disk of it beside this one";
+            failure.hint(way).object("snapshot", snapshot.uuid)
+        })?;
         let given_up = self.image(disk.image)?.clone();
-        let bare = self.is_bare(&leaf)?;
+        let bare = self.is_bare_disk(&snapshot, &leaf)?;
         if !bare && let Some(again) = self.room_above(&snapshot, &leaf, false)? {
             return Ok(again);
-        }
-        if !bare {
-            self.refuse_attached(snapshot.uuid, &[AttachMode::ReadOnly])?;
         }
         let base = if bare { leaf.parent } else { Some(leaf.id) };
         let mut job = self.new_job(Work::Revert { vdi: uuid, snapshot: snapshot.uuid }, asked.request_id);
@@ -39,8 +40,10 @@ impl Owner {
         self.make(&mut job, &mut images)?;
         let mut changes = self.discarded(&given_up);
         changes.push(Change::PutVdi(VdiRecord { image: images[0].id, ..disk }));
+        let mut leaves = Vec::new();
         if let Some(own) = images.get(1) {
             changes.push(Change::PutVdi(VdiRecord { image: own.id, ..snapshot.clone() }));
+            leaves.push((snapshot.uuid, own.clone()));
         }
         changes.extend(images.into_iter().map(Change::PutImage));
         let text = format!("disk put back to its snapshot {}", snapshot.uuid);
@@ -48,7 +51,7 @@ impl Owner {
         if bare {
             self.conclude(job, changes, Vec::new(), json!({}))
         } else {
-            self.become_bases(job, vec![(snapshot, leaf)], changes, json!({}), &[])
+            self.become_bases(job, vec![(snapshot, leaf)], changes, json!({}), &leaves)
         }
     }
 }

@@ -98,6 +98,9 @@ impl Owner {
             Some("vhd-fixed") => ExportFormat::VhdFixed,
             Some(other) => return Err(unknown_format(other, "raw, vhd or vhd-fixed")),
         };
+        if let Some(again) = self.wait_to_keep(&asked.vdi, asked.wait)? {
+            return Ok(again);
+        }
         let stream = descriptor(call, asked.fd)?;
         let chain = self.chain_to_keep(&asked.vdi)?;
         let mut job = self.new_job(Work::Export { image: chain[0].id }, asked.request_id);

@@ -23,9 +23,9 @@ pub use documents::{
 };
 pub use message::{Id, Message, Notification, Outcome, Reply, Request, Response};
 pub use params::{
-    CoalesceParams, CopyOrigin, EventListParams, JobParams, KeeperReceive, KeeperStart, ListParams,
-    ReadWriteParams, ResolveParams, Resolved, SrCheckParams, SrCreateParams, SrIntroduceParams, SrParams,
-    SrPolicyParams, SrProbeParams, VdiAttachParams, VdiCloneParams, VdiCopyParams, VdiCreateParams,
+    CoalesceParams, CopyOrigin, EventListParams, JobParams, KeeperOrigin, KeeperReceive, KeeperStart,
+    ListParams, ReadWriteParams, ResolveParams, Resolved, SrCheckParams, SrCreateParams, SrIntroduceParams,
+    SrParams, SrPolicyParams, SrProbeParams, VdiAttachParams, VdiCloneParams, VdiCopyParams, VdiCreateParams,
     VdiExportParams, VdiImportParams, VdiParams, VdiResizeParams, VdiRevertParams, VdiSetParams,
     VdiSnapshotParams, Vdis,
 };

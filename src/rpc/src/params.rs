@@ -35,6 +35,16 @@ pub struct KeeperStart {
     pub socket_group: Option<u32>,
 }
 
+/// `Keeper.copy_origin`, from the front to the keeper of the SR that is copied from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeeperOrigin {
+    /// A VDI, or the uuid of an image (a base copy).
+    pub vdi: String,
+    /// Where a disk in use must be kept and its chain is too long, merge it first and then go on.
+    #[serde(default)]
+    pub wait: bool,
+}
+
 /// What is to be copied into another SR: the answer to `Keeper.copy_origin`, by which the front asks a keeper.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CopyOrigin {
@@ -342,6 +352,9 @@ pub struct VdiCopyParams {
     /// The copy's name; the origin's by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name_label: Option<String>,
+    /// Where a disk in use must be kept and its chain is too long, merge it first and then go on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wait: bool,
     /// The client's key for retries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
@@ -377,6 +390,9 @@ pub struct VdiExportParams {
     pub format: Option<String>,
     /// Index of the descriptor in the message.
     pub fd: u32,
+    /// Where a disk in use must be kept and its chain is too long, merge it first and then go on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wait: bool,
     /// The client's key for retries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,

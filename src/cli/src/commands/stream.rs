@@ -38,6 +38,9 @@ pub(crate) struct Export {
     /// The file's format; vhd (a dynamic one) for a file named *.vhd, otherwise raw
     #[arg(long, value_parser = ["raw", "vhd", "vhd-fixed"])]
     format: Option<String>,
+    /// Where the chain of a disk in use is too long, wait until it has been merged
+    #[arg(long)]
+    wait: bool,
 }
 
 /// Bytes to write.
@@ -86,7 +89,8 @@ pub(crate) fn export(export: Export, agent: &mut Client, out: &mut Output) -> Re
     refuse_json_on_stdout(&export.file, out)?;
     let target = Target::create(&export.file)?;
     let format = export.format.unwrap_or_else(|| format_of(&export.file).to_owned());
-    let params = VdiExportParams { vdi: export.vdi, format: Some(format), fd: 0, request_id: None };
+    let params =
+        VdiExportParams { vdi: export.vdi, format: Some(format), fd: 0, wait: export.wait, request_id: None };
     let job = jobs::run(agent, out, "VDI.export", &params, &[target.as_fd()])?;
     target.keep()?;
     out.say(&format!("{} exported", job.bytes_done));

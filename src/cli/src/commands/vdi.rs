@@ -164,10 +164,17 @@ pub(crate) struct Copy {
     /// Its name; the origin's by default
     #[arg(long, value_name = "LABEL")]
     name: Option<String>,
+    /// Where the chain of a disk in use is too long, wait until it has been merged
+    #[arg(long)]
+    wait: bool,
 }
 
 /// A disk to make larger.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+A disk that is attached grows while it is used. NBD clients see the new size when they connect; how a running QEMU
+learns of it without losing a request is in docs/operations.md.
+")]
 pub(crate) struct Resize {
     /// The disk
     vdi: String,
@@ -262,7 +269,8 @@ fn create(create: Create, agent: &mut Client, out: &mut Output) -> Result<(), Cl
 }
 
 fn copy(copy: Copy, agent: &mut Client, out: &mut Output) -> Result<(), CliError> {
-    let params = VdiCopyParams { vdi: copy.vdi, sr: copy.sr, name_label: copy.name, request_id: None };
+    let Copy { vdi, sr, name, wait } = copy;
+    let params = VdiCopyParams { vdi, sr, name_label: name, wait, request_id: None };
     let job = jobs::run(agent, out, "VDI.copy", &params, &[])?;
     let document = job.result.unwrap_or(Value::Null);
     out.show(&document, || Ok(read_field::<String>(&document, "uuid")? + "\n"))
