@@ -1,5 +1,5 @@
 //! A keeper that dies while a disk is attached: in an attach, in a detach, in a snapshot of a disk in use, in an export or
-//! a copy of it, in a merge below it.
+//! a copy of it, in a merge below it, while it grows.
 //! The disk's process outlives the keeper, goes on serving, and is brought to what the catalog says.
 
 use super::request::Answer;
@@ -8,8 +8,12 @@ use crate::harness::{peer, wait_until};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::fs::{self, File};
+use std::io::{PipeReader, PipeWriter, pipe};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+
+/// The size that the disk is to get: with a longer block table, which begins where a block was.
+const GROWN: u64 = 264 << 20;
 
 /// What the keeper is doing for the disk when it dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,15 +25,24 @@ pub(crate) enum Serving {
     Export,
     Copy,
     Merge,
+    Resize,
+    /// Of a disk that is attached for reading.
+    SnapshotRead,
+    /// An attach of a disk that an export reads.
+    LateLeaf,
 }
 
 /// Kills the keeper at `at` and looks at everything afterwards.
 pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
     let mut stage = Stage::build()?;
     let disk = stage.a.clone();
-    if what != Serving::Attach {
-        attach(&stage, &disk)?;
-        write(&mut stage, &disk, 1, 0)?;
+    match what {
+        Serving::Attach | Serving::LateLeaf => {}
+        Serving::SnapshotRead => stage.agent.ok(&["vdi", "attach", "--read-only", &disk]).map(drop)?,
+        _ => {
+            attach(&stage, &disk)?;
+            write(&mut stage, &disk, 1, 0)?;
+        }
     }
     if what == Serving::Merge {
         // Of two images below the disk the upper goes into the lower.
@@ -41,19 +54,23 @@ pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
     let known = stage.content.len();
     stage.agent.stop()?;
     stage.agent.launch(Some(at))?;
+    // Its pipe holds less than the disk, so it goes on for as long as the keeper lives.
+    let stuck = if what == Serving::LateLeaf { Some(begin_export(&stage, &disk)?) } else { None };
     let (method, params) = request(&stage, &disk, what);
     let answer = send(&stage, method, &params)?;
     stage.wait_for_crash(at.rsplit_once(':').map_or(at, |(name, _)| name))?;
     stage.agent.kill()?;
-    if what != Serving::Attach && what != Serving::Detach {
+    drop(stuck);
+    if !matches!(what, Serving::Attach | Serving::LateLeaf | Serving::Detach) {
         ensure!(stage.agent.served().len() == 1, "the datapath has died with its keeper");
     }
     stage.agent.launch(None)?;
     stage.wait_attached()?;
     match what {
-        Serving::Attach => after_attach(&stage, &disk, &params)?,
+        Serving::Attach | Serving::LateLeaf => after_attach(&stage, &disk, &params)?,
         Serving::Detach => after_detach(&stage, &disk)?,
-        Serving::Snapshot | Serving::Clone => {
+        Serving::Resize => after_resize(&mut stage, &disk, &params)?,
+        Serving::Snapshot | Serving::SnapshotRead | Serving::Clone => {
             take_in_copies(&mut stage, &disk)?;
             let again = stage.agent.call(method, &params)?;
             ensure!(again.is_ok(), "the repeated request: {again:?}, after {answer:?}");
@@ -73,7 +90,10 @@ pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
         }
         Serving::Merge => stage.coalesce()?,
     }
-    if what != Serving::Detach {
+    if what == Serving::SnapshotRead {
+        peer("qemu-utils", "qemu-io", &["-r", "-f", "raw", "-c", "read 0 64k", &uri(&stage, &disk)])?;
+        stage.agent.ok(&["vdi", "detach", &disk])?;
+    } else if what != Serving::Detach {
         write(&mut stage, &disk, 3, 2 << 20)?;
         peer("qemu-utils", "qemu-io", &["-f", "raw", "-c", "read -P 3 2M 64k", &uri(&stage, &disk)])?;
         stage.agent.ok(&["vdi", "detach", &disk])?;
@@ -93,9 +113,12 @@ pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
 fn request(stage: &Stage, disk: &str, what: Serving) -> (&'static str, Value) {
     let key = format!("{what:?}");
     match what {
-        Serving::Attach => ("VDI.attach", json!({"vdi": disk, "request_id": key})),
+        Serving::Attach | Serving::LateLeaf => ("VDI.attach", json!({"vdi": disk, "request_id": key})),
         Serving::Detach => ("VDI.detach", json!({"vdi": disk, "request_id": key})),
-        Serving::Snapshot => ("VDI.snapshot", json!({"vdi": disk, "name_label": "new", "request_id": key})),
+        Serving::Resize => ("VDI.resize", json!({"vdi": disk, "virtual_size": GROWN, "request_id": key})),
+        Serving::Snapshot | Serving::SnapshotRead => {
+            ("VDI.snapshot", json!({"vdi": disk, "name_label": "new", "request_id": key}))
+        }
         Serving::Clone => ("VDI.clone", json!({"vdi": disk, "name_label": "new", "request_id": key})),
         Serving::Export => ("VDI.export", json!({"vdi": disk, "format": "raw", "fd": 0, "request_id": key})),
         Serving::Copy => ("VDI.copy", json!({"vdi": disk, "name_label": "new", "request_id": key})),
@@ -110,6 +133,15 @@ fn send(stage: &Stage, method: &str, params: &Value) -> Result<Answer> {
     }
     let file = File::options().create(true).truncate(false).write(true).open(exported(stage))?;
     stage.agent.call_with(method, params, &[file.as_fd()])
+}
+
+/// An export of the disk into a pipe that nobody reads.
+fn begin_export(stage: &Stage, disk: &str) -> Result<(PipeReader, PipeWriter)> {
+    let (reader, writer) = pipe()?;
+    let params = json!({"vdi": disk, "format": "raw", "fd": 0});
+    let job = stage.agent.call_with("VDI.export", &params, &[writer.as_fd()])?;
+    ensure!(job.is_ok(), "the export: {job:?}");
+    Ok((reader, writer))
 }
 
 /// Where the disk is exported to.
@@ -147,6 +179,24 @@ fn after_attach(stage: &Stage, disk: &str, params: &Value) -> Result<()> {
     let again = again.map_err(|error| anyhow::anyhow!("the repeated attach: {error}"))?;
     ensure!(again["mode"] == "rw" && again["uri"] == uri(stage, disk), "{again}");
     ensure!(stage.agent.served().len() == 1);
+    Ok(())
+}
+
+/// The disk has the size that the catalog says, for everybody; the repeated request makes it what was asked for.
+fn after_resize(stage: &mut Stage, disk: &str, params: &Value) -> Result<()> {
+    let sizes = |stage: &Stage| -> Result<(u64, u64)> {
+        let recorded =
+            stage.agent.json(&["vdi", "show", disk])?["virtual_size"].as_u64().context("a size")?;
+        let seen = peer("libnbd-bin", "nbdinfo", &["--size", &uri(stage, disk)])?.trim().parse()?;
+        Ok((recorded, seen))
+    };
+    let (recorded, seen) = sizes(stage)?;
+    ensure!(recorded == seen, "{recorded} in the catalog, and clients see {seen}");
+    let again = stage.agent.call("VDI.resize", params)?;
+    ensure!(again.as_ref().is_ok_and(|answer| answer["virtual_size"] == GROWN), "{again:?}");
+    ensure!(sizes(stage)? == (GROWN, GROWN), "{:?}", sizes(stage)?);
+    let content = stage.content.get_mut(disk).context("a disk of the stage")?;
+    content.resize(usize::try_from(GROWN)?, 0);
     Ok(())
 }
 

@@ -20,7 +20,7 @@ pub(crate) enum Ground {
     Long,
     /// SRs without marker, of another host, with a newer catalog, and with damaged and missing images.
     Broken,
-    /// An SR that an export is stuck in.
+    /// An SR that exports are stuck in, of a disk and of a snapshot.
     Busy,
     /// An SR with disks that are attached, for writing and for reading.
     Served,
@@ -34,14 +34,14 @@ pub(crate) struct Stage {
     words: BTreeMap<&'static str, String>,
     // After the agent, which works there.
     _mount: Option<Small>,
-    _stuck: Option<Stuck>,
+    _stuck: Vec<Stuck>,
 }
 
 impl Stage {
     pub(crate) fn build(ground: Ground) -> Result<Self> {
         let agent = Agent::start()?;
         let mut stage =
-            Self { agent, places: Vec::new(), words: BTreeMap::new(), _mount: None, _stuck: None };
+            Self { agent, places: Vec::new(), words: BTreeMap::new(), _mount: None, _stuck: Vec::new() };
         for name in ["srs", "files"] {
             let place = stage.agent.path(name);
             fs::create_dir(&place)?;
@@ -138,6 +138,8 @@ impl Stage {
         self.sr("small", &point)?;
         self.disk("small", "disk")?;
         self.agent.ok(&["coalesce", "pause", "small"])?;
+        self.disk("small", "used")?;
+        self.agent.ok(&["vdi", "attach", "used"])?;
         self.file("large.raw", &vec![0x5a; 32 << 20])?;
         // Less than the tables of the largest disk is left.
         let mut ballast = File::create(point.join("ballast"))?;
@@ -222,20 +224,25 @@ impl Stage {
         self.file("some.raw", &[1; 512])
     }
 
-    /// An export into a pipe that nobody reads.
+    /// Exports into pipes that nobody reads.
     fn busy(&mut self) -> Result<()> {
         let place = self.agent.path("srs/store");
         self.sr("store", &place)?;
-        self.disk("store", "disk")?;
         self.agent.ok(&["coalesce", "pause", "store"])?;
-        let mut export = self.agent.command(&["vdi", "export", "disk", "-", "--format", "raw"]);
-        let mut export = Stuck(export.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?);
-        // It has begun, and its pipe holds less than the disk.
-        export.0.stdout.as_mut().context("a pipe")?.read_exact(&mut [0; 512])?;
+        for name in ["disk", "other"] {
+            self.disk("store", name)?;
+        }
+        self.agent.ok(&["vdi", "snapshot", "other", "--name", "kept"])?;
+        for name in ["kept", "disk"] {
+            let mut export = self.agent.command(&["vdi", "export", name, "-", "--format", "raw"]);
+            let mut export = Stuck(export.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?);
+            // It has begun, and its pipe holds less than the disk.
+            export.0.stdout.as_mut().context("a pipe")?.read_exact(&mut [0; 512])?;
+            self._stuck.push(export);
+        }
         let jobs = self.agent.json(&["job", "list"])?;
         let running = jobs["jobs"].as_array().into_iter().flatten().find(|job| job["state"] == "running");
         self.words.insert("job", running.and_then(|job| job["id"].as_str()).context("an id")?.to_owned());
-        self._stuck = Some(export);
         self.file("some.raw", &[1; 512])
     }
 }

@@ -251,6 +251,8 @@ pub(crate) const ROWS: &[Row] = &[
     by_job(Full, "vdi import {files}/large.raw --sr small", "no_space", "missing", "larger"),
     at_once(Full, "vdi write disk {files}/large.raw", "no_space", "missing", "larger"),
     at_once(Full, "vdi create --sr small --size 2040GiB --name x", "no_space", "missing", "larger"),
+    at_once(Full, "vdi resize disk 2040GiB", "no_space", "missing", "larger"),
+    at_once(Full, "vdi resize used 2040GiB", "no_space", "missing", "larger"),
     // Chains.
     at_once(Long, "vdi snapshot disk", "chain_too_long", "30 images", "delete snapshots"),
     at_once(Long, "vdi snapshot disk --wait", "chain_too_long", "30 is the limit", "delete snapshots"),
@@ -284,7 +286,8 @@ pub(crate) const ROWS: &[Row] = &[
         "another job reads this disk",
         "catena job list",
     ),
-    at_once(Busy, "vdi attach disk", "vdi_in_use", "another job reads this disk", "catena job list"),
+    at_once(Busy, "vdi attach kept", "vdi_in_use", "it is a snapshot", "catena job list"),
+    at_once(Busy, "vdi resize disk 16MiB", "vdi_in_use", "another job reads this disk", "catena job list"),
     // In use.
     at_once(Served, "vdi attach written", "vdi_in_use", "attached for writing", "catena vdi detach"),
     at_once(
@@ -295,9 +298,10 @@ pub(crate) const ROWS: &[Row] = &[
         "catena vdi detach",
     ),
     at_once(Served, "vdi attach read", "vdi_in_use", "attached for reading", "catena vdi detach"),
-    at_once(Served, "vdi snapshot read", "vdi_in_use", "attached for reading", "catena vdi detach"),
-    at_once(Served, "vdi revert written before", "vdi_in_use", "attached for writing", "catena vdi detach"),
-    at_once(Served, "vdi resize written 16MiB", "vdi_in_use", "attached for writing", "catena vdi detach"),
+    at_once(Served, "vdi revert written before", "vdi_in_use", "attached for writing", "catena vdi clone"),
+    at_once(Served, "vdi resize read 16MiB", "vdi_in_use", "attached for reading", "catena vdi detach"),
+    at_once(Served, "vdi resize written 4MiB", "vdi_size", "cannot shrink", ""),
+    at_once(Served, "vdi resize written 2041GiB", "vdi_size", "out of range", "2040 GiB"),
     at_once(
         Served,
         "vdi write written {files}/some.raw",

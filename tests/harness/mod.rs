@@ -7,6 +7,7 @@
 pub(crate) mod attached;
 pub(crate) mod mounted;
 pub(crate) mod nbd;
+pub(crate) mod qmp;
 pub(crate) mod serving;
 pub(crate) mod small;
 

@@ -168,6 +168,9 @@ pub struct Hello {
     /// Why nothing is written any more: the storage has failed.
     #[serde(default)]
     pub failed: Option<String>,
+    /// Size of the disk, which is that of its leaf; none from a process of an earlier version.
+    #[serde(default)]
+    pub size: Option<Bytes>,
 }
 
 /// What happened unasked.

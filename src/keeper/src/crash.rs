@@ -48,7 +48,7 @@ points! {
     Snapshot "snapshot": Journaled "journaled", Made "made", Paused "paused", Committed "committed", Stepped "stepped", Done "done";
     Clone "clone": Journaled "journaled", Made "made", Paused "paused", Committed "committed", Stepped "stepped", Done "done";
     Revert "revert": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
-    Resize "resize": Journaled "journaled", Made "made", Done "done";
+    Resize "resize": Journaled "journaled", Paused "paused", Made "made", Done "done";
     Set "set": Committed "committed";
     Copy "copy": Journaled "journaled", Made "made", Done "done";
     Destroy "destroy": Committed "committed";

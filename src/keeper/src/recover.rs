@@ -8,7 +8,7 @@
 //! | header bytes planned (D5) | they are written again: the header may be torn |
 //! | not committed, makes containers | they are removed, the job has failed |
 //! | not committed, an attach | its process is ended, its attachment removed |
-//! | not committed, a resize | the leaf's own header decides: it has grown, or the job has failed |
+//! | not committed, a resize | the leaf's own size decides: it has grown, or the job has failed |
 //! | not committed, a merge | its mover's locks are waited for; it waits for its turn, with its cursor |
 //! | committed, steps left | they are done |
 
@@ -32,17 +32,22 @@ impl Owner {
         for job in &left {
             self.mend_headers(job)?;
         }
-        for job in left {
+        let is_resize = |job: &JobRecord| matches!(job.work, Work::Resize { .. }) && !job.committed;
+        let (resizes, others): (Vec<_>, Vec<_>) = left.into_iter().partition(is_resize);
+        for job in others {
             tracing::info!(sr = %self.sr.uuid, job = job.id, committed = job.committed, "a job was interrupted");
             if job.committed || matches!(job.work, Work::Merge { .. } | Work::LeafMerge { .. }) {
                 self.requeue(job)?;
             } else if matches!(job.work, Work::Attach { .. }) {
                 self.undo_attach(job, &interrupted());
-            } else if matches!(job.work, Work::Resize { .. }) {
-                self.recover_resize(job);
             } else {
                 self.undo_interrupted(job);
             }
+        }
+        // Last: a disk whose process has died gets another one for that, which opens what movers may have been writing to until now.
+        for job in resizes {
+            tracing::info!(sr = %self.sr.uuid, job = job.id, "a resize was interrupted");
+            self.recover_resize(job);
         }
         if self.catalog.was_interrupted() {
             self.relabel_all();

@@ -1,12 +1,16 @@
 //! `VDI.resize`: a disk is made larger. Only its leaf grows; what lies below reads as zero past its own end (D6).
 //!
 //! ```text
-//!  job(size) ──▶ the leaf grows ──▶ [commit] size of the image
+//!  detached:  job(size) ──▶ a worker makes the leaf larger ───────────────────────────▶ [commit] size of the image
+//!  written:   job(size) ──▶ quiesce ──▶ its process makes it larger (D12) ──▶ resume ──▶ [commit] size of the image
 //! ```
 //!
 //! Growing an image ends with the write of its footer, so a crash leaves it at the old size or at the new one, and its own header
-//! says which: recovery asks it, and so does a resize whose worker has died. Where it cannot be asked, the job stays open and nothing
-//! is built on the disk until it can.
+//! says which: recovery asks it, and so does a resize whose worker or process has died. Where it cannot be asked, the job stays open
+//! and nothing is built on the disk until it can.
+//!
+//! The leaf decides, not the catalog, so a guest need not wait for the commit: what it may write past the old end meanwhile is on
+//! a leaf that has the size for it, and whoever comes after a crash commits that size.
 
 use crate::crash::{self, Phase};
 use crate::dispatch::params;
@@ -14,9 +18,10 @@ use crate::failures::from_trouble;
 use crate::hands::ready;
 use crate::images::{checked_size, empty_bytes, unexpected};
 use crate::owner::{Call, Given, Owner};
+use crate::serving::{PATIENCE, silent};
 use crate::steps::back_off;
 use catena_catalog::Change;
-use catena_control::{Answer, Request};
+use catena_control::{Answer, Ask, Request};
 use catena_rpc::VdiResizeParams;
 use catena_sr_api::Access;
 use catena_types::{
@@ -33,16 +38,20 @@ impl Owner {
         let asked: VdiResizeParams = params(&call.request)?;
         let size = checked_size(asked.virtual_size)?;
         let (disk, leaf) = self.disk(&asked.vdi)?;
-        self.refuse_attached(disk.uuid, &[AttachMode::ReadOnly, AttachMode::ReadWrite])?;
+        self.refuse_attached(disk.uuid, &[AttachMode::ReadOnly])?;
         self.may_grow(&disk, &leaf, size)?;
         if size == leaf.virtual_size {
             return Ok(Given::Answer(json!({"virtual_size": size})));
         }
         let mut job = self.new_job(Work::Resize { vdi: disk.uuid, image: leaf.id, size }, asked.request_id);
         job.phase = "growing".to_owned();
-        self.hold_space(job.id, &leaf.container, growth(&leaf, size))?;
+        self.hold_space(job.id, &leaf.container, growth(&self.measured(&leaf), size))?;
         self.begin(&mut job, Vec::new())?;
-        if let Err(failure) = self.grow(&leaf, size) {
+        let grown = match self.is_written(disk.uuid) {
+            true => self.grow_served(disk.uuid, size),
+            false => self.grow(&leaf, size),
+        };
+        if let Err(failure) = grown {
             match self.has_grown(leaf.id, size) {
                 Ok(true) => {}
                 Ok(false) => {
@@ -88,6 +97,16 @@ impl Owner {
         let one = ready(&*self.store, leaf, Access::ReadWrite)?;
         let request = Request::Grow { image: one.handed, size };
         self.small.call(&request, vec![one.fd]).map(drop).map_err(|trouble| from_trouble(&trouble))
+    }
+
+    /// The process that has the leaf open for writing makes it larger, while writes are held back; reads wait where blocks move.
+    fn grow_served(&mut self, vdi: VdiUuid, size: Bytes) -> Result<(), Failure> {
+        self.while_paused(vdi, |_, link| {
+            crash::pass(JobKind::Resize, Phase::Paused);
+            link.ask(&Ask::Grow { size }, Vec::new())?;
+            crash::pass(JobKind::Resize, Phase::Paused);
+            Ok(())
+        })
     }
 
     /// **The commit**: the leaf has the new size.
@@ -158,6 +177,9 @@ impl Owner {
         if matches!(row.state, ImageState::Garbage | ImageState::Missing) {
             return Ok(false);
         }
+        if let Some(vdi) = self.writer_of(id) {
+            return Ok(self.size_served(vdi)? == size);
+        }
         drop(ready(&*self.store, &row, Access::ReadWrite)?);
         let fd = self.store.activate(&row.container, Access::ReadOnly)?;
         let answer = self.small.call(&Request::Inspect { format: row.format, count: 1 }, vec![fd]);
@@ -169,6 +191,15 @@ impl Owner {
             },
             _ => Err(unexpected()),
         }
+    }
+
+    /// The size of the disk as the process has it that serves it; one that has died is replaced, and its successor asked.
+    fn size_served(&mut self, vdi: VdiUuid) -> Result<Bytes, Failure> {
+        if self.serving.disks.get(&vdi).is_none_or(|served| served.link.is_none()) {
+            self.find_or_replace(vdi)?;
+        }
+        let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
+        served.link(vdi)?.hello(PATIENCE)?.size.ok_or_else(unexpected)
     }
 }
 

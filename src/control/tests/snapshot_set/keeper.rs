@@ -394,6 +394,7 @@ impl State {
             quiesced,
             moving_into: None,
             failed: None,
+            size: None,
         };
         let keeper = self.keeper();
         let served = &mut keeper.served[disk];

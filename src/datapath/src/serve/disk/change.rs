@@ -105,6 +105,7 @@ impl Disk {
             quiesced: self.holding.quiesced(),
             moving_into: None,
             failed: self.failed.clone(),
+            size: Some(self.size()),
         }
     }
 
