@@ -274,10 +274,10 @@ fn who_waits_gets_an_export_and_a_copy_of_a_chain_at_its_limit() -> Result<()> {
         // No merge can help.
         scene.refused(arguments, "chain_too_long", "30 is the limit")?;
     }
+    scene.agent.ok(&["coalesce", "pause", &scene.sr])?;
     for (arguments, snapshot) in copies.into_iter().chain([&export[..]]).zip(&snapshots) {
-        // Nor while merges rest.
-        scene.agent.ok(&["coalesce", "pause", &scene.sr])?;
         scene.agent.ok(&["vdi", "destroy", snapshot, "--yes"])?;
+        // Nor while merges rest.
         scene.refused(arguments, "chain_too_long", "30 is the limit")?;
         scene.agent.ok(&["coalesce", "resume", &scene.sr])?;
         let copy = scene.agent.ok(arguments)?;
@@ -285,8 +285,8 @@ fn who_waits_gets_an_export_and_a_copy_of_a_chain_at_its_limit() -> Result<()> {
             ensure!(scene.agent.read(&copy, 0, 4096)? == [30; 4096]);
         }
         // What was kept for it is merged; the next one finds a chain at its limit again.
+        scene.agent.ok(&["coalesce", "pause", &scene.sr])?;
         ensure!(guest.write(0, &[30; 4096], 0)? == 0);
-        scene.run_merges()?;
         while scene.show(&scene.disk, "depth")? != 30 {
             scene.snapshot()?;
             ensure!(guest.write(0, &[30; 4096], 0)? == 0);

@@ -12,7 +12,7 @@ use crate::failures::from_catalog;
 use crate::hands::ready;
 use crate::images::{empty_bytes, unexpected};
 use crate::owner::Owner;
-use crate::serving::{Link, PATIENCE, silent};
+use crate::serving::{Link, PATIENCE, Served, silent};
 use catena_control::{Ask, Member, Pause, Told};
 use catena_sr_api::Access;
 use catena_types::{
@@ -187,6 +187,15 @@ impl Owner {
         self.while_paused(vdi.uuid, |leaf_is_empty, _| Ok(leaf_is_empty))
     }
 
+    /// Refuses what the process of a disk is to do that has been told to stop: it answers nothing more.
+    pub(crate) fn refuse_while_ending(&self, vdi: VdiUuid) -> Result<(), Failure> {
+        if !self.serving.disks.get(&vdi).is_some_and(Served::is_stopping) {
+            return Ok(());
+        }
+        let failure = Failure::new(ErrorName::VdiInUse, "the disk is being detached");
+        Err(failure.hint("try again in a moment").retry().object("vdi", vdi))
+    }
+
     /// Does something with the process of a disk while its writes are held back, knowing whether its leaf owns nothing. They go on
     /// afterwards, whatever came of it.
     pub(crate) fn while_paused<T>(
@@ -194,6 +203,7 @@ impl Owner {
         vdi: VdiUuid,
         act: impl FnOnce(bool, &mut Link) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
+        self.refuse_while_ending(vdi)?;
         if self.serving.disks.get(&vdi).is_none_or(|served| served.link.is_none()) {
             self.find_or_replace(vdi)?;
         }

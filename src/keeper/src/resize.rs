@@ -39,6 +39,7 @@ impl Owner {
         let size = checked_size(asked.virtual_size)?;
         let (disk, leaf) = self.disk(&asked.vdi)?;
         self.refuse_attached(disk.uuid, &[AttachMode::ReadOnly])?;
+        self.refuse_while_ending(disk.uuid)?;
         self.may_grow(&disk, &leaf, size)?;
         if size == leaf.virtual_size {
             return Ok(Given::Answer(json!({"virtual_size": size})));
