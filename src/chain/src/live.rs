@@ -109,6 +109,10 @@ pub trait LiveLayer: Recall {
     /// Begins to store all that is noted. `None` while another is under way; with nothing noted, a plan of one barrier.
     fn begin_commit(&mut self) -> Result<Option<Commit>, Error>;
 
+    /// The same without the barrier at the end: what it stores is written when it ends, and durable with the next barrier. What was
+    /// written before it began is durable when it ends. Only with nothing noted the plan is one barrier, and ends with it.
+    fn begin_store(&mut self) -> Result<Option<Commit>, Error>;
+
     /// Ends it. After a failure nothing is known of what is stored: the layer takes no further change and every later call that
     /// would make one fails.
     fn end_commit(&mut self, commit: Commit, succeeded: bool) -> Result<(), Error>;
@@ -121,7 +125,7 @@ pub trait LiveLayer: Recall {
     /// Ends it: the sectors are not owned any more.
     fn end_give_up(&mut self, commit: Commit, succeeded: bool) -> Result<(), Error>;
 
-    /// Makes the layer as complete as a closed one, with nothing noted and nobody using it: the last plan of a writer.
+    /// Makes the layer as complete as a closed one, with everything durable and nobody using it: the last plan of a writer.
     fn close(&mut self) -> Result<Plan, Error>;
 
     /// Takes over what a plan made elsewhere writes to the header (D12), with nothing else under way.

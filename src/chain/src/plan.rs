@@ -47,6 +47,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// A barrier and nothing else.
+    pub fn barrier() -> Self {
+        Self { steps: vec![Step::Barrier] }
+    }
+
     /// Adds a step.
     pub fn push(&mut self, step: Step) {
         self.steps.push(step);
@@ -60,6 +65,16 @@ impl Plan {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Whether it makes something durable.
+    pub fn has_barrier(&self) -> bool {
+        self.steps.contains(&Step::Barrier)
+    }
+
+    /// Whether all that it does is durable when it has been run.
+    pub fn ends_with_barrier(&self) -> bool {
+        self.steps.last() == Some(&Step::Barrier)
     }
 
     /// The steps.

@@ -19,9 +19,11 @@ pub enum Purpose {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stage {
+    /// Of a quiesce: what was answered so far is being stored. Nothing waits yet.
+    Coming,
     /// What has begun ends.
     Draining,
-    /// What was answered is made durable.
+    /// What was answered is stored; of a stop, durably.
     Committing,
     /// The question is answered. Of a stop: the images are being closed, or are.
     Held,
@@ -46,7 +48,7 @@ pub struct Holding<L> {
 /// What a process does next about the writes that it holds back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// It makes durable what it has answered.
+    /// It stores what it has answered; before a stop it makes all of it durable.
     Commit,
     /// It answers this question: nothing is written until the keeper says so.
     Held(u64),
@@ -61,7 +63,7 @@ pub enum Next {
 pub enum Resumed<L> {
     /// Nothing was held back.
     Already,
-    /// This was not prepared, or what was answered is not durable yet. Writes stay held back.
+    /// This was not prepared, or what was answered is not stored yet. Writes stay held back.
     Refused,
     /// Writes go on as before.
     Kept {
@@ -100,8 +102,8 @@ impl<L> Holding<L> {
     }
 
     /// Whether requests that change the disk wait.
-    pub const fn holds_back(&self) -> bool {
-        self.hold.is_some()
+    pub fn holds_back(&self) -> bool {
+        self.hold.as_ref().is_some_and(|hold| hold.stage != Stage::Coming)
     }
 
     /// Whether that is for this purpose.
@@ -109,14 +111,14 @@ impl<L> Holding<L> {
         self.hold.as_ref().is_some_and(|hold| hold.purpose == purpose)
     }
 
-    /// Whether the way of what is held back has come to its end: all is durable, or the storage has failed.
+    /// Whether the way of what is held back has come to its end: all is stored, or the storage has failed.
     pub fn is_held(&self) -> bool {
         self.hold.as_ref().is_some_and(|hold| hold.stage == Stage::Held)
     }
 
-    /// The next leaf; it takes the place of one that was prepared before. False while writes are held back.
+    /// The next leaf; it takes the place of one that was prepared before. False while writes are held back, or about to be.
     pub fn prepare(&mut self, generation: u64, leaf: L) -> bool {
-        if self.holds_back() {
+        if self.hold.is_some() {
             return false;
         }
         self.prepared = Some((generation, leaf));
@@ -128,7 +130,7 @@ impl<L> Holding<L> {
         self.prepared = None;
     }
 
-    /// Begins to hold writes back. A stop ends a quiesce: its question, if it has no answer yet, comes back.
+    /// Begins to hold writes back: a quiesce when what was answered so far is stored, which whoever calls this begins. A stop ends a quiesce: its question, if it has no answer yet, comes back.
     ///
     /// # Errors
     /// Writes are held back already.
@@ -142,22 +144,29 @@ impl<L> Holding<L> {
         if self.hold.is_some() && (purpose == Purpose::Quiesce || self.is_for(Purpose::Stop)) {
             return Err(AlreadyHeld);
         }
-        let before = self.hold.replace(Hold { generation, question, purpose, stage: Stage::Draining });
+        let stage = match purpose {
+            Purpose::Quiesce => Stage::Coming,
+            Purpose::Stop => Stage::Draining,
+        };
+        let before = self.hold.replace(Hold { generation, question, purpose, stage });
         Ok(before.filter(|hold| hold.stage != Stage::Held).map(|hold| hold.question))
     }
 
     /// What is done next. `idle`: no request that changes the disk is under way. `failed`: nothing can be made durable any more.
-    /// `durable`: what [`Next::Commit`] has asked for is done. A commit that was begun for an earlier quiesce does not do: it does not
+    /// `done`: what [`Next::Commit`], or the beginning of a quiesce, has asked for is done. A commit that was begun for an earlier quiesce does not do: it does not
     /// cover what was answered between the two.
-    pub fn next(&mut self, idle: bool, durable: bool, failed: bool) -> Option<Next> {
+    pub fn next(&mut self, idle: bool, done: bool, failed: bool) -> Option<Next> {
         let hold = self.hold.as_mut()?;
+        if hold.stage == Stage::Coming && (done || failed) {
+            hold.stage = Stage::Draining;
+        }
         match hold.stage {
             Stage::Draining if idle && failed => self.failed().map(Next::Failed),
             Stage::Draining if idle => {
                 hold.stage = Stage::Committing;
                 Some(Next::Commit)
             }
-            Stage::Committing if durable => {
+            Stage::Committing if done => {
                 hold.stage = Stage::Held;
                 Some(match hold.purpose {
                     Purpose::Quiesce => Next::Held(hold.question),

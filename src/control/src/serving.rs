@@ -39,8 +39,8 @@ pub enum Ask {
         /// The image.
         leaf: Handed,
     },
-    /// Hold writes and flushes back, let those under way end, make everything durable. Reads go on. Answered with
-    /// [`Told::Quiesced`] when all of it is true.
+    /// Hold writes and flushes back, let those under way end, write everything to the leaf. Reads go on. Answered with
+    /// [`Told::Quiesced`] when all of it is true; what was flushed is durable then, and all of it when the resume is answered.
     Quiesce {
         /// Of the preparation.
         generation: u64,
@@ -49,8 +49,8 @@ pub enum Ask {
     Resume {
         /// Of the preparation.
         generation: u64,
-        /// True: with the prepared leaf on top of the chain, the old leaf only being read from now on, its writable descriptor
-        /// closed when this is answered. False: as before, what was prepared is forgotten.
+        /// True: with the prepared leaf on top of the chain, the old leaf only being read from now on, durable and its writable
+        /// descriptor closed when this is answered. False: as before, what was prepared is forgotten.
         swap: bool,
     },
     /// Serve the same data through these images from now on; answered when no read of an image that is not named any more is
@@ -135,7 +135,7 @@ pub enum Said {
 pub enum Told {
     /// It is done.
     Done,
-    /// Everything is durable and writes are held back.
+    /// Everything is on the leaf, and writes are held back.
     Quiesced {
         /// Whether the leaf owns nothing (operations.md, clone).
         leaf_is_empty: bool,

@@ -85,11 +85,23 @@ impl LiveLayer for Image {
     }
 
     fn begin_commit(&mut self) -> Result<Option<Commit>, Error> {
+        let mut commit = self.begin_store()?;
+        if let Some(commit) = &mut commit
+            && !commit.plan.ends_with_barrier()
+        {
+            commit.plan.push(Step::Barrier);
+        }
+        Ok(commit)
+    }
+
+    fn begin_store(&mut self) -> Result<Option<Commit>, Error> {
         if self.writer()?.under_way.is_some() {
             return Ok(None);
         }
-        let mut plan = self.begin_commit_plan()?.unwrap_or_default();
-        plan.push(Step::Barrier);
+        let plan = match self.begin_commit_plan()? {
+            Some(plan) => plan,
+            None => Plan::barrier(),
+        };
         self.numbered(plan).map(Some)
     }
 

@@ -3,8 +3,9 @@
 //! one, and each time a snapshot is torn, changes, or loses something; with all rules nothing does, and everything comes to rest.
 //!
 //! A guest writes to the disks in turn, each write begun when the one before is answered: so a snapshot that has a write and not the one
-//! before it is of no instant. A power cut needs no step of its own: what the catalog has made a base must be stored at any moment.
-//! The two explorations have about 237,000 and 92,000 states.
+//! before it is of no instant. A power cut needs no step of its own: what the catalog has made a base must be stored at any moment. (The
+//! barrier behind its last pointers comes a moment later, before anybody is told of the snapshot, and is tried on the simulated disk.)
+//! The two explorations have about 251,000 and 95,000 states.
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 mod explore;
@@ -46,7 +47,7 @@ fn without_any_one_rule_a_snapshot_is_spoilt() {
     for (dropped, bounds) in [
         (Dropped::Drain, SET),
         (Dropped::Flush, SET),
-        (Dropped::OwnCommit, AGAIN),
+        (Dropped::OwnCommit, Bounds { writes: 3, attempts: 1, ..AGAIN }),
         (Dropped::OnlyTheKeeper, SET),
         (Dropped::Everybody, SET),
         (Dropped::SameProcess, SET),

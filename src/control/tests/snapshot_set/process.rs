@@ -95,6 +95,10 @@ impl State {
         if process.commit.is_some() {
             self.offer(steps, format!("{disk} has committed"), |next| next.committed(disk, dropped));
         }
+        if process.holding.holds_back() && !process.holding.is_held() && process.commit.is_none() {
+            // There is no room to note what is on its way.
+            self.offer(steps, format!("{disk} needs a commit"), |next| next.needs_commit(disk));
+        }
         if self.left.troubles > 0 {
             self.offer(steps, format!("{disk} dies"), |next| {
                 next.left.troubles -= 1;
@@ -128,6 +132,16 @@ impl State {
         self.writes[number] = Write::Answered { leaf, stored: false };
         self.pump(disk, dropped);
         Ok(())
+    }
+
+    fn unstored(&self, disk: usize) -> Vec<usize> {
+        let unstored = |number: &usize| matches!(self.writes[*number], Write::Answered { stored: false, .. });
+        self.writes_of(disk).filter(unstored).collect()
+    }
+
+    fn needs_commit(&mut self, disk: usize) {
+        let covers = self.unstored(disk);
+        self.process(disk).commit = (!covers.is_empty()).then_some(covers);
     }
 
     fn committed(&mut self, disk: usize, dropped: Dropped) {
@@ -201,7 +215,10 @@ impl State {
                         process.holding.failed();
                         Due::Ready(Said::Trouble)
                     }
-                    Ok(_) => Due::Quiesce(generation),
+                    Ok(_) => {
+                        (process.wanted, process.ended) = (true, false);
+                        Due::Quiesce(generation)
+                    }
                     Err(_) => Due::Ready(Said::Trouble),
                 }
             }
@@ -254,8 +271,7 @@ impl State {
     fn pump(&mut self, disk: usize, dropped: Dropped) {
         let of_disk: Vec<usize> = self.writes_of(disk).collect();
         let under_way = of_disk.iter().any(|&number| matches!(self.writes[number], Write::UnderWay(_)));
-        let unstored = |number: &usize| matches!(self.writes[*number], Write::Answered { stored: false, .. });
-        let covers: Vec<usize> = of_disk.into_iter().filter(unstored).collect();
+        let covers = self.unstored(disk);
         let process = self.process(disk);
         loop {
             if process.commit.is_none() && std::mem::take(&mut process.wanted) {

@@ -85,10 +85,7 @@ impl Changes {
             Ask::Stats => return keepers.owe(asker, Answer::Stats),
             _ if self.is_ending() => Err(is_being_closed()),
             Ask::Stop => return self.stop(keepers, core),
-            Ask::Quiesce { generation } => {
-                self.paused.get_or_insert(core.now);
-                Ok(Change::Quiesce { generation })
-            }
+            Ask::Quiesce { generation } => Ok(Change::Quiesce { generation }),
             Ask::Resume { generation, swap } => Ok(Change::Resume { generation, swap }),
             Ask::Limit(limits) => return keepers.owe(asker, Answer::Ready(limit(&limits, core))),
             Ask::Patch { patches } => Ok(Change::Patch { patches }),
@@ -168,8 +165,11 @@ impl Changes {
             crash::SERVE_ANSWER.pass();
             keepers.disk_answers(answer);
         }
-        // The answer to a resume comes when the old leaf is let go of; writes go on before that.
-        if let Some(since) = self.paused.take_if(|_| core.disk.hello().quiesced.is_none()) {
+        // What was written is stored before writes are held back, and the answer to a resume comes when the old leaf is let go of:
+        // writes go on before the one and after the other.
+        if core.disk.is_quiescing() {
+            self.paused.get_or_insert_with(Instant::now);
+        } else if let Some(since) = self.paused.take() {
             self.pauses += 1;
             self.longest_pause = self.longest_pause.max(since.elapsed());
         }

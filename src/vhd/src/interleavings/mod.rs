@@ -38,6 +38,8 @@ enum Dropped {
     WaitBeforeReuse,
     /// D2: the same, where a writer that was killed had cleared it.
     BarrierAfterKill,
+    /// D9: a flush is answered when the pointers are written.
+    BarrierAfterPointers,
     /// D7: acknowledged without a note.
     Note,
     /// D7: what a commit will store is struck from the notes when it begins.
@@ -70,6 +72,8 @@ struct State {
     /// Block, sector and value of a write whose data have landed and that was not acknowledged.
     writing: Option<(usize, usize, u8)>,
     running: Option<Running>,
+    /// What was acknowledged when the last commit began: its pointers are written, and the next barrier makes them durable.
+    written: Option<[[u8; 2]; 2]>,
     /// What was acknowledged last.
     now: [[u8; 2]; 2],
     /// What may be found after a power cut.
@@ -103,6 +107,7 @@ impl Clone for State {
             notes: self.notes.clone(),
             writing: self.writing,
             running: self.running.clone(),
+            written: self.written,
             now: self.now,
             allowed: self.allowed.clone(),
             ..*self
@@ -154,6 +159,7 @@ impl State {
             notes: Vec::new(),
             writing: None,
             running: None,
+            written: None,
             writes: 0,
             give_ups: 0,
             deaths: 0,
@@ -248,7 +254,7 @@ impl State {
     }
 
     fn begin_commit(&mut self, dropped: Dropped) -> Option<()> {
-        let Commit { plan, number } = self.image.begin_commit().unwrap()?;
+        let Commit { plan, number } = self.image.begin_store().unwrap()?;
         let covers = self.notes.len();
         self.running = Some(Running { plan, number, next: 0, purpose: For::Commit(self.now, covers) });
         if dropped == Dropped::NoteUntilStored {
@@ -311,16 +317,22 @@ impl State {
 
     fn end(&mut self, running: Running, dropped: Dropped) {
         let commit = Commit { plan: running.plan, number: running.number };
+        let ends_with_barrier = commit.plan.ends_with_barrier();
+        if commit.plan.has_barrier()
+            && let Some(before) = self.written.take()
+        {
+            self.is_durable(before);
+        }
         match running.purpose {
             For::Commit(before, covers) => {
                 self.image.end_commit(commit, true).unwrap();
                 if dropped != Dropped::NoteUntilStored {
                     self.notes.drain(..covers);
                 }
-                for (index, sector) in PLACES {
-                    // What was acknowledged before the flush is there, or something newer.
-                    let (before, now) = (before[index][sector], self.now[index][sector]);
-                    self.allowed[index][sector].retain(|&value| value >= before || value == now);
+                if ends_with_barrier || dropped == Dropped::BarrierAfterPointers {
+                    self.is_durable(before);
+                } else {
+                    self.written = Some(before);
                 }
             }
             For::GiveUp(index, last) => {
@@ -329,9 +341,17 @@ impl State {
                 }
                 for sector in 0..=last {
                     self.now[index][sector] = PARENT;
-                    self.allowed[index][sector].retain(|&value| value == PARENT);
+                    self.allowed[index][sector] = BTreeSet::from([PARENT]);
                 }
             }
+        }
+    }
+
+    /// What was acknowledged before a flush is there, or something newer.
+    fn is_durable(&mut self, before: [[u8; 2]; 2]) {
+        for (index, sector) in PLACES {
+            let (before, now) = (before[index][sector], self.now[index][sector]);
+            self.allowed[index][sector].retain(|&value| value >= before || value == now);
         }
     }
 
@@ -343,7 +363,7 @@ impl State {
         }
         let held = PLACES.map(|(index, sector)| self.is_held(index, sector));
         self.image = image;
-        self.running = None;
+        (self.running, self.written) = (None, None);
         if let Some(fault) = self.fault()
             && !held.contains(&true)
         {
@@ -426,7 +446,7 @@ impl State {
                 .hash(&mut hasher);
         }
         let running = self.running.as_ref().map(|running| (running.next, running.purpose.clone()));
-        (running, self.writing, self.now, &self.allowed).hash(&mut hasher);
+        (running, self.written, self.writing, self.now, &self.allowed).hash(&mut hasher);
         (self.writes, self.give_ups, self.deaths).hash(&mut hasher);
         hasher.finish()
     }
@@ -475,6 +495,7 @@ fn nothing_is_lost_in_any_order() {
 fn without_any_one_rule_something_is_lost() {
     for dropped in [
         Dropped::Barrier,
+        Dropped::BarrierAfterPointers,
         Dropped::BitsFromMemory,
         Dropped::WaitBeforeReuse,
         Dropped::BarrierAfterKill,

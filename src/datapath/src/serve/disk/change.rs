@@ -1,9 +1,13 @@
 //! Changes of the chain while it is served, as the keeper asks for them.
 //!
 //! ```text
-//!   going ──quiesce──▶ draining ──▶ committing ──▶ held ──resume──▶ going
-//!   going ──stop─────▶ draining ──▶ committing ──▶ closing ──▶ over
+//!   going ──quiesce──▶ coming ──▶ draining ──▶ committing ──▶ held ──resume──▶ going
+//!   going ──stop────────────────▶ draining ──▶ committing ──▶ closing ──▶ over
 //! ```
+//!
+//! For a quiesce, what was written so far is stored first (coming), while writes go on. From then on they wait: for those under way,
+//! and for one commit with its one barrier. Its pointers are written when the quiesce is answered; where the leaf is replaced, the
+//! barrier behind them comes after that ([`sealing`](super::sealing)).
 //!
 //! Which step is next is decided by [`Holding`](catena_control::Holding), a part of the protocol; here it is done.
 //!
@@ -75,7 +79,7 @@ impl Disk {
             }
             Change::Quiesce { generation } => self.hold_back(question, generation, Purpose::Quiesce),
             Change::Stop => self.hold_back(question, self.holding.generation(), Purpose::Stop),
-            Change::Resume { generation, swap } => self.resume(question, generation, swap),
+            Change::Resume { generation, swap } => self.resume(question, generation, swap, engine),
             Change::Relink { generation, below } => self.relink(question, generation, below),
             Change::Patch { patches } => self.patch(question, &patches, engine),
             Change::SetHidden { hidden } => self.set_hidden(question, hidden, engine),
@@ -110,12 +114,17 @@ impl Disk {
     }
 
     /// Whether requests that change the disk wait.
-    pub(super) const fn holds_back(&self) -> bool {
+    pub(super) fn holds_back(&self) -> bool {
         self.holding.holds_back()
     }
 
     /// Whether that is for a change of the chain.
-    pub(super) fn is_quiescing(&self) -> bool {
+    pub(crate) fn is_quiescing(&self) -> bool {
+        self.holds_back() && !self.is_stopping()
+    }
+
+    /// Whether nothing is to be committed but for a quiesce.
+    pub(super) fn holds_commits_back(&self) -> bool {
         self.holding.is_for(Purpose::Quiesce)
     }
 
@@ -171,7 +180,14 @@ impl Disk {
             }
         } else if self.failed.is_some() {
             self.hold_has_failed();
+        } else {
+            self.want_commits();
         }
+    }
+
+    /// Everything is to be stored, for the hold.
+    fn want_commits(&mut self) {
+        self.targets.iter_mut().for_each(|target| target.commits.want_for_hold());
     }
 
     /// Moves a hold on that waits for requests to end. Whether it has come further.
@@ -179,11 +195,19 @@ impl Disk {
         if self.is_growing() {
             return false;
         }
-        let is_durable = !self.targets.iter().any(|target| target.commits.owes_hold());
-        let idle = if self.is_stopping() { self.tasks.is_empty() } else { self.changing == 0 };
-        match self.holding.next(idle, is_durable, self.failed.is_some()) {
+        let is_stored = !self.targets.iter().any(|target| target.commits.owes_hold());
+        let is_durable = !self.targets.iter().any(|target| target.commits.are_written_only());
+        let (idle, enough) = if self.is_stopping() {
+            (self.tasks.is_empty(), is_stored && is_durable)
+        } else {
+            (self.changing == 0, is_stored)
+        };
+        let failed = self.failed.is_some();
+        match self.holding.next(idle, enough, failed) {
+            // D4: images are closed with everything durable.
+            None if self.is_stopping() && idle && is_stored && !is_durable && !failed => self.want_commits(),
             None => return false,
-            Some(Next::Commit) => self.targets.iter_mut().for_each(|target| target.commits.want_for_hold()),
+            Some(Next::Commit) => self.want_commits(),
             Some(Next::Held(question)) => {
                 let leaf_is_empty = self.leaf_is_empty();
                 self.answer(question, Ok(Told::Quiesced { leaf_is_empty }));
@@ -219,7 +243,7 @@ impl Disk {
         true
     }
 
-    fn resume(&mut self, question: u64, generation: u64, swap: bool) {
+    fn resume(&mut self, question: u64, generation: u64, swap: bool, engine: &mut dyn Engine) {
         match self.holding.resume(generation, swap) {
             Resumed::Already => return self.answer(question, Ok(Told::Done)),
             Resumed::Refused => {
@@ -233,7 +257,7 @@ impl Disk {
                 }
                 self.answer(question, Ok(Told::Done));
             }
-            Resumed::Swap(prepared) => match self.swap(question, prepared) {
+            Resumed::Swap(prepared) => match self.swap(question, prepared, engine) {
                 Ok(()) => self.holding.swapped(),
                 Err(error) => return self.answer(question, Err(error)),
             },
@@ -245,15 +269,26 @@ impl Disk {
         }
     }
 
-    /// Puts the prepared leaf on top. Answered when nothing holds the writable descriptor of the old one any more (D12).
-    fn swap(&mut self, question: u64, prepared: Prepared) -> Result<(), catena_control::Trouble> {
+    /// Puts the prepared leaf on top. Answered when the old one is durable and nothing holds its writable descriptor any more (D12).
+    fn swap(
+        &mut self,
+        question: u64,
+        prepared: Prepared,
+        engine: &mut dyn Engine,
+    ) -> Result<(), catena_control::Trouble> {
         let id = prepared.leaf.id;
-        let before = self.layers.leaf_slot();
+        let before = self.layers.leaf_slot().zip(self.layers.leaf().map(|leaf| leaf.container.clone()));
         let slot =
             self.layers.push_leaf(prepared.leaf, prepared.old_leaf).map_err(|error| from_chain(&error))?;
-        before.into_iter().for_each(|before| self.end_target(before));
+        let epoch = self.next_epoch();
+        if let Some((before, container)) = before {
+            self.seal(before, container, question, epoch, engine);
+            self.end_target(before);
+        }
         self.begin_target(slot, id);
-        self.retire(question);
+        if self.sealing.is_none() {
+            self.retire(question, epoch);
+        }
         Ok(())
     }
 
@@ -281,15 +316,23 @@ impl Disk {
     fn relink(&mut self, question: u64, generation: u64, below: Vec<(ImageId, Option<Part>)>) {
         self.holding.hear(generation);
         match self.layers.relink(below) {
-            Ok(()) => self.retire(question),
+            Ok(()) => {
+                let epoch = self.next_epoch();
+                self.retire(question, epoch);
+            }
             Err(error) => self.answer(question, Err(from_chain(&error))),
         }
     }
 
-    /// Answers when nobody works with what the chain was up to now.
-    fn retire(&mut self, question: u64) {
-        self.questions.retiring.push((self.epoch, question));
+    /// Ends a state of the chain. Gives its number.
+    const fn next_epoch(&mut self) -> u64 {
         self.epoch += 1;
+        self.epoch - 1
+    }
+
+    /// Answers when nobody works with what the chain was in that state, or before.
+    pub(super) fn retire(&mut self, question: u64, epoch: u64) {
+        self.questions.retiring.push((epoch, question));
         self.answer_retired();
     }
 

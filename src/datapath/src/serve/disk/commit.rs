@@ -1,14 +1,20 @@
 //! Group commit: what many writes have noted goes to an image with one barrier between data and pointers.
 //!
 //! ```text
-//!   flush, FUA, 1 s, 256 blocks, no room in pending ──▶ begin ──▶ plan runs elsewhere ──▶ end: answer, clear pending
-//!                                                          ▲              │ storage full: run again later
+//!   flush, FUA, 1 s, 256 blocks, no room in pending ──▶ begin ──▶ barrier, pointers ──▶ end: clear pending
+//!                                                          ▲             │   │ storage full: run again later
+//!             somebody waits for the pointers, or 1 s ─────┤             └── answer whom the one before has covered
 //!                                                          └── whoever comes meanwhile waits for the next
 //! ```
 //!
-//! Each image that is written has its own; whoever wants all to be durable waits for one of each (D9). Whatever was answered
-//! before a commit begins is durable when it ends. Giving sectors up takes turns with it. After a failure nothing is known of
-//! what is stored: writes and flushes fail until the disk is opened again, when what `pending` holds is stored anew.
+//! A commit has one barrier. It is behind the data of what the commit covers, before its pointers (D1), and behind the pointers
+//! that the commit before has written: those are durable then, and who waited for them is answered. So in a row of commits each
+//! costs one barrier; the last of the row takes another, which is a commit of nothing. What stands in `pending` only outlives the
+//! process, so it is cleared when the pointers are written (D7).
+//!
+//! Each image that is written has its own; whoever wants all to be durable waits for one of each (D9). Giving sectors up takes
+//! turns with it. After a failure nothing is known of what is stored: writes and flushes fail until the disk is opened again, when
+//! what `pending` holds is stored anew.
 
 use super::task::Task;
 use super::write::{Growth, is_full};
@@ -32,6 +38,8 @@ const BLOCKS: usize = 256;
 #[derive(Default)]
 pub(super) struct Commits {
     running: Option<Running>,
+    /// The last commit has written pointers that no barrier has made durable yet: the requests that wait for that.
+    written: Option<Vec<usize>>,
     /// Requests that a commit must cover which begins from now on.
     waiters: Vec<usize>,
     /// Requests that have sectors to give up.
@@ -41,7 +49,7 @@ pub(super) struct Commits {
     noted_since: Option<Instant>,
     /// The time has come.
     due: bool,
-    /// Writes are being held back, and all must be durable.
+    /// Writes are going to be held back, or are, and that needs a commit.
     for_hold: bool,
     gave_up_last: bool,
 }
@@ -71,10 +79,12 @@ impl Commits {
 
     /// The time is `now`.
     pub(super) fn tick(&mut self, now: Instant) {
-        self.due |= self.deadline().is_some_and(|deadline| deadline <= now);
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            (self.due, self.noted_since) = (true, None);
+        }
     }
 
-    /// Everything must be durable, since writes are held back.
+    /// A commit of what there is now is wanted by whoever holds writes back.
     pub(super) const fn want_for_hold(&mut self) {
         self.for_hold = true;
     }
@@ -84,19 +94,40 @@ impl Commits {
         self.for_hold || self.running.as_ref().is_some_and(|running| running.for_hold)
     }
 
+    /// Whether pointers are written that are not durable.
+    pub(super) const fn are_written_only(&self) -> bool {
+        self.written.is_some()
+    }
+
+    /// Who waits for the pointers that are written.
+    pub(super) fn take_written(&mut self) -> Option<Vec<usize>> {
+        self.written.take()
+    }
+
     /// Whether a commit waits for space.
     pub(super) fn is_full(&self) -> bool {
         self.running.as_ref().is_some_and(|running| running.full)
     }
 
     fn is_wanted(&self) -> bool {
-        self.due || self.for_hold || !self.waiters.is_empty()
+        let awaited = self.written.as_ref().is_some_and(|covers| !covers.is_empty());
+        self.due || self.for_hold || awaited || !self.waiters.is_empty()
+    }
+
+    /// Answers the request when all that was answered before is durable.
+    fn wait(&mut self, index: usize) {
+        match &mut self.running {
+            // Nothing has come since it began.
+            Some(running) if !self.unflushed && !running.gives_up => running.covers.push(index),
+            _ => self.waiters.push(index),
+        }
     }
 
     /// All who wait, after a failure.
     fn take_all(&mut self) -> Vec<usize> {
         let mut all = std::mem::take(&mut self.waiters);
         all.append(&mut self.give_ups);
+        all.extend(self.written.take().unwrap_or_default());
         if let Some(running) = &mut self.running {
             all.append(&mut running.covers);
         }
@@ -106,7 +137,8 @@ impl Commits {
     /// The request does not wait any more.
     fn forget(&mut self, index: usize) {
         let covers = self.running.as_mut().map(|running| &mut running.covers);
-        for list in [&mut self.waiters, &mut self.give_ups].into_iter().chain(covers) {
+        for list in [&mut self.waiters, &mut self.give_ups].into_iter().chain(covers).chain(&mut self.written)
+        {
             list.retain(|&waiter| waiter != index);
         }
     }
@@ -117,7 +149,7 @@ impl Disk {
     pub(super) fn wait_for_all(&mut self, index: usize, task: &mut Task) {
         (task.durable, task.awaits) = (false, 0);
         for target in self.targets.iter_mut() {
-            target.commits.waiters.push(index);
+            target.commits.wait(index);
             task.awaits += 1;
         }
     }
@@ -142,7 +174,12 @@ impl Disk {
     fn pump_commits_of(&mut self, slot: Slot, engine: &mut dyn Engine) -> bool {
         let Some((target, pending)) = self.targets.get(slot).zip(self.pending.as_ref()) else { return false };
         let commits = &target.commits;
-        if commits.running.is_some() || self.failed.is_some() {
+        if commits.running.is_some() || self.sealing.is_some() || self.failed.is_some() {
+            return false;
+        }
+        // Writes that are held back wait for one barrier: nothing else is begun but what they need to come to an end.
+        let in_need = !self.room.is_empty() || !commits.give_ups.is_empty();
+        if self.holds_commits_back() && !commits.for_hold && !in_need {
             return false;
         }
         let noted = pending.noted(target.image);
@@ -158,7 +195,7 @@ impl Disk {
         if !wanted {
             return false;
         }
-        if noted == 0 && !commits.unflushed {
+        if noted == 0 && !commits.unflushed && !commits.are_written_only() {
             return self.nothing_to_commit(slot);
         }
         self.begin_commit(slot, engine)
@@ -190,7 +227,7 @@ impl Disk {
         let Some(((image, target), pending)) = image.zip(target).zip(self.pending.as_mut()) else {
             return false;
         };
-        let commit = match image.layer.begin_commit() {
+        let commit = match image.layer.begin_store() {
             Ok(Some(commit)) => commit,
             Ok(None) => return false,
             Err(error) => return self.fail(&error.to_string()),
@@ -279,7 +316,7 @@ impl Disk {
             }
             return self.storage_is_full();
         }
-        let Running { commit, gives_up, covers, blocks, for_hold, .. } = running;
+        let Running { commit, plan, gives_up, covers, blocks, for_hold, .. } = running;
         let ended = self.layers.written(slot).map_or(Ok(()), |image| {
             if gives_up {
                 image.layer.end_give_up(commit, result.is_ok())
@@ -293,24 +330,39 @@ impl Disk {
             self.fail(&with_source(&error));
             return;
         }
+        // The pointers of the commit before were written when this one began.
+        let before = if plan.has_barrier() { target.commits.take_written() } else { None };
         if gives_up {
             blocks.into_iter().for_each(|block| self.layers.forget(block));
+            self.covered(covers);
         } else {
-            for block in blocks {
-                target.new_blocks.remove(&block);
-            }
-            if let Some(pending) = &mut self.pending {
-                crash::SERVE_STORED.pass();
-                pending.end_commit(target.image);
-            }
-            self.ready.extend(std::mem::take(&mut self.room));
+            self.stored(slot, &plan, covers, &blocks);
         }
-        self.covered(covers);
+        self.covered(before.unwrap_or_default());
         self.maybe_free();
     }
 
+    /// What a commit was to store is on the image, and durable if its plan ends with a barrier.
+    fn stored(&mut self, slot: Slot, plan: &Plan, covers: Vec<usize>, blocks: &[BlockIndex]) {
+        let Some(target) = self.targets.get_mut(slot) else { return };
+        for block in blocks {
+            target.new_blocks.remove(block);
+        }
+        if let Some(pending) = &mut self.pending {
+            crash::SERVE_STORED.pass();
+            pending.end_commit(target.image);
+        }
+        self.ready.extend(std::mem::take(&mut self.room));
+        if plan.ends_with_barrier() {
+            self.covered(covers);
+        } else {
+            target.commits.written = Some(covers);
+            target.commits.noted();
+        }
+    }
+
     /// These requests have what they waited for, of one image.
-    fn covered(&mut self, waiters: Vec<usize>) {
+    pub(super) fn covered(&mut self, waiters: Vec<usize>) {
         for index in waiters {
             if let Some(task) = self.tasks.get_mut(index) {
                 task.awaits = task.awaits.saturating_sub(1);
@@ -327,6 +379,7 @@ impl Disk {
         self.failed = Some(message.to_owned());
         self.news.push(News::StorageFailed { message: message.to_owned() });
         let mut waiting = std::mem::take(&mut self.room);
+        waiting.append(&mut self.sealing.take().unwrap_or_default());
         for target in self.targets.iter_mut() {
             waiting.append(&mut target.commits.take_all());
             waiting.extend(target.growth.take().map(Growth::into_waiters).unwrap_or_default());

@@ -54,9 +54,12 @@ impl Disk {
         enlarging.begun = true;
         let (size, into) = (enlarging.size, Arc::clone(&enlarging.grown));
         let Some(leaf) = self.layers.leaf() else { return };
+        let container = leaf.container.clone();
         match leaf.layer.grow(size) {
             Ok(growth) => {
                 let run = move || {
+                    // What the last commit has written is taken for durable from here on.
+                    container.flush()?;
                     let grown = growth().map_err(|error| io::Error::other(error.to_string()))?;
                     *into.lock().unwrap_or_else(PoisonError::into_inner) = Some(grown);
                     Ok(())

@@ -6,7 +6,7 @@
 //!
 //! * [`layers`]: the images; [`locks`]: which requests go together; [`task`]: what a request goes through.
 //! * [`fetch`], [`write`], [`zero`]: reading, writing, giving up. [`commit`] and [`pending`]: what makes it last.
-//! * [`space`]: what waits for space; [`change`]: snapshots, merges, the end.
+//! * [`space`]: what waits for space; [`change`], [`sealing`]: snapshots, merges, the end.
 //!
 //! Invariants: what is answered as written is in `pending` or on the image (D7); nothing is in two requests' hands that exclude
 //! each other; a request is answered once.
@@ -19,6 +19,7 @@ mod layers;
 mod locks;
 mod open;
 mod pending;
+mod sealing;
 mod slab;
 mod space;
 mod status;
@@ -74,6 +75,8 @@ enum Waiting {
     Answer { question: u64 },
     /// A larger leaf.
     Larger,
+    /// The barrier of the leaf that was replaced in that state of the chain.
+    Sealed { question: u64, epoch: u64 },
 }
 
 /// The disk.
@@ -93,6 +96,8 @@ pub(crate) struct Disk {
     targets: Targets,
     /// Requests that wait for room in `pending`.
     room: Vec<usize>,
+    /// The leaf that was replaced is being made durable: the requests that wait for that.
+    sealing: Option<Vec<usize>>,
     space: Space,
     waits_when_full: bool,
     /// Why nothing is written any more.
@@ -102,7 +107,7 @@ pub(crate) struct Disk {
     held: VecDeque<(u64, Work)>,
     /// Requests that have got their lock while writes are held back.
     frozen: Vec<usize>,
-    /// Requests that have begun to change the disk and do not wait for space.
+    /// Requests that have begun to change the disk, have not come to the end of that, and do not wait for space.
     changing: usize,
     enlarging: Option<Enlarging>,
     /// Counts the states of the chain, and how many requests work with each.
@@ -148,6 +153,7 @@ impl Disk {
             Some(Waiting::Commit { slot }) => self.committed(slot, completion.result),
             Some(Waiting::Answer { question }) => self.called(question, completion.result),
             Some(Waiting::Larger) => self.grew(completion.result),
+            Some(Waiting::Sealed { question, epoch }) => self.sealed(question, epoch, completion.result),
             None => {}
         }
         self.run(engine);
@@ -269,11 +275,9 @@ impl Disk {
     }
 
     fn end(&mut self, index: usize, mut task: Task, outcome: Outcome) {
-        let mut granted = Vec::new();
-        self.locks.release(index, &mut granted);
-        self.ready.extend(granted);
+        self.release(index);
         self.leave_epoch(&mut task);
-        if task.changes() && task.started && !task.parked {
+        if task.changes() && task.started && !task.parked && task.stage != Stage::Durable {
             self.changing -= 1;
         }
         self.went_well(&mut task);
@@ -282,6 +286,13 @@ impl Disk {
         }
         self.tasks.free(index);
         self.done.push((task.request, task.weight, outcome));
+    }
+
+    /// Those who have waited for the sectors of the request go on.
+    fn release(&mut self, index: usize) {
+        let mut granted = Vec::new();
+        self.locks.release(index, &mut granted);
+        self.ready.extend(granted);
     }
 
     /// One step of a request that has its lock.
@@ -374,6 +385,9 @@ impl Disk {
         }
         if task.fua || task.kind == Kind::Flush {
             task.stage = Stage::Durable;
+            // It changes nothing more: a hold covers it, and nobody waits for it to be answered.
+            self.changing -= 1;
+            self.release(index);
             self.wait_for_all(index, task);
             return Step::Wait;
         }

@@ -50,6 +50,13 @@ impl Disk {
                     leaf.layer.restore(&noted)?;
                     store(&mut leaf, &mut pending)?;
                 }
+                if pending.is_taken_over()
+                    && let Some(before) = below.first()
+                {
+                    // D9: the last leaf may have been replaced a moment ago, and what it was written may not be durable.
+                    let flushed = before.container.flush();
+                    flushed.map_err(catena_chain::Error::io("making the image below durable"))?;
+                }
                 (Some(leaf), Some(pending))
             }
             None => (None, None),
@@ -77,6 +84,7 @@ impl Disk {
             learning: HashMap::new(),
             targets: Targets::default(),
             room: Vec::new(),
+            sealing: None,
             space: Space::default(),
             waits_when_full,
             failed: None,

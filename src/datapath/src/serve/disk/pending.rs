@@ -53,6 +53,8 @@ pub(crate) enum PendingError {
 /// The file.
 pub(crate) struct Pending {
     words: Mapping,
+    /// A writer of this disk has died in this boot.
+    taken_over: bool,
     free: Vec<usize>,
     /// Of each image that is written.
     books: Vec<Book>,
@@ -92,13 +94,18 @@ impl Pending {
         fallocate(file.as_fd(), FallocateFlags::empty(), 0, full)?;
         let words = Mapping::new(file)?;
         let books = images.iter().copied().map(Book::of).collect();
-        let mut pending = Self { words, free: Vec::new(), books };
-        pending.take_header(vdi, boot)?;
+        let mut pending = Self { words, taken_over: false, free: Vec::new(), books };
+        pending.taken_over = pending.take_header(vdi, boot)?;
         let noted = pending.take_entries()?;
         Ok((pending, noted))
     }
 
-    fn take_header(&self, vdi: VdiUuid, boot: [u8; 16]) -> Result<(), PendingError> {
+    /// Whether a writer that died in this boot left the file behind.
+    pub(super) const fn is_taken_over(&self) -> bool {
+        self.taken_over
+    }
+
+    fn take_header(&self, vdi: VdiUuid, boot: [u8; 16]) -> Result<bool, PendingError> {
         let expected: Vec<u64> =
             [FORM].into_iter().chain(words_of(&vdi.to_bytes())).chain(words_of(&boot)).collect();
         match self.load(0) {
@@ -108,9 +115,9 @@ impl Pending {
                     self.store(1 + index, *word);
                 }
                 self.store(0, MAGIC);
-                Ok(())
+                Ok(false)
             }
-            MAGIC if (1..).zip(&expected).all(|(index, word)| self.load(index) == *word) => Ok(()),
+            MAGIC if (1..).zip(&expected).all(|(index, word)| self.load(index) == *word) => Ok(true),
             MAGIC => Err(PendingError::NotValid("of another disk, boot or version")),
             _ => Err(PendingError::NotValid("something else")),
         }

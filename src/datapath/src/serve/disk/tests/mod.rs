@@ -2,6 +2,7 @@
 
 mod cases;
 mod chains;
+mod costs;
 mod model;
 mod random;
 mod rig;

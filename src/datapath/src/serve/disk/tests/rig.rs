@@ -334,6 +334,34 @@ impl Rig {
         }
     }
 
+    /// Until nothing is under way but the first of so many plans.
+    pub(super) fn settle_all_but(&mut self, plans: usize) {
+        while !self.lab.ops.is_empty() || self.lab.calls.len() > plans {
+            self.settle_data();
+            if self.lab.calls.len() > plans {
+                self.lab.step_call(plans);
+                self.collect();
+            }
+        }
+    }
+
+    /// Until the plan that is under way has been carried out.
+    pub(super) fn end_plan(&mut self) {
+        let token = self.lab.calls[0].token;
+        while let Some(index) = self.lab.calls.iter().position(|call| call.token == token) {
+            self.lab.step_call(index);
+        }
+        self.collect();
+    }
+
+    /// Until writes are held back.
+    pub(super) fn hold(&mut self) {
+        while !self.disk.holds_back() {
+            assert!(!self.lab.is_idle(), "never held back");
+            self.step();
+        }
+    }
+
     /// Until nothing is under way.
     pub(super) fn settle(&mut self) {
         while !self.lab.is_idle() {
