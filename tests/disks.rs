@@ -4,7 +4,7 @@
 mod harness;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Agent, peer};
+use harness::{Agent, peer, qemu_img};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -211,8 +211,7 @@ fn a_disk_grows_and_its_leaf_still_merges_right() -> Result<()> {
 
     let row = show(&agent, &disk)?;
     let image = agent.path("store").join(row["container"].as_str().context("container")?);
-    let told =
-        peer("qemu-utils", "qemu-img", &["info", "--output=json", "-f", "vpc", &image.to_string_lossy()])?;
+    let told = qemu_img(&["info", "--output=json", "-f", "vpc", &image.to_string_lossy()])?;
     let told: Value = serde_json::from_str(&told)?;
     ensure!(told["virtual-size"] == 2040_u64 << 30, "{told}");
 

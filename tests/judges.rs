@@ -5,7 +5,7 @@ mod harness;
 
 use anyhow::{Context, Result, ensure};
 use harness::mounted::Mounted;
-use harness::{Agent, peer, sha256, unpack_golden};
+use harness::{Agent, peer, qemu_img, sha256, text, unpack_golden};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -38,10 +38,6 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
     words.flatten().take(length).collect()
 }
 
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
-}
-
 fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -68,7 +64,7 @@ fn images(directory: &Path) -> Result<BTreeMap<String, String>> {
 
 /// Whether qemu-img finds the same bytes in a VHD without parent as in a raw file.
 fn qemu_agrees(vhd: &Path, raw: &Path) -> Result<()> {
-    peer("qemu-utils", "qemu-img", &["compare", "-f", "vpc", "-F", "raw", &text(vhd), &text(raw)]).map(drop)
+    qemu_img(&["compare", "-f", "vpc", "-F", "raw", &text(vhd), &text(raw)]).map(drop)
 }
 
 /// The image of a VDI, and the file that holds it.
@@ -185,7 +181,7 @@ fn images_come_back_as_they_went_in() -> Result<()> {
         let (theirs, name) = (agent.path(format!("{subformat}.vhd")), format!("from-{subformat}"));
         let options = format!("subformat={subformat},force_size=on");
         let convert = ["convert", "-f", "raw", "-O", "vpc", "-o", &options, &text(&raw), &text(&theirs)];
-        peer("qemu-utils", "qemu-img", &convert)?;
+        qemu_img(&convert)?;
         agent.ok(&["vdi", "import", &text(&theirs), "--sr", "disks", "--format", "vhd", "--name", &name])?;
         ensure!(agent.hash(&name)? == hash, "qemu's {subformat} VHD in, raw out");
     }

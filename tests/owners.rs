@@ -3,7 +3,7 @@
 mod harness;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Agent, Said, golden_file, sha256};
+use harness::{Agent, Said, golden_file, sha256, text};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -45,10 +45,6 @@ fn on_host(name: &str) -> Result<Agent> {
     fs::write(agent.path("etc/catena/catenad.toml"), format!("host_id = '{name}'\n"))?;
     agent.launch(None)?;
     Ok(agent)
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }
 
 fn introduce(agent: &Agent, place: &str, more: &[&str]) -> Result<Said> {

@@ -4,7 +4,7 @@
 mod harness;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Agent, golden_file, peer};
+use harness::{Agent, golden_file, peer, qemu_img};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::Write;
@@ -91,7 +91,7 @@ fn a_crashed_image_of_the_vendor_is_mended() -> Result<()> {
         )?);
     }
     peer("libvhdi-utils", "vhdiinfo", &[&crashed])?;
-    peer("qemu-utils", "qemu-img", &["compare", "-f", "vpc", "-F", "vpc", &crashed, &repaired])?;
+    qemu_img(&["compare", "-f", "vpc", "-F", "vpc", &crashed, &repaired])?;
     ensure!(content[0] == content[1], "the mended image holds something else than the vendor's repair of it");
     let job = agent.json(&["job", "list"])?;
     ensure!(job["jobs"].as_array().into_iter().flatten().any(|job| job["kind"] == "repair"), "{job}");

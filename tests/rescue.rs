@@ -4,7 +4,7 @@
 mod harness;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Agent, Said, sha256};
+use harness::{Agent, Said, sha256, text};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -140,10 +140,6 @@ impl Scene {
         ensure!(agent.json(&["sr", "check", &self.sr])?["clean"] == true);
         Ok(())
     }
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }
 
 fn introduce(agent: &Agent, place: &str, more: &[&str]) -> Result<Said> {

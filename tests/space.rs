@@ -7,7 +7,7 @@ mod recount;
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::small::Small;
-use harness::{Agent, nightly, seed};
+use harness::{Agent, nightly, seed, text};
 use recount::Recount;
 use serde_json::{Value, json};
 
@@ -23,10 +23,6 @@ fn with_sr(place: &Path) -> Result<Agent> {
     let agent = Agent::start()?;
     agent.ok(&["sr", "create", "--type", "file", "--name", "store", "--location", &text(place)])?;
     Ok(agent)
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }
 
 fn create(agent: &Agent, name: &str, size: &str) -> Result<String> {

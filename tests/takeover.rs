@@ -3,7 +3,7 @@
 mod harness;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Agent, peer, sha256, unpack_golden};
+use harness::{Agent, qemu_img, sha256, unpack_golden};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -55,7 +55,7 @@ fn chain(name: &str, leaf: &str) -> Result<()> {
     let raw = agent.path("leaf.raw");
     agent.ok(&["vdi", "export", leaf, &raw.to_string_lossy()])?;
     let (container, raw) = (container.to_string_lossy(), raw.to_string_lossy());
-    peer("qemu-utils", "qemu-img", &["compare", "-f", "vpc", "-F", "raw", &container, &raw])?;
+    qemu_img(&["compare", "-f", "vpc", "-F", "raw", &container, &raw])?;
     Ok(())
 }
 

@@ -204,7 +204,7 @@ fn foreign_image(stage: &Stage, path: &Path) -> Result<Vec<u8>> {
     golden_file("special/qemu-data.vhd", path)?;
     let raw = stage.agent.path("foreign.raw");
     let (from, to) = (path.to_string_lossy(), raw.to_string_lossy());
-    crate::harness::peer("qemu-utils", "qemu-img", &["convert", "-f", "vpc", "-O", "raw", &from, &to])?;
+    crate::harness::qemu_img(&["convert", "-f", "vpc", "-O", "raw", &from, &to])?;
     Ok(fs::read(raw)?)
 }
 

@@ -364,6 +364,16 @@ pub(crate) fn peer(package: &str, program: &str, arguments: &[&str]) -> Result<S
     Ok(text)
 }
 
+/// `qemu-img`, which must succeed.
+pub(crate) fn qemu_img(arguments: &[&str]) -> Result<String> {
+    peer("qemu-utils", "qemu-img", arguments)
+}
+
+/// A path as a word of a command.
+pub(crate) fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
 /// The seed of a random test: `CATENA_SEED`, or a fresh one; printed so that a failure can be repeated.
 pub(crate) fn seed(test: &str) -> u64 {
     let given = std::env::var("CATENA_SEED").ok().and_then(|text| text.parse().ok());

@@ -11,9 +11,9 @@ mod stage;
 
 use anyhow::{Result, ensure};
 use harness::serving::Served;
-use harness::{Agent, peer, sha256};
+use harness::{Agent, peer, qemu_img, sha256, text};
 use serde_json::Value;
-use stage::{ENGINES, MIB, Stage, noise, text};
+use stage::{ENGINES, MIB, Stage, noise};
 use std::fs;
 
 #[test]
@@ -77,7 +77,7 @@ fn maps_tell_who_owns_what() -> Result<()> {
         }
         ensure!(at == stage.content.len(), "the map ends at {at}");
     }
-    let map = peer("qemu-utils", "qemu-img", &["map", "--output=json", "-f", "raw", &uri])?;
+    let map = qemu_img(&["map", "--output=json", "-f", "raw", &uri])?;
     let map: Value = serde_json::from_str(&map)?;
     let zeros = map.as_array().into_iter().flatten().filter(|extent| extent["zero"] == true);
     let zeros: u64 = zeros.filter_map(|extent| extent["length"].as_u64()).sum();
@@ -130,14 +130,10 @@ fn copies_in_and_out_are_the_same_bytes() -> Result<()> {
         peer("libnbd-bin", "nbdcopy", &["--connections=4", "--flush", &text(&source), &uri])?;
         peer("libnbd-bin", "nbdcopy", &["--connections=4", &uri, &text(&back)])?;
         ensure!(sha256(&source)? == sha256(&back)?, "nbdcopy with {engine}");
-        peer("qemu-utils", "qemu-img", &["compare", "-f", "raw", "-F", "raw", &uri, &text(&source)])?;
+        qemu_img(&["compare", "-f", "raw", "-F", "raw", &uri, &text(&source)])?;
         let qcow2 = stage.served.path("qcow2");
-        peer("qemu-utils", "qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, &text(&qcow2)])?;
-        peer(
-            "qemu-utils",
-            "qemu-img",
-            &["compare", "-f", "qcow2", "-F", "raw", &text(&qcow2), &text(&source)],
-        )?;
+        qemu_img(&["convert", "-f", "raw", "-O", "qcow2", &uri, &text(&qcow2)])?;
+        qemu_img(&["compare", "-f", "qcow2", "-F", "raw", &text(&qcow2), &text(&source)])?;
         stage.served.stop()?;
         stage.content = content;
         stage.agree_detached()?;

@@ -2,10 +2,10 @@
 
 use crate::harness::nbd::Client;
 use crate::harness::serving::Served;
-use crate::harness::{Agent, peer};
+use crate::harness::{Agent, peer, text};
 use anyhow::{Context, Result, ensure};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Bytes of a MiB.
 pub(crate) const MIB: usize = 1 << 20;
@@ -139,9 +139,4 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
         state.to_le_bytes()
     });
     words.flatten().take(length).collect()
-}
-
-/// A path as a word of a command.
-pub(crate) fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }

@@ -8,7 +8,7 @@ mod refused;
 mod vhds;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Agent, Said, peer, sha256};
+use harness::{Agent, Said, qemu_img, sha256, text};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -32,10 +32,6 @@ fn noise(seed: u64, length: u64) -> Vec<u8> {
         state.to_le_bytes()
     });
     words.flatten().take(usize::try_from(length).unwrap_or(usize::MAX)).collect()
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -219,7 +215,7 @@ fn zeros_take_no_space_either_way() -> Result<()> {
         size < 3 * MIB && blocks * 512 < MIB,
         "one block of 2 MiB, a hole but for 64 KiB: {size}, {blocks}"
     );
-    peer("qemu-utils", "qemu-img", &["compare", "-f", "vpc", "-F", "raw", &text(&vhd), &text(&raw)])?;
+    qemu_img(&["compare", "-f", "vpc", "-F", "raw", &text(&vhd), &text(&raw)])?;
     let fixed = agent.path("fixed.vhd");
     agent.ok(&["vdi", "export", "sparse", &text(&fixed), "--format", "vhd-fixed"])?;
     let (size, blocks) = fs::metadata(&fixed).map(|file| (file.len(), file.blocks()))?;

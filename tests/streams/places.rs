@@ -1,7 +1,7 @@
 //! Where a stream can lead: pipes that stand still, terminals, a shell's files, devices, and places that are full.
 
-use crate::harness::{Agent, Said, peer, sha256};
-use crate::{MIB, export_piped, hex, import_piped, layered, noise, state, text, with_sr};
+use crate::harness::{Agent, Said, peer, sha256, text};
+use crate::{MIB, export_piped, hex, import_piped, layered, noise, state, with_sr};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -1,7 +1,7 @@
 //! What is no disk, or only a part of one, is refused: by its name, with nothing left behind.
 
-use crate::harness::{Agent, Said, golden_file, peer};
-use crate::{MIB, contents, export_piped, hex, import_piped, layered, noise, state, text, with_sr};
+use crate::harness::{Agent, Said, golden_file, peer, qemu_img, text};
+use crate::{MIB, contents, export_piped, hex, import_piped, layered, noise, state, with_sr};
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use std::fs;
@@ -73,7 +73,7 @@ fn make_others(agent: &Agent) -> Result<()> {
     let at = |name: &str| text(&agent.path(name));
     let raw = agent.path("disk.raw");
     fs::write(&raw, noise(1, 300_000))?;
-    let make = |arguments: &[&str]| peer("qemu-utils", "qemu-img", arguments);
+    let make = |arguments: &[&str]| qemu_img(arguments);
     for format in ["qcow2", "vmdk", "vhdx", "vdi", "qed"] {
         make(&["convert", "-f", "raw", "-O", format, &text(&raw), &at(&format!("a.{format}"))])?;
     }

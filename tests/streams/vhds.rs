@@ -1,8 +1,8 @@
 //! VHDs that others made, and those that we make for others: field by field, and read by their own programs.
 
 use crate::harness::mounted::Mounted;
-use crate::harness::{peer, sha256};
-use crate::{MIB, export_piped, hex, import_piped, layered, noise, state, text, with_sr};
+use crate::harness::{qemu_img, sha256, text};
+use crate::{MIB, export_piped, hex, import_piped, layered, noise, state, with_sr};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::fs::{self, File};
@@ -19,8 +19,8 @@ fn images_of_qemu_come_through_a_pipe() -> Result<()> {
     for options in ["subformat=dynamic,force_size=on", "subformat=fixed,force_size=on", "subformat=dynamic"] {
         let (vhd, back) = (agent.path("qemu.vhd"), agent.path("back.raw"));
         let convert = ["convert", "-f", "raw", "-O", "vpc", "-o", options, &text(&raw), &text(&vhd)];
-        peer("qemu-utils", "qemu-img", &convert)?;
-        peer("qemu-utils", "qemu-img", &["convert", "-f", "vpc", "-O", "raw", &text(&vhd), &text(&back)])?;
+        qemu_img(&convert)?;
+        qemu_img(&["convert", "-f", "vpc", "-O", "raw", &text(&vhd), &text(&back)])?;
         let mut expected = fs::read(&back)?;
         expected.resize(expected.len().next_multiple_of(2 << 20), 0);
         for format in ["auto", "vhd"] {
@@ -50,7 +50,7 @@ fn the_largest_disk_comes_and_goes() -> Result<()> {
     ensure!(agent.read("again", SIZE - 8192, 8192)? == [vec![0; 4096], noise(1, 4096)].concat(), "its end");
     fs::write(agent.path("out.vhd"), vhd)?;
     let info = ["info", "--output", "json", "-f", "vpc", &text(&agent.path("out.vhd"))];
-    let info: Value = serde_json::from_str(&peer("qemu-utils", "qemu-img", &info)?)?;
+    let info: Value = serde_json::from_str(&qemu_img(&info)?)?;
     ensure!(info["virtual-size"] == SIZE, "{info}");
     // One byte more is more than a VHD holds.
     let before = state(&agent, &directory)?;
@@ -111,11 +111,10 @@ fn exported_vhds_have_what_their_readers_ask_for() -> Result<()> {
                 check_footer(footer, 2, 12 * MIB, u64::MAX)?;
                 ensure!(bytes.len() as u64 == 12 * MIB + 512, "a whole number of MiB and a footer");
             }
-            let info =
-                peer("qemu-utils", "qemu-img", &["info", "--output", "json", "-f", "vpc", &text(path)])?;
+            let info = qemu_img(&["info", "--output", "json", "-f", "vpc", &text(path)])?;
             let info: Value = serde_json::from_str(&info)?;
             ensure!(info["virtual-size"] == 12 * MIB, "{info}");
-            peer("qemu-utils", "qemu-img", &["compare", "-f", "vpc", "-F", "raw", &text(path), &text(&raw)])?;
+            qemu_img(&["compare", "-f", "vpc", "-F", "raw", &text(path), &text(&raw)])?;
             let mounted = Mounted::new(path, path.with_extension("mnt"))?;
             ensure!(sha256(&mounted.layer(1))? == hash, "libvhdi reads the same: {}", path.display());
         }

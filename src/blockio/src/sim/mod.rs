@@ -36,7 +36,7 @@ mod world;
 pub use disk::SimDisk;
 pub use nix::errno::Errno;
 pub use plan::{Call, Counts, Fault};
-pub use rng::Rng;
+pub use rng::{Rng, seeds};
 pub use world::SimWorld;
 
 use std::io;

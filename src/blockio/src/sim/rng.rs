@@ -39,6 +39,18 @@ impl Rng {
     }
 }
 
+/// The seeds that a random test is to go through: `CATENA_SEED` alone if it is set, otherwise so many that are new in every run,
+/// twenty times as many in the long form (`CATENA_NIGHTLY`). Printed, so that a failure can be repeated.
+pub fn seeds(test: &str, count: u64) -> Vec<u64> {
+    let given = std::env::var("CATENA_SEED").ok().and_then(|text| text.parse().ok());
+    let count = if std::env::var_os("CATENA_NIGHTLY").is_some() { count * 20 } else { count };
+    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let first = time.map_or(0, |time| u64::from(time.subsec_nanos()));
+    let seeds = given.map_or_else(|| (0..count).map(|n| first + n).collect(), |seed| vec![seed]);
+    println!("{test}: CATENA_SEED is one of {seeds:?}");
+    seeds
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

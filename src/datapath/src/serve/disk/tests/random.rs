@@ -6,7 +6,7 @@ use super::rig::{Rig, bytes, gated, id, image, leaf, make, part, world, write};
 use crate::serve::disk::Change;
 use crate::serve::work::{Outcome, Work};
 use catena_blockio::Container;
-use catena_blockio::sim::{Call, Errno, Fault, Rng, SimDisk, SimWorld};
+use catena_blockio::sim::{Call, Errno, Fault, Rng, SimDisk, SimWorld, seeds};
 use catena_chain::{Error, Progress, copy};
 use catena_control::Told;
 use catena_types::{BLOCK_BYTES, Bytes, GuestOffset, Severity};
@@ -270,16 +270,6 @@ fn sound(disks: &[Arc<SimDisk>], what: &str) {
         let errors: Vec<_> = problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
         assert!(errors.is_empty(), "{what}: {errors:?}");
     }
-}
-
-fn seeds(test: &str, count: u64) -> Vec<u64> {
-    let given = std::env::var("CATENA_SEED").ok().and_then(|text| text.parse().ok());
-    let count = if std::env::var_os("CATENA_NIGHTLY").is_some() { count * 20 } else { count };
-    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let first = u64::from(time.subsec_nanos());
-    let seeds = given.map_or_else(|| (0..count).map(|n| first + n).collect(), |seed| vec![seed]);
-    println!("{test}: CATENA_SEED is one of {seeds:?}");
-    seeds
 }
 
 #[test]
