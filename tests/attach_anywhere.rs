@@ -1,5 +1,5 @@
-//! Datapath, keeper and front killed at any moment while a disk in use is written, snapshotted, cloned and merged: the client goes on,
-//! and everything that was answered is there.
+//! Datapath, keeper and front killed at any moment while a disk in use is written, snapshotted, cloned, made larger and merged: the
+//! client goes on, and everything that was answered is there.
 //!
 //! Random; the seed is printed, and `CATENA_SEED` repeats it.
 
@@ -38,6 +38,8 @@ struct Scene {
     agent: Agent,
     sr: String,
     disk: String,
+    /// How large the disk is.
+    size: u64,
     /// What the disk holds.
     model: Model,
     /// What snapshots and clones hold, each in two ways: without the write that was under way, and with it.
@@ -54,7 +56,8 @@ impl Scene {
         let sr = agent.ok(&["sr", "create", "--type", "file", "--name", "disks", "--location", &place])?;
         let disk = agent.ok(&["vdi", "create", "--sr", &sr, "--size", "32MiB", "--name", "disk"])?;
         let model = vec![0; SLOTS];
-        Ok(Self { agent, sr, disk, model, copies: BTreeMap::new(), dice: Dice(seed | 1) })
+        let (size, copies, dice) = (32 << 20, BTreeMap::new(), Dice(seed | 1));
+        Ok(Self { agent, sr, disk, size, model, copies, dice })
     }
 
     /// Kills one of the three.
@@ -87,13 +90,19 @@ impl Scene {
     /// Changes the tree, with one of the processes killed meanwhile.
     fn operate(&mut self, round: u64, after: &Model) -> Result<()> {
         let key = format!("round {round}");
-        let (method, params) = match self.dice.below(6) {
+        let (method, params) = match self.dice.below(8) {
             0 | 1 => ("VDI.snapshot", json!({"vdi": self.disk, "name_label": key, "request_id": key})),
             2 => ("VDI.clone", json!({"vdi": self.disk, "name_label": key, "request_id": key})),
             3 | 4 if !self.copies.is_empty() => {
                 let index = usize::try_from(self.dice.below(self.copies.len() as u64))?;
                 let vdi = self.copies.keys().nth(index).context("a copy")?.clone();
                 ("VDI.destroy", json!({"vdi": vdi, "request_id": key}))
+            }
+            5 | 6 => {
+                // Now and then with a longer block table, for which the first blocks move.
+                let more = [2 << 20, 40 << 20, 300 << 20][usize::try_from(self.dice.below(3))?];
+                let params = json!({"vdi": self.disk, "virtual_size": self.size + more, "request_id": key});
+                ("VDI.resize", params)
             }
             _ => ("Coalesce.run", json!({"sr": self.sr})),
         };
@@ -115,6 +124,7 @@ impl Scene {
             ("VDI.destroy", Ok(_)) => {
                 self.copies.remove(params["vdi"].as_str().unwrap_or_default());
             }
+            ("VDI.resize", Ok(grown)) => self.size = grown["virtual_size"].as_u64().context("a size")?,
             ("Coalesce.run", _) => {}
             (_, Err(error)) => ensure!(
                 ["chain_too_long", "try_again", "vdi_unavailable"]
@@ -173,6 +183,8 @@ fn whoever_dies_whenever_it_is() -> Result<()> {
     let detached = scene.ask("VDI.detach", &json!({"vdi": scene.disk, "request_id": "detach"}))?;
     ensure!(detached.is_ok(), "{detached:?}");
     ensure!(scene.agent.served().is_empty(), "a datapath is left");
+    let size = scene.agent.json(&["vdi", "show", &scene.disk])?["virtual_size"].clone();
+    ensure!(size == scene.size, "{size} and not {}", scene.size);
     for turn in ["before", "after"] {
         scene.verify(&scene.disk, std::slice::from_ref(&scene.model)).context(turn)?;
         for (vdi, models) in &scene.copies {

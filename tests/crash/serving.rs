@@ -36,21 +36,7 @@ pub(crate) enum Serving {
 pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
     let mut stage = Stage::build()?;
     let disk = stage.a.clone();
-    match what {
-        Serving::Attach | Serving::LateLeaf => {}
-        Serving::SnapshotRead => stage.agent.ok(&["vdi", "attach", "--read-only", &disk]).map(drop)?,
-        _ => {
-            attach(&stage, &disk)?;
-            write(&mut stage, &disk, 1, 0)?;
-        }
-    }
-    if what == Serving::Merge {
-        // Of two images below the disk the upper goes into the lower.
-        let snapshot = stage.snapshot(&disk)?;
-        write(&mut stage, &disk, 2, 1 << 20)?;
-        stage.snapshot(&disk)?;
-        stage.destroy(&snapshot)?;
-    }
+    prepare(&mut stage, &disk, what)?;
     let known = stage.content.len();
     stage.agent.stop()?;
     stage.agent.launch(Some(at))?;
@@ -69,7 +55,7 @@ pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
     match what {
         Serving::Attach | Serving::LateLeaf => after_attach(&stage, &disk, &params)?,
         Serving::Detach => after_detach(&stage, &disk)?,
-        Serving::Resize => after_resize(&mut stage, &disk, &params)?,
+        Serving::Resize => after_resize(&mut stage, &disk, &params, &answer)?,
         Serving::Snapshot | Serving::SnapshotRead | Serving::Clone => {
             take_in_copies(&mut stage, &disk)?;
             let again = stage.agent.call(method, &params)?;
@@ -108,6 +94,26 @@ pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
     stage.verify().context("after all merges")?;
     stage.verify_tidy()?;
     stage.agent.stop()
+}
+
+/// What there is before the keeper dies.
+fn prepare(stage: &mut Stage, disk: &str, what: Serving) -> Result<()> {
+    match what {
+        Serving::Attach | Serving::LateLeaf => {}
+        Serving::SnapshotRead => stage.agent.ok(&["vdi", "attach", "--read-only", disk]).map(drop)?,
+        _ => {
+            attach(stage, disk)?;
+            write(stage, disk, 1, 0)?;
+        }
+    }
+    if what == Serving::Merge {
+        // Of two images below the disk the upper goes into the lower.
+        let snapshot = stage.snapshot(disk)?;
+        write(stage, disk, 2, 1 << 20)?;
+        stage.snapshot(disk)?;
+        stage.destroy(&snapshot)?;
+    }
+    Ok(())
 }
 
 fn request(stage: &Stage, disk: &str, what: Serving) -> (&'static str, Value) {
@@ -183,7 +189,7 @@ fn after_attach(stage: &Stage, disk: &str, params: &Value) -> Result<()> {
 }
 
 /// The disk has the size that the catalog says, for everybody; the repeated request makes it what was asked for.
-fn after_resize(stage: &mut Stage, disk: &str, params: &Value) -> Result<()> {
+fn after_resize(stage: &mut Stage, disk: &str, params: &Value, answer: &Answer) -> Result<()> {
     let sizes = |stage: &Stage| -> Result<(u64, u64)> {
         let recorded =
             stage.agent.json(&["vdi", "show", disk])?["virtual_size"].as_u64().context("a size")?;
@@ -192,6 +198,7 @@ fn after_resize(stage: &mut Stage, disk: &str, params: &Value) -> Result<()> {
     };
     let (recorded, seen) = sizes(stage)?;
     ensure!(recorded == seen, "{recorded} in the catalog, and clients see {seen}");
+    ensure!(recorded == GROWN || answer.is_err(), "it was said to be done: {answer:?}");
     let again = stage.agent.call("VDI.resize", params)?;
     ensure!(again.as_ref().is_ok_and(|answer| answer["virtual_size"] == GROWN), "{again:?}");
     ensure!(sizes(stage)? == (GROWN, GROWN), "{:?}", sizes(stage)?);

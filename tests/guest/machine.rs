@@ -2,6 +2,7 @@
 //!
 //! The kernel is what `tests/setup` has unpacked; KVM is not needed.
 
+use crate::harness::qmp::{Monitor, blockdevs};
 use crate::harness::{PATIENCE, peer};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File};
@@ -13,6 +14,9 @@ use std::time::{Duration, Instant};
 
 /// How long the guest may take to its next word. An emulated processor beside other work is slow.
 const SILENCE: Duration = Duration::from_secs(120);
+
+/// QEMU's name of its connection to the disk.
+const CONNECTION: &str = "disk";
 
 /// Modules in the order of their dependencies; a kernel has those that it lacks built in.
 const MODULES: &[&str] = &[
@@ -35,6 +39,8 @@ pub(crate) struct Machine {
     console: Receiver<String>,
     /// What the console has shown.
     shown: Vec<String>,
+    /// QEMU's own socket.
+    monitor: PathBuf,
 }
 
 /// Where `tests/setup` has put the kernel.
@@ -115,10 +121,8 @@ impl Machine {
     pub(crate) fn boot(scratch: &Path, socket: &Path) -> Result<Self> {
         let kernel = kernel()?;
         let first = first_image(scratch, &kernel)?;
-        let disk = format!(
-            "driver=nbd,node-name=disk,server.type=unix,server.path={},reconnect-delay=60",
-            socket.display()
-        );
+        let [connection, disk] = blockdevs(socket, CONNECTION);
+        let monitor = scratch.join("qmp");
         let mut qemu = Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg", "-m", "256", "-nodefaults", "-display", "none", "-no-reboot"])
             .args(["-serial", "stdio", "-append", "console=ttyS0 quiet panic=-1"])
@@ -126,7 +130,8 @@ impl Machine {
             .arg(kernel.join("vmlinuz"))
             .arg("-initrd")
             .arg(first)
-            .args(["-blockdev", &disk, "-device", "virtio-blk-pci,drive=disk"])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())])
+            .args(["-blockdev", &connection, "-blockdev", &disk, "-device", "virtio-blk-pci,drive=web01"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
@@ -139,7 +144,7 @@ impl Machine {
             // The end of the test has ended the program, and with it this loop.
             lines.all(|line| sender.send(String::from_utf8_lossy(&line).trim().to_owned()).is_ok())
         });
-        let mut machine = Self { qemu, console, shown: Vec::new() };
+        let mut machine = Self { qemu, console, shown: Vec::new(), monitor };
         machine.wait_for("GUEST READY")?;
         Ok(machine)
     }
@@ -169,6 +174,16 @@ impl Machine {
             self.shown.push(line);
         }
         (0..count).try_for_each(|_| self.wait_for("GUEST ROUND").map(drop))
+    }
+
+    /// Tells QEMU that the disk behind the socket has this size now, in bytes, and waits until the guest has heard of it.
+    pub(crate) fn sees_size(&mut self, socket: &Path, size: u64) -> Result<()> {
+        Monitor::connect(&self.monitor)?.enlarge(socket, [CONNECTION, "larger"], size)?;
+        self.rounds(1)?;
+        let said = self.wait_for("GUEST ROUND")?;
+        let kib = said.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
+        ensure!(kib == Some(size >> 10), "the guest sees {kib:?} KiB of {size} bytes");
+        Ok(())
     }
 
     /// Tells the guest to stop, waits for its last verification and for its end. Returns how many rounds it has made.

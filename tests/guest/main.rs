@@ -1,5 +1,5 @@
-//! A guest works on a served disk that is snapshotted and merged, while front, keeper and datapath are killed: it notices nothing,
-//! what it wrote is there, and its file system is in order.
+//! A guest works on a served disk that is snapshotted, merged and made larger, while front, keeper and datapath are killed: it notices
+//! nothing but the new size, what it wrote is there, and its file system is in order.
 
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -62,6 +62,9 @@ fn a_guest_notices_nothing() -> Result<()> {
     agent.ok(&["coalesce", "run", "store", "--wait"])?;
     // What is left is the leaf, and what it stands on: a leaf is merged when its disk is detached.
     ensure!(depth(&agent)? == 2, "the images below the guest are merged");
+    agent.ok(&["vdi", "resize", "root", "96MiB"])?;
+    guest.sees_size(&socket, 96 << 20)?;
+    guest.rounds(2)?;
     let rounds = guest.shut_down()?;
     ensure!(rounds > count as u64, "the guest has worked: {rounds} rounds");
 

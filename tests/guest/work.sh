@@ -47,7 +47,7 @@ while [ ! -e /run/stop ]; do
   [ $((round % 3)) != 0 ] || sync
   old=/data/$(((round + RANDOM) % 8)).sums
   [ ! -e "$old" ] || verify "$old"
-  say "ROUND $round"
+  say "ROUND $round $(awk '$4 == "vda" { print $3 }' /proc/partitions)"
 done
 
 sync
