@@ -169,6 +169,100 @@ impl Drop for Immutable {
     }
 }
 
+/// What a merge has emptied stays until every process that read it has said that it does not any more (D15).
+#[test]
+fn an_image_is_kept_for_a_process_that_may_still_read_it() -> Result<()> {
+    let scene = Scene::set()?;
+    scene.agent.ok(&["coalesce", "pause", &scene.sr])?;
+    scene.agent.write(&scene.disk, 0, &[1; 65536])?;
+    let first = scene.agent.ok(&["vdi", "snapshot", &scene.disk, "--name", "first"])?;
+    scene.agent.write(&scene.disk, 1 << 20, &[2; 65536])?;
+    let base =
+        scene.agent.path("sr").join(scene.record(&scene.disk)?["container"].as_str().context("its name")?);
+    scene.agent.ok(&["vdi", "snapshot", &scene.disk, "--name", "second"])?;
+    let uri = scene.attach()?;
+    let mut client = Client::connect(&uri)?;
+    let datapath = scene.datapath()?;
+    kill(datapath, Signal::SIGSTOP)?;
+    scene.agent.ok(&["vdi", "destroy", &first])?;
+    scene.agent.ok(&["coalesce", "resume", &scene.sr])?;
+    wait_until("the base copies are merged", || Ok(scene.events("merge.done")? == 1))?;
+    wait_until("the worker has nothing to do", || {
+        let status = scene.agent.json(&["coalesce", "status", &scene.sr])?;
+        Ok(status["srs"][0]["state"] != "running")
+    })?;
+    ensure!(base.exists(), "it was removed under a process that may read it");
+    kill(datapath, Signal::SIGCONT)?;
+    client.run("read -P 1 0 64k")?;
+    client.run("read -P 2 1M 64k")?;
+    wait_until("it is removed", || Ok(!base.exists()))?;
+    client.run("read -P 2 1M 64k")?;
+    ensure!(scene.datapath()? == datapath, "it was replaced, though it lives");
+    client.close()?;
+    scene.detach()?;
+    scene.agent.ok(&["coalesce", "run", "--wait", &scene.sr])?;
+    scene.clean()
+}
+
+/// A process that answers at the door of another disk is not taken for that disk's.
+#[test]
+fn a_process_of_another_disk_is_left_alone() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let other =
+        scene.agent.ok(&["vdi", "create", "--sr", &scene.sr, "--size", "32MiB", "--name", "other"])?;
+    scene.attach()?;
+    scene.agent.ok(&["vdi", "attach", &other])?;
+    let served = scene.agent.served();
+    let directories = scene.agent.path("run/catena/vdi");
+    let doors = [&scene.disk, &other].map(|vdi| directories.join(vdi).join("control.sock"));
+    let swap = || -> Result<()> {
+        fs::rename(&doors[0], directories.join("aside"))?;
+        fs::rename(&doors[1], &doors[0])?;
+        Ok(fs::rename(directories.join("aside"), &doors[1])?)
+    };
+    swap()?;
+    scene.agent.kill()?;
+    scene.agent.launch(None)?;
+    wait_until("the SR is back", || Ok(scene.record(&scene.disk).is_ok()))?;
+    let refused = scene.agent.call("VDI.snapshot", &json!({"vdi": scene.disk}))?;
+    ensure!(refused.is_err(), "it was told to another disk's process: {refused:?}");
+    wait_until("somebody is told", || Ok(scene.events("vdi.unserved")? == 2))?;
+    swap()?;
+    for vdi in [&scene.disk, &other] {
+        wait_until("it is taken up", || Ok(scene.agent.catena(&["vdi", "snapshot", vdi])?.code == 0))?;
+    }
+    let now = scene.agent.served();
+    ensure!(served.iter().all(|pid| now.contains(pid)) && now.len() == 2, "{served:?}, then {now:?}");
+    scene.agent.ok(&["vdi", "detach", &other])?;
+    scene.detach()?;
+    scene.clean()
+}
+
+/// A disk that cannot be served for a time: it is tried again and again, somebody is told once, and it is served in the end.
+#[test]
+fn a_disk_that_cannot_be_served_is_tried_again() -> Result<()> {
+    let scene = Scene::set()?;
+    let uri = scene.attach()?;
+    let mut client = Client::connect(&uri)?;
+    client.run("write -P 1 0 64k")?;
+    let container = scene.record(&scene.disk)?["container"].as_str().context("a container")?.to_owned();
+    let first = scene.datapath()?;
+    let broken = Immutable::make(scene.agent.path("sr").join(container))?;
+    kill_and_wait(first)?;
+    wait_until("somebody is told", || Ok(scene.events("vdi.unserved")? == 1))?;
+    let refused = scene.agent.call("VDI.detach", &json!({"vdi": scene.disk}))?;
+    ensure!(refused.is_err(), "what was acknowledged is not on the disk (D8): {refused:?}");
+    ensure!(scene.record(&scene.disk)?["attached"] == "rw");
+    drop(broken);
+    client.run("read -P 1 0 64k")?;
+    client.run("write -P 2 1M 64k")?;
+    ensure!(scene.events("vdi.unserved")? == 1 && scene.events("vdi.datapath_died")? == 1);
+    client.close()?;
+    scene.detach()?;
+    ensure!(scene.agent.read(&scene.disk, 0, 65536)?.iter().all(|byte| *byte == 1));
+    scene.clean()
+}
+
 #[test]
 fn a_disk_whose_storage_failed_is_served_again_when_it_works() -> Result<()> {
     let scene = Scene::set()?;

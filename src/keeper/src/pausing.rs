@@ -123,7 +123,10 @@ impl Owner {
         for member in pause.members() {
             let Member { vdi, leaf, generation, .. } = member;
             let swap = member.swaps(self.catalog.state().vdis.get(&vdi).map(|row| row.image));
-            let Some(served) = self.serving.disks.get_mut(&vdi) else { continue };
+            // One that ends was asked nothing.
+            let Some(served) = self.serving.disks.get_mut(&vdi).filter(|served| !served.is_stopping()) else {
+                continue;
+            };
             let owed = served.link(vdi).and_then(|link| {
                 let owed = link.is_owed();
                 link.put(&Ask::Resume { generation, swap }, &[]).map(|()| owed)
