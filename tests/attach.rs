@@ -123,6 +123,8 @@ fn what_a_client_writes_is_on_the_disk() -> Result<()> {
     scene.detach()?;
     ensure!(scene.record(&scene.disk)?["attached"].is_null());
     ensure!(scene.agent.served().is_empty(), "a datapath is left");
+    let own = scene.record(&scene.disk)?["own_bytes"].as_u64();
+    ensure!(own >= Some(3 * MIB), "what the client has written is not measured: {own:?}");
     ensure!(scene.agent.read(&scene.disk, 1 << 20, 65536)?.iter().all(|byte| *byte == 1));
     ensure!(scene.agent.read(&scene.disk, 20 << 20, 3 << 20)?.iter().all(|byte| *byte == 2));
     ensure!(scene.agent.read(&scene.disk, 5 << 20, 4096)?.iter().all(|byte| *byte == 7));

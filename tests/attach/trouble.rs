@@ -151,6 +151,33 @@ catalog.close()
     scene.clean()
 }
 
+/// What was acknowledged and nobody knows any more is not made up: the disk is served again only when it was detached (D8).
+#[test]
+fn a_disk_whose_record_is_lost_can_only_be_detached() -> Result<()> {
+    let scene = Scene::set()?;
+    let uri = scene.attach()?;
+    let mut client = Client::connect(&uri)?;
+    client.run("write -P 1 0 1M")?;
+    client.begin("flush")?;
+    client.run("write -P 2 1M 64k")?;
+    let directory = scene.agent.path("run/catena/vdi").join(&scene.disk);
+    fs::remove_file(directory.join("pending"))?;
+    kill_and_wait(scene.datapath()?)?;
+    wait_until("somebody is told", || Ok(scene.events("vdi.unserved")? == 1))?;
+    ensure!(scene.agent.served().is_empty(), "it is served without its record");
+    let refused = scene.agent.call("VDI.snapshot", &json!({"vdi": scene.disk}))?;
+    let refused = refused.err().context("a snapshot of what nobody knows")?;
+    ensure!(refused["data"]["hint"].as_str().is_some_and(|hint| hint.contains("detach")), "{refused}");
+    drop(client);
+    scene.detach()?;
+    ensure!(scene.events("vdi.record_lost")? == 1, "nobody was told of the loss");
+    ensure!(!directory.exists(), "its directory is left");
+    ensure!(scene.agent.read(&scene.disk, 0, 1 << 20)?.iter().all(|byte| *byte == 1), "what was flushed");
+    scene.clean()?;
+    scene.attach()?;
+    scene.detach()
+}
+
 /// A file that nobody may write, whoever has it open, until this is dropped.
 struct Immutable(PathBuf);
 

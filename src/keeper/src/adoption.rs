@@ -220,7 +220,7 @@ impl Owner {
     }
 
     /// Connects to the disk's process, unless that was done, and asks what it is serving; false if there is none.
-    fn knock(&mut self, vdi: VdiUuid) -> Result<bool, Failure> {
+    pub(crate) fn knock(&mut self, vdi: VdiUuid) -> Result<bool, Failure> {
         let knocked = |served: &Served| served.knock.as_ref().is_some_and(|link| !link.is_gone());
         if self.serving.disks.get(&vdi).is_some_and(knocked) {
             return Ok(true);
@@ -278,7 +278,9 @@ impl Owner {
         let pending = pending.ok_or_else(|| {
             // D8: what was acknowledged and stood there is not known any more.
             let what = "the record of the writes that this disk's datapath has acknowledged is gone";
-            Failure::new(ErrorName::VdiUnavailable, what).object("vdi", vdi)
+            Failure::new(ErrorName::VdiUnavailable, what)
+                .hint("end its clients and detach it; what was not flushed may be lost")
+                .object("vdi", vdi)
         })?;
         let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
         let (handed, fds) = ready_chain(&*self.store, &chain, access)?;

@@ -178,6 +178,9 @@ impl Owner {
             return Ok(true);
         }
         if served.link.is_none() && served.knock.is_none() && !is_undecided {
+            if self.has_lost_its_record(vdi)? {
+                return Ok(true);
+            }
             let found = self.find_or_replace(vdi);
             let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
             if served.knock.is_none() {
@@ -192,6 +195,16 @@ impl Owner {
             Some(link) if !is_undecided => link.stop().is_err(),
             _ => false,
         })
+    }
+
+    /// Whether neither a process nor its record of acknowledged writes is left: then nobody can end what was begun. Images are in order
+    /// without that, as after a power cut, and who detaches says that no client is left who would rely on more (D8).
+    fn has_lost_its_record(&mut self, vdi: VdiUuid) -> Result<bool, Failure> {
+        if self.knock(vdi)? {
+            return Ok(false);
+        }
+        let pending = self.serving.dir.pending(vdi).map_err(|error| local(vdi, "its record", &error))?;
+        Ok(pending.is_none())
     }
 
     /// Goes on with those who wait for the end of a process, where there is something to do.
@@ -210,6 +223,11 @@ impl Owner {
     fn stop_serving(&mut self, vdi: VdiUuid) -> Result<(), Failure> {
         let is_unknown = |served: &Served| served.link.is_none() && served.knock.is_none();
         if self.serving.disks.get(&vdi).is_none_or(is_unknown) {
+            if self.has_lost_its_record(vdi)? {
+                let text = "its datapath has died, and the record of what that had acknowledged is gone: what was not flushed may be lost";
+                let event = self.event(Severity::Error, "vdi.record_lost", Some(vdi), None, text);
+                return self.commit(vec![event]);
+            }
             self.find_or_replace(vdi)?;
         }
         let why = match self.stop_process(vdi) {
