@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockType, SockaddrLike, UnixAddr, getsockname, getsockopt, sockopt};
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::str::FromStr;
@@ -35,6 +36,9 @@ pub(crate) struct Arguments {
     /// An image of the chain, leaf first; FORMAT is `vhd`, or `vhd:any` for an adopted image whose own id may be another.
     #[arg(long = "image", value_name = "FD:ID:FORMAT", required = true)]
     images: Vec<ImageArgument>,
+    /// A leaf merge into this image, the second of the chain, is open: it is written too, and the merge goes on.
+    #[arg(long, value_name = "ID", conflicts_with = "read_only")]
+    pub(crate) moving_into: Option<ImageId>,
     /// Refuse writes; the leaf may be open for reading only.
     #[arg(long)]
     pub(crate) read_only: bool,
@@ -90,6 +94,8 @@ pub(crate) struct Inherited {
     pub(crate) pending: OwnedFd,
     /// The chain, leaf first.
     pub(crate) images: Vec<(Handed, OwnedFd)>,
+    /// The image into which a merge is open, without the right to write: what is left of it when that ends otherwise.
+    pub(crate) reader: Option<OwnedFd>,
 }
 
 impl Arguments {
@@ -107,17 +113,29 @@ impl Arguments {
         let pending = take(self.pending)?;
         ensure_file(pending.as_fd(), true).context("the file of pending writes")?;
         let mut opened = Vec::with_capacity(self.images.len());
+        let mut reader = None;
         for (depth, image) in self.images.iter().enumerate() {
             let fd = take(image.fd)?;
-            let leaf = depth == 0 && !self.read_only;
-            ensure_file(fd.as_fd(), leaf).with_context(|| format!("image {}", image.handed.id))?;
+            let into = self.moving_into == Some(image.handed.id);
+            ensure!(!into || depth == 1, "image {} is not the one below the leaf", image.handed.id);
+            let written = into || (depth == 0 && !self.read_only);
+            ensure_file(fd.as_fd(), written).with_context(|| format!("image {}", image.handed.id))?;
             // D11: the keeper has locked this very description, and then this changes nothing; where it has not, whoever
             // else writes there is found out before the first byte is read.
-            let alone = !leaf || lock_exclusive(&fd).context("the leaf cannot be locked")?;
+            let alone = !written || lock_exclusive(&fd).context("an image cannot be locked")?;
             ensure!(alone, "image {} is still being written by another process", image.handed.id);
+            if into {
+                // Now, while we may: whoever serves has no right to open anything.
+                let file = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+                reader = Some(file.with_context(|| format!("image {}", image.handed.id))?.into());
+            }
             opened.push((image.handed.clone(), fd));
         }
-        Ok(Inherited { nbd, control, pending, images: opened })
+        ensure!(
+            self.moving_into.is_none() || reader.is_some(),
+            "the image into which a merge is open is none of the chain"
+        );
+        Ok(Inherited { nbd, control, pending, images: opened, reader })
     }
 }
 

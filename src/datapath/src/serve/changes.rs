@@ -10,8 +10,9 @@ use super::opening;
 use crate::trouble::{from_io, trouble};
 use crate::{crash, privileges};
 use anyhow::anyhow;
+use catena_blockio::lock_exclusive;
 use catena_control::{Ask, Handed, Limits, Stats, Told, Trouble, TroubleKind};
-use catena_types::ImageId;
+use catena_types::{Bytes, ImageId};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -99,10 +100,14 @@ impl Changes {
                 let leaf = if self.read_only { None } else { present };
                 return self.open(asker, core, move || relink(generation, chain, leaf, fds));
             }
-            other => {
-                let message = format!("this cannot be done here: {other:?}");
-                Err(trouble(TroubleKind::Unsupported, message))
+            // A keeper that has adopted us asks for what is open already: the image is in our hands.
+            Ask::MoveDown { generation, into, rate } if core.disk.hello().moving_into == Some(into.id) => {
+                Ok(Change::MoveOn { generation, rate })
             }
+            Ask::MoveDown { generation, into, rate } => {
+                return self.open(asker, core, move || move_down(generation, &into, rate, fds));
+            }
+            Ask::EndMove { generation, complete } => Ok(Change::EndMove { generation, complete }),
         };
         match change {
             Ok(change) => self.ask(asker, change, keepers, core),
@@ -222,6 +227,16 @@ fn prepare(generation: u64, handed: &Handed, fds: Vec<OwnedFd>) -> Result<Change
     let Ok([leaf, old]) = <[OwnedFd; 2]>::try_from(fds) else { return Err(wrong_descriptors()) };
     let old_leaf = opening::container(old)?;
     Ok(Change::Prepare { generation, leaf: opening::leaf(handed, leaf)?, old_leaf })
+}
+
+/// The image that the leaf is to be emptied into, which nobody else may be writing (D11).
+fn move_down(generation: u64, handed: &Handed, rate: Bytes, fds: Vec<OwnedFd>) -> Result<Change, Trouble> {
+    let Ok([into]) = <[OwnedFd; 1]>::try_from(fds) else { return Err(wrong_descriptors()) };
+    if !lock_exclusive(&into).map_err(from_io("locking an image"))? {
+        let message = format!("image {} is being written by another process", handed.id);
+        return Err(trouble(TroubleKind::Io, message));
+    }
+    Ok(Change::MoveDown { generation, into: opening::leaf(handed, into)?, rate })
 }
 
 /// The images below the leaf, or all of them where there is no leaf; those that are marked come with a descriptor.

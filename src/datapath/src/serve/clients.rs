@@ -228,7 +228,8 @@ mod tests {
         let layer = Arc::new(Image::open(container.clone(), Mode::ReadOnly).unwrap());
         let below = vec![Part { id: spec.id, layer, container }];
         let vdi = VdiUuid::from_bytes([1; 16]);
-        let disk = Disk::open(Opening { vdi, boot: [2; 16], leaf: None, below, waits_when_full: true });
+        let disk =
+            Disk::open(Opening { vdi, boot: [2; 16], leaf: None, into: None, below, waits_when_full: true });
         Core::new(disk.unwrap(), engine::open(Kind::Threads).unwrap())
     }
 

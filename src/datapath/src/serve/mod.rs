@@ -50,8 +50,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     privileges::drop_privileges().context("privileges cannot be dropped")?;
 
     let engine = engine::open(arguments.engine).context("the I/O engine cannot be started")?;
-    let Inherited { nbd, control, pending, images } = inherited;
-    let disk = open_disk(arguments, boot, images, pending)?;
+    let Inherited { nbd, control, pending, images, reader } = inherited;
+    let disk = open_disk(arguments, boot, images, reader, pending)?;
     crash::SERVE_OPENED.pass();
     let poller = Poller::new()?;
     let clients = Clients::new(nbd, arguments.vdi, arguments.read_only, &poller)?;
@@ -67,6 +67,7 @@ fn open_disk(
     arguments: &Arguments,
     boot: [u8; 16],
     images: Vec<(Handed, OwnedFd)>,
+    reader: Option<OwnedFd>,
     pending: OwnedFd,
 ) -> Result<Disk> {
     let mut below = images;
@@ -76,9 +77,17 @@ fn open_disk(
         let (handed, fd) = below.remove(0);
         Some((opening::leaf(&handed, fd)?, pending))
     };
+    // The image into which a merge is open is the second of the chain.
+    let into = match reader {
+        Some(reader) if !below.is_empty() => {
+            let (handed, fd) = below.remove(0);
+            Some((opening::leaf(&handed, fd)?, opening::container(reader)?))
+        }
+        _ => None,
+    };
     let below = opening::parts(below)?;
     let waits_when_full = arguments.on_full == OnFull::Wait;
-    Ok(Disk::open(disk::Opening { vdi: arguments.vdi, boot, leaf, below, waits_when_full })?)
+    Ok(Disk::open(disk::Opening { vdi: arguments.vdi, boot, leaf, into, below, waits_when_full })?)
 }
 
 /// What the kernel calls the time since the machine was started.

@@ -15,6 +15,7 @@
 //! wait for space stay where they are and go on with whatever leaf there is. Nobody but the keeper ends a quiesce (D20).
 
 use super::layers::{Leaf, Part};
+use super::moving::Moving;
 use super::write::Growth;
 use super::{Disk, Waiting};
 use crate::images::from_hex;
@@ -46,6 +47,12 @@ pub(crate) enum Change {
     SetHidden { hidden: bool },
     /// Make the disk larger, while it is quiesced.
     Grow { size: Bytes },
+    /// Empty the leaf into the image below it, opened anew for writing.
+    MoveDown { generation: u64, into: Leaf, rate: Bytes },
+    /// Go on with the merge that is open, at this rate.
+    MoveOn { generation: u64, rate: Bytes },
+    /// End it.
+    EndMove { generation: u64, complete: bool },
     /// Flush and close.
     Stop,
 }
@@ -84,6 +91,9 @@ impl Disk {
             Change::Patch { patches } => self.patch(question, &patches, engine),
             Change::SetHidden { hidden } => self.set_hidden(question, hidden, engine),
             Change::Grow { size } => self.grow(question, size),
+            Change::MoveDown { generation, into, rate } => self.move_down(question, generation, into, rate),
+            Change::MoveOn { generation, rate } => self.move_on_at(question, generation, rate),
+            Change::EndMove { generation, complete } => self.end_move(question, generation, complete),
         }
         self.run(engine);
     }
@@ -107,7 +117,7 @@ impl Disk {
             chain: self.layers.ids(),
             prepared: self.holding.prepared().map(|prepared| prepared.leaf.id),
             quiesced: self.holding.quiesced(),
-            moving_into: None,
+            moving_into: self.moving.as_ref().map(Moving::image),
             failed: self.failed.clone(),
             size: Some(self.size()),
         }
@@ -145,6 +155,9 @@ impl Disk {
     }
 
     fn prepare(&mut self, generation: u64, leaf: Leaf, old_leaf: Arc<dyn Container>) -> Answered {
+        if self.moving.is_some() {
+            return Err(move_is_open());
+        }
         let Some(present) = self.layers.leaf() else {
             return Err(trouble(TroubleKind::Unsupported, "the disk is served for reading only"));
         };
@@ -162,6 +175,9 @@ impl Disk {
     }
 
     fn hold_back(&mut self, question: u64, generation: u64, purpose: Purpose) {
+        if purpose == Purpose::Quiesce && self.moving.is_some() {
+            return self.answer(question, Err(move_is_open()));
+        }
         match self.holding.hold_back(generation, question, purpose) {
             Ok(None) => {}
             Ok(Some(before)) => {
@@ -178,6 +194,7 @@ impl Disk {
             for (request, work) in std::mem::take(&mut self.held) {
                 self.done.push((request, weight(&work), Outcome::Failed(Trouble::ShuttingDown)));
             }
+            self.wake_move();
         } else if self.failed.is_some() {
             self.hold_has_failed();
         } else {
@@ -198,7 +215,7 @@ impl Disk {
         let is_stored = !self.targets.iter().any(|target| target.commits.owes_hold());
         let is_durable = !self.targets.iter().any(|target| target.commits.are_written_only());
         let (idle, enough) = if self.is_stopping() {
-            (self.tasks.is_empty(), is_stored && is_durable)
+            (self.tasks.is_empty() && !self.is_leaving_move(), is_stored && is_durable)
         } else {
             (self.changing == 0, is_stored)
         };
@@ -315,6 +332,11 @@ impl Disk {
 
     fn relink(&mut self, question: u64, generation: u64, below: Vec<(ImageId, Option<Part>)>) {
         self.holding.hear(generation);
+        let written = self.moving.as_ref().map(Moving::image);
+        let stays = below.first().map(|(id, part)| (*id, part.is_none()));
+        if written.is_some_and(|id| stays != Some((id, true))) {
+            return self.answer(question, Err(move_is_open()));
+        }
         match self.layers.relink(below) {
             Ok(()) => {
                 let epoch = self.next_epoch();
@@ -325,7 +347,7 @@ impl Disk {
     }
 
     /// Ends a state of the chain. Gives its number.
-    const fn next_epoch(&mut self) -> u64 {
+    pub(super) const fn next_epoch(&mut self) -> u64 {
         self.epoch += 1;
         self.epoch - 1
     }
@@ -420,6 +442,10 @@ pub(super) fn sealed(result: io::Result<()>) -> io::Result<()> {
         }
         result => result,
     }
+}
+
+fn move_is_open() -> catena_control::Trouble {
+    trouble(TroubleKind::Unsupported, "a leaf merge is open, and has to be ended first")
 }
 
 /// Bytes with which a request is counted.

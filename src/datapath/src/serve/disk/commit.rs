@@ -109,6 +109,17 @@ impl Commits {
         self.running.as_ref().is_some_and(|running| running.full)
     }
 
+    /// Whether nothing is on its way and nobody waits.
+    pub(super) fn is_idle(&self) -> bool {
+        let waits = !self.waiters.is_empty() || !self.give_ups.is_empty();
+        self.running.is_none() && self.written.is_none() && !waits && !self.unflushed
+    }
+
+    /// Begins a commit as soon as that can be; whether that was not so before.
+    pub(super) const fn hurry(&mut self) -> bool {
+        !std::mem::replace(&mut self.due, true)
+    }
+
     fn is_wanted(&self) -> bool {
         let awaited = self.written.as_ref().is_some_and(|covers| !covers.is_empty());
         self.due || self.for_hold || awaited || !self.waiters.is_empty()
@@ -151,6 +162,14 @@ impl Disk {
         for target in self.targets.iter_mut() {
             target.commits.wait(index);
             task.awaits += 1;
+        }
+    }
+
+    /// Answers it when what was written to this image is.
+    pub(super) fn wait_for(&mut self, slot: Slot, index: usize, task: &mut Task) {
+        (task.durable, task.awaits) = (false, 1);
+        if let Some(target) = self.targets.get_mut(slot) {
+            target.commits.waiters.push(index);
         }
     }
 
@@ -388,6 +407,7 @@ impl Disk {
             self.trouble(index, Trouble::Io);
         }
         self.fail_parked(Trouble::Io);
+        self.wake_move();
         self.hold_has_failed();
         true
     }

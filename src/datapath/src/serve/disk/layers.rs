@@ -1,4 +1,5 @@
-//! The images of the disk: the leaf that is written, and those below it that are only read.
+//! The images of the disk: the leaf that is written, and those below it that are only read; while a leaf merge is open, the one
+//! right below the leaf is written too.
 //!
 //! An image keeps its slot for as long as it is served, wherever in the chain it is. Nothing here waits: what depends on bytes
 //! that are not in memory is said to be missing.
@@ -70,10 +71,10 @@ pub(super) struct Layers {
 }
 
 impl Layers {
-    /// The parts topmost first. At least one image.
-    pub(super) fn new(leaf: Option<Leaf>, below: Vec<Part>) -> Result<Self, Error> {
-        let writes = leaf.is_some();
-        let images = leaf.map(Image::Leaf).into_iter().chain(below.into_iter().map(Image::Part));
+    /// Those that are written, the leaf first, and the others; topmost first. At least one image.
+    pub(super) fn new(written: Vec<Leaf>, below: Vec<Part>) -> Result<Self, Error> {
+        let writes = !written.is_empty();
+        let images = written.into_iter().map(Image::Leaf).chain(below.into_iter().map(Image::Part));
         let chain = LiveChain::new(images.collect(), catena_chain::DEFAULT_MAP_BUDGET)?;
         let leaf = chain.order().first().copied().filter(|_| writes);
         Ok(Self { chain, leaf })
@@ -93,6 +94,11 @@ impl Layers {
 
     pub(super) const fn leaf_slot(&self) -> Option<Slot> {
         self.leaf
+    }
+
+    /// Their places, leaf first.
+    pub(super) fn slots(&self) -> Vec<Slot> {
+        self.chain.order().to_vec()
     }
 
     /// The images, leaf first.
@@ -149,13 +155,57 @@ impl Layers {
     /// Puts another leaf on top; the old one is read through that container from now on, and keeps its slot.
     /// Gives the place of the new one.
     pub(super) fn push_leaf(&mut self, leaf: Leaf, old: Arc<dyn Container>) -> Result<Slot, Error> {
-        if let Some(before) = self.leaf() {
-            before.layer.end_writing(old.clone())?;
-            before.container = old;
+        if let Some(before) = self.leaf {
+            self.end_writing(before, old)?;
         }
         let slot = self.chain.push_leaf(Image::Leaf(leaf))?;
         self.leaf = Some(slot);
         Ok(slot)
+    }
+
+    /// The image below the leaf.
+    pub(super) fn below_leaf(&self) -> Option<(Slot, ImageId)> {
+        self.leaf?;
+        let below = *self.chain.order().get(1)?;
+        self.chain.member(below).map(|image| (below, image.id()))
+    }
+
+    /// What a leaf merge works with: the leaf, the image below it, and the container through which that is read.
+    pub(super) fn move_ends(&self) -> Option<(Slot, Slot, Arc<dyn Container>)> {
+        let (below, _) = self.below_leaf()?;
+        Some((self.leaf?, below, self.container(below)?.clone()))
+    }
+
+    /// Puts another form of an image in its place, of the same content and open for writing. Gives its new place.
+    pub(super) fn replace(&mut self, old: Slot, new: Leaf) -> Result<Slot, Error> {
+        let place = self.chain.order().iter().position(|slot| *slot == old);
+        let mut new = Some(new);
+        let link = |&slot: &Slot| match new.take_if(|_| slot == old) {
+            Some(new) => Link::Comes(Image::Leaf(new)),
+            None => Link::Stays(slot),
+        };
+        let chain = self.chain.order().iter().map(link).collect();
+        self.chain.relink(chain)?;
+        let slot = place.and_then(|place| self.chain.order().get(place)).copied();
+        slot.ok_or_else(|| Error::OutOfRange("an image that is not served cannot be exchanged".to_owned()))
+    }
+
+    /// From here on an image that was written is only read, through this container.
+    pub(super) fn end_writing(&mut self, slot: Slot, container: Arc<dyn Container>) -> Result<(), Error> {
+        let Some(image) = self.written(slot) else { return Ok(()) };
+        image.layer.end_writing(container.clone())?;
+        image.container = container;
+        Ok(())
+    }
+
+    /// Drops the leaf, which owns nothing. The image below it, open for writing, is the leaf from now on.
+    pub(super) fn drop_leaf(&mut self, next: Slot) -> Result<(), Error> {
+        let leaf = self.leaf;
+        let staying = self.chain.order().iter().copied().filter(|slot| Some(*slot) != leaf);
+        let chain = staying.map(Link::Stays).collect();
+        self.chain.relink(chain)?;
+        self.leaf = Some(next);
+        Ok(())
     }
 
     /// Puts a larger form of the leaf in its place.
@@ -167,10 +217,10 @@ impl Layers {
         self.chain.grown(before);
     }
 
-    /// Whether an image below is larger than the leaf: what it owns past the leaf's end is hidden (D6).
-    pub(super) fn hides_something(&self) -> bool {
-        let images = self.chain.order().iter().filter_map(|&slot| self.chain.member(slot));
-        images.into_iter().any(|image| image.layer().virtual_size() > self.size())
+    /// Whether an image below the one that has so many above it is larger than `size`: what it owns past that is hidden (D6).
+    pub(super) fn hides_below(&self, above: usize, size: Bytes) -> bool {
+        let images = self.chain.order().iter().skip(above + 1).filter_map(|&slot| self.chain.member(slot));
+        images.into_iter().any(|image| image.layer().virtual_size() > size)
     }
 
     /// Makes these the images below the leaf (all of them, where there is none), topmost first; an image without a new form keeps

@@ -1,8 +1,9 @@
 //! Which requests may touch which sectors at a time.
 //!
-//! Overlapping requests go in the order in which they came, except that readers go together. A request that waits holds up
+//! A request has one range of sectors, or several. Overlapping requests go in the order in which they came, except that readers go together. A request that waits holds up
 //! those that overlap it and came later, so nobody waits for ever. Used by [`Disk`](super::Disk) alone.
 
+use catena_types::{BLOCK_SECTORS, BlockIndex, SectorSet};
 use std::ops::Range;
 
 /// What a request does with its sectors.
@@ -17,7 +18,10 @@ pub(super) enum Access {
 #[derive(Debug)]
 struct Entry {
     owner: usize,
+    /// From its first sector to its last.
     sectors: Range<u64>,
+    /// What of that it has; none: all.
+    parts: Vec<Range<u64>>,
     access: Access,
     /// How many earlier entries it waits for.
     waits_for: usize,
@@ -32,19 +36,58 @@ pub(super) struct Locks {
 
 impl Entry {
     fn excludes(&self, other: &Self) -> bool {
-        let overlap = self.sectors.start < other.sectors.end && other.sectors.start < self.sectors.end;
-        overlap && (self.access == Access::Exclusive || other.access == Access::Exclusive)
+        let alone = self.access == Access::Exclusive || other.access == Access::Exclusive;
+        alone
+            && overlap(&self.sectors, &other.sectors)
+            && self.parts().iter().any(|one| other.parts().iter().any(|two| overlap(one, two)))
     }
+
+    fn parts(&self) -> &[Range<u64>] {
+        if self.parts.is_empty() { std::slice::from_ref(&self.sectors) } else { &self.parts }
+    }
+}
+
+fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start < other.end && other.start < one.end
 }
 
 impl Locks {
     /// Asks for these sectors; whether `owner` has them at once. If not, a [`release`](Self::release) will name it.
     pub(super) fn acquire(&mut self, owner: usize, sectors: Range<u64>, access: Access) -> bool {
-        let mut entry = Entry { owner, sectors, access, waits_for: 0 };
+        self.add(Entry { owner, sectors, parts: Vec::new(), access, waits_for: 0 })
+    }
+
+    /// The same for several ranges, ascending.
+    pub(super) fn acquire_all(&mut self, owner: usize, parts: Vec<Range<u64>>, access: Access) -> bool {
+        let sectors = parts.first().map_or(0, |first| first.start)..parts.last().map_or(0, |last| last.end);
+        self.add(Entry { owner, sectors, parts, access, waits_for: 0 })
+    }
+
+    fn add(&mut self, mut entry: Entry) -> bool {
         entry.waits_for = self.entries.iter().filter(|earlier| earlier.excludes(&entry)).count();
         let granted = entry.waits_for == 0;
         self.entries.push(entry);
         granted
+    }
+
+    /// Whether `owner` has what it asked for.
+    pub(super) fn has(&self, owner: usize) -> bool {
+        self.entries.iter().any(|entry| entry.owner == owner && entry.waits_for == 0)
+    }
+
+    /// The sectors of a block that somebody has for himself.
+    pub(super) fn changing(&self, block: BlockIndex) -> SectorSet {
+        let first = u64::from(block.0) * BLOCK_SECTORS as u64;
+        let within = |sector: u64| usize::try_from(sector.saturating_sub(first)).unwrap_or(usize::MAX);
+        let mut changing = SectorSet::empty();
+        let alone = |entry: &&Entry| entry.access == Access::Exclusive && entry.waits_for == 0;
+        for part in self.entries.iter().filter(alone).flat_map(Entry::parts) {
+            let sectors = within(part.start).min(BLOCK_SECTORS)..within(part.end).min(BLOCK_SECTORS);
+            if !sectors.is_empty() {
+                changing.insert(sectors);
+            }
+        }
+        changing
     }
 
     /// Gives up what `owner` has; adds to `granted` who has got all that it asked for by this.

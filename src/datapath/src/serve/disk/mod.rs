@@ -7,16 +7,19 @@
 //! * [`layers`]: the images; [`locks`]: which requests go together; [`task`]: what a request goes through.
 //! * [`fetch`], [`write`], [`zero`]: reading, writing, giving up. [`commit`] and [`pending`]: what makes it last.
 //! * [`space`]: what waits for space; [`change`], [`sealing`]: snapshots, merges, the end.
+//! * [`moving`], [`window`], [`deciding`]: the merge of the leaf into the image below it, which is then written too ([`target`]).
 //!
 //! Invariants: what is answered as written is in `pending` or on the image (D7); nothing is in two requests' hands that exclude
 //! each other; a request is answered once.
 
 mod change;
 mod commit;
+mod deciding;
 mod enlarge;
 mod fetch;
 mod layers;
 mod locks;
+mod moving;
 mod open;
 mod pending;
 mod sealing;
@@ -25,6 +28,7 @@ mod space;
 mod status;
 mod target;
 mod task;
+mod window;
 mod write;
 mod zero;
 
@@ -45,6 +49,7 @@ use enlarge::Enlarging;
 use fetch::{Fetch, Learning};
 use layers::Layers;
 use locks::{Access, Locks};
+use moving::Moving;
 use pending::Pending;
 use slab::Slab;
 use space::Space;
@@ -73,10 +78,14 @@ enum Waiting {
     Commit { slot: Slot },
     /// Something that the keeper has asked for.
     Answer { question: u64 },
-    /// A larger leaf.
+    /// A larger form of an image.
     Larger,
     /// The barrier of the leaf that was replaced in that state of the chain.
     Sealed { question: u64, epoch: u64 },
+    /// A window of a leaf merge.
+    Copied { task: usize },
+    /// The end of writing to the image that the leaf was to be emptied into.
+    Left,
 }
 
 /// The disk.
@@ -110,6 +119,7 @@ pub(crate) struct Disk {
     /// Requests that have begun to change the disk, have not come to the end of that, and do not wait for space.
     changing: usize,
     enlarging: Option<Enlarging>,
+    moving: Option<Moving>,
     /// Counts the states of the chain, and how many requests work with each.
     epoch: u64,
     in_epoch: BTreeMap<u64, usize>,
@@ -154,6 +164,8 @@ impl Disk {
             Some(Waiting::Answer { question }) => self.called(question, completion.result),
             Some(Waiting::Larger) => self.grew(completion.result),
             Some(Waiting::Sealed { question, epoch }) => self.sealed(question, epoch, completion.result),
+            Some(Waiting::Copied { task }) => self.copied(task, completion),
+            Some(Waiting::Left) => self.sealed_into(completion.result),
             None => {}
         }
         self.run(engine);
@@ -184,12 +196,13 @@ impl Disk {
     /// When [`tick`](Self::tick) is to be called.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let commits = self.targets.iter().filter_map(|target| target.commits.deadline());
-        commits.chain(self.space.deadline()).min()
+        commits.chain(self.space.deadline()).chain(self.moving_deadline()).min()
     }
 
     /// The time is `now`.
     pub(crate) fn tick(&mut self, now: Instant, engine: &mut dyn Engine) {
         self.targets.iter_mut().for_each(|target| target.commits.tick(now));
+        self.tick_moving(now);
         self.retry(now, engine);
         self.run(engine);
     }
@@ -255,8 +268,9 @@ impl Disk {
             }
             self.pump_growth(engine);
             let committing = self.pump_commits(engine);
+            let moving = !self.is_growing() && self.pump_moving(engine);
             let holding = self.pump_hold(engine);
-            if (self.ready.is_empty() || self.is_growing()) && !committing && !holding {
+            if (self.ready.is_empty() || self.is_growing()) && !committing && !moving && !holding {
                 return;
             }
         }
@@ -285,6 +299,9 @@ impl Disk {
             self.pool.give(buf);
         }
         self.tasks.free(index);
+        if task.kind == Kind::Move {
+            return self.move_task_ends();
+        }
         self.done.push((task.request, task.weight, outcome));
     }
 
@@ -297,6 +314,9 @@ impl Disk {
 
     /// One step of a request that has its lock.
     fn step(&mut self, index: usize, task: &mut Task, engine: &mut dyn Engine) -> Step {
+        if task.kind == Kind::Move {
+            return self.step_move(index, task, engine);
+        }
         if let Some(trouble) = task.trouble.take() {
             return Step::End(Outcome::Failed(trouble));
         }
@@ -312,6 +332,7 @@ impl Disk {
             Kind::Write | Kind::Zeroes { .. } | Kind::Trim | Kind::Flush => {
                 self.step_change(index, task, engine)
             }
+            Kind::Move => Step::Wait,
         }
     }
 

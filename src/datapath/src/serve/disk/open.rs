@@ -3,16 +3,18 @@
 use super::change::Questions;
 use super::layers::{Layers, Leaf, Part};
 use super::locks::Locks;
+use super::moving::Moving;
 use super::pending::{Pending, PendingError};
 use super::slab::Slab;
 use super::space::Space;
 use super::target::Targets;
 use super::{Disk, IN_FLIGHT};
-use catena_blockio::Pool;
+use catena_blockio::{Container, Pool};
 use catena_control::Holding;
-use catena_types::{Bytes, VdiUuid};
+use catena_types::{Bytes, ImageId, VdiUuid};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// What a disk is made of.
 pub(crate) struct Opening {
@@ -22,6 +24,8 @@ pub(crate) struct Opening {
     pub(crate) boot: [u8; 16],
     /// The image that is written and the file of pending writes; `None` for reading only.
     pub(crate) leaf: Option<(Leaf, OwnedFd)>,
+    /// The image into which a leaf merge is open: it is written too; and the container through which it is read when that is ended.
+    pub(crate) into: Option<(Leaf, Arc<dyn Container>)>,
     /// The images that are only read, topmost first.
     pub(crate) below: Vec<Part>,
     /// Whether writes wait where the storage is full; otherwise they fail.
@@ -42,29 +46,32 @@ pub(crate) enum OpenError {
 impl Disk {
     /// Opens the disk. Waits for the storage if a predecessor has left something.
     pub(crate) fn open(opening: Opening) -> Result<Self, OpenError> {
-        let Opening { vdi, boot, leaf, below, waits_when_full } = opening;
-        let (leaf, pending) = match leaf {
-            Some((mut leaf, file)) => {
-                let (mut pending, noted) = Pending::open(&file, vdi, boot, &[leaf.id])?;
-                for noted in noted.into_iter().filter(|noted| !noted.is_empty()) {
-                    leaf.layer.restore(&noted)?;
-                    store(&mut leaf, &mut pending)?;
-                }
-                if pending.is_taken_over()
-                    && let Some(before) = below.first()
-                {
-                    // D9: the last leaf may have been replaced a moment ago, and what it was written may not be durable.
-                    let flushed = before.container.flush();
-                    flushed.map_err(catena_chain::Error::io("making the image below durable"))?;
-                }
-                (Some(leaf), Some(pending))
-            }
-            None => (None, None),
+        let Opening { vdi, boot, leaf, into, below, waits_when_full } = opening;
+        let Some((leaf, file)) = leaf else {
+            return Ok(Self::new(vdi, Layers::new(Vec::new(), below)?, None, waits_when_full));
         };
-        let written = leaf.as_ref().map(|leaf| leaf.id);
-        let mut disk = Self::new(vdi, Layers::new(leaf, below)?, pending, waits_when_full);
-        if let Some((slot, id)) = disk.layers.leaf_slot().zip(written) {
-            disk.targets.add(slot, id);
+        let (into, reader) = into.unzip();
+        let mut written: Vec<Leaf> = [leaf].into_iter().chain(into).collect();
+        let images: Vec<ImageId> = written.iter().map(|image| image.id).collect();
+        let (mut pending, noted) = Pending::open(&file, vdi, boot, &images)?;
+        for (image, noted) in written.iter_mut().zip(noted).filter(|(_, noted)| !noted.is_empty()) {
+            image.layer.restore(&noted)?;
+            store(image, &mut pending)?;
+        }
+        if pending.is_taken_over()
+            && let Some(before) = below.first()
+        {
+            // D9: the last leaf may have been replaced a moment ago, and what it was written may not be durable.
+            let flushed = before.container.flush();
+            flushed.map_err(catena_chain::Error::io("making the image below durable"))?;
+        }
+        let mut disk = Self::new(vdi, Layers::new(written, below)?, Some(pending), waits_when_full);
+        let slots = disk.layers.slots();
+        for (&slot, &image) in slots.iter().zip(&images) {
+            disk.targets.add(slot, image);
+        }
+        if let ([leaf, into, ..], [_, image], Some(reader)) = (&slots[..], &images[..], reader) {
+            disk.moving = Some(Moving::successor((*leaf, *into), *image, reader));
         }
         // What a predecessor wrote over what was owned already has been answered and may never have been flushed.
         disk.targets.iter_mut().for_each(|target| target.commits.unflushed = true);
@@ -93,6 +100,7 @@ impl Disk {
             frozen: Vec::new(),
             changing: 0,
             enlarging: None,
+            moving: None,
             epoch: 0,
             in_epoch: BTreeMap::new(),
             questions: Questions::default(),
@@ -103,12 +111,12 @@ impl Disk {
     }
 }
 
-fn store(leaf: &mut Leaf, pending: &mut Pending) -> Result<(), catena_chain::Error> {
-    let Some(commit) = leaf.layer.begin_commit()? else { return Ok(()) };
-    pending.begin_commit(leaf.id);
-    let run = commit.plan.run(&*leaf.container);
-    leaf.layer.end_commit(commit, run.is_ok())?;
+fn store(image: &mut Leaf, pending: &mut Pending) -> Result<(), catena_chain::Error> {
+    let Some(commit) = image.layer.begin_commit()? else { return Ok(()) };
+    pending.begin_commit(image.id);
+    let run = commit.plan.run(&*image.container);
+    image.layer.end_commit(commit, run.is_ok())?;
     run.map_err(catena_chain::Error::io("storing what was acknowledged"))?;
-    pending.end_commit(leaf.id);
+    pending.end_commit(image.id);
     Ok(())
 }

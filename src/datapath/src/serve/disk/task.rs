@@ -24,11 +24,17 @@ use std::ops::Range;
 pub(super) enum Kind {
     Read,
     Cache,
-    Status { one: bool },
+    Status {
+        one: bool,
+    },
     Write,
-    Zeroes { no_hole: bool },
+    Zeroes {
+        no_hole: bool,
+    },
     Trim,
     Flush,
+    /// Of a leaf merge: nobody asked for it.
+    Move,
 }
 
 /// How far it has come.
@@ -156,7 +162,7 @@ impl Task {
 
     /// Whether it changes the disk, or waits for changes: what a quiesce holds back.
     pub(super) const fn changes(&self) -> bool {
-        !matches!(self.kind, Kind::Read | Kind::Cache | Kind::Status { .. })
+        !matches!(self.kind, Kind::Read | Kind::Cache | Kind::Status { .. } | Kind::Move)
     }
 
     /// Whether nothing is under way for it, so that it may be ended.

@@ -4,8 +4,9 @@
 //! request is answered. A kill in between leaves data that nobody points at, or a note of what is there. Which image a piece
 //! goes to is decided when it gets its place, and stays so until it is noted.
 
+use super::deciding::{To, goes_to};
 use super::fetch::{Fetch, gather};
-use super::task::{Edge, Poll, Stage, Task, by_block, index};
+use super::task::{Edge, Kind, Poll, Stage, Task, by_block, index};
 use super::{Disk, Waiting};
 use crate::crash;
 use crate::serve::work::Trouble;
@@ -64,6 +65,11 @@ pub(super) enum GrowthState {
 }
 
 impl Growth {
+    /// Whether the request is one of those.
+    pub(super) fn is_waited_for_by(&self, index: usize) -> bool {
+        self.waiters.contains(&index)
+    }
+
     /// Those who wait for it.
     pub(super) fn into_waiters(self) -> Vec<usize> {
         self.waiters
@@ -185,14 +191,45 @@ impl Disk {
     }
 
     fn place_piece(&mut self, index: usize, task: &mut Task, piece: &Piece, engine: &mut dyn Engine) -> Poll {
-        let Some(slot) = self.layers.leaf_slot() else { return Poll::Failed(Trouble::ReadOnly) };
-        match self.place_block(index, task, slot, piece.block, engine) {
-            Ok(at) => {
+        let placed = self.route(index, task, piece, engine).and_then(|(slot, piece)| {
+            Ok((slot, self.place_block(index, task, slot, piece.block, engine)?, piece))
+        });
+        match placed {
+            Ok((slot, at, piece)) => {
                 let at = FileOffset(at.0 + piece.sectors.start as u64 * SECTOR_BYTES);
-                self.send_piece(index, task, piece, (slot, at), engine)
+                self.send_piece(index, task, &piece, (slot, at), engine)
             }
             Err(poll) => poll,
         }
+    }
+
+    /// Which image the piece goes to: the leaf, or the one that it is being emptied into. A piece of which only a part goes there is
+    /// cut, and the rest comes after it.
+    fn route(
+        &mut self,
+        index: usize,
+        task: &mut Task,
+        piece: &Piece,
+        engine: &mut dyn Engine,
+    ) -> Result<(Slot, Piece), Poll> {
+        let Some(leaf) = self.layers.leaf_slot() else { return Err(Poll::Failed(Trouble::ReadOnly)) };
+        let mut piece = piece.clone();
+        let Some(into) = self.writes_into() else { return Ok((leaf, piece)) };
+        let known = self.know(index, task, leaf, piece.block, engine)?;
+        let (to, length) = goes_to(&known, &piece.sectors);
+        if length < piece.sectors.len() {
+            let middle = piece.sectors.start + length;
+            let source = piece.source.map(|source| source + length * SECTOR);
+            let rest = Piece::new(piece.block, middle..piece.sectors.end, source);
+            piece.sectors.end = middle;
+            task.pieces[0] = piece.clone();
+            task.pieces.insert(1, rest);
+        }
+        if to == To::Into {
+            return Ok((into, piece));
+        }
+        self.moving.iter_mut().for_each(|moving| moving.window.disturb(piece.block, piece.sectors.clone()));
+        Ok((leaf, piece))
     }
 
     /// A place for the block in an image that is written: where its first sector lies, once it may be written to.
@@ -338,6 +375,9 @@ impl Disk {
         errno: Option<i32>,
         message: &str,
     ) -> Poll {
+        if task.kind == Kind::Move {
+            return Poll::Failed(if is_full(errno) { Trouble::NoSpace } else { Trouble::Io });
+        }
         if !is_full(errno) {
             self.note_failure(&format!("writing failed: {message}"));
             self.went_well(task);

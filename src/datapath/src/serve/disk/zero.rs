@@ -91,7 +91,7 @@ impl Disk {
 
     /// The image whose sectors may be given up: the lowest of those that are written.
     fn gives_up(&self) -> Option<Slot> {
-        self.layers.leaf_slot()
+        self.writes_into().or(self.layers.leaf_slot())
     }
 
     fn look_at_window(

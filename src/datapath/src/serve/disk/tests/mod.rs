@@ -4,5 +4,6 @@ mod cases;
 mod chains;
 mod costs;
 mod model;
+mod moving;
 mod random;
 mod rig;

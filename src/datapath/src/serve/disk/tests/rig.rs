@@ -248,6 +248,20 @@ impl Rig {
         Self::open_with(disks, pending, seed, true)
     }
 
+    /// The same while a leaf merge is open.
+    pub(super) fn open_moving(disks: &[Arc<SimDisk>], pending: &File, seed: u64) -> Self {
+        let top = disks.len() - 1;
+        let opening = Opening {
+            vdi: VdiUuid::from_bytes([1; 16]),
+            boot: [2; 16],
+            leaf: Some((leaf(&disks[top]), pending.try_clone().unwrap().into())),
+            into: Some((leaf(&disks[top - 1]), gated(&disks[top - 1]))),
+            below: (0..top - 1).rev().map(|n| part(&disks[n])).collect(),
+            waits_when_full: true,
+        };
+        Self::serve(opening, seed)
+    }
+
     pub(super) fn open_with(
         disks: &[Arc<SimDisk>],
         pending: &File,
@@ -259,6 +273,7 @@ impl Rig {
             vdi: VdiUuid::from_bytes([1; 16]),
             boot: [2; 16],
             leaf: Some((leaf(&disks[top]), pending.try_clone().unwrap().into())),
+            into: None,
             below: (0..top).rev().map(|n| part(&disks[n])).collect(),
             waits_when_full,
         };
@@ -269,7 +284,7 @@ impl Rig {
     pub(super) fn open_read_only(disks: &[Arc<SimDisk>]) -> Self {
         let (vdi, boot) = (VdiUuid::from_bytes([1; 16]), [2; 16]);
         let below = disks.iter().rev().map(part).collect();
-        Self::serve(Opening { vdi, boot, leaf: None, below, waits_when_full: true }, 1)
+        Self::serve(Opening { vdi, boot, leaf: None, into: None, below, waits_when_full: true }, 1)
     }
 
     fn serve(opening: Opening, seed: u64) -> Self {
