@@ -98,6 +98,9 @@ fn a_detach_ends_also_where_the_process_hangs_for_ever() -> Result<()> {
     wait_until("it is taken up", || Ok(scene.agent.catena(&["vdi", "snapshot", &scene.disk])?.code == 0))?;
     client.run("write -P 2 1M 64k")?;
     kill(datapath, Signal::SIGSTOP)?;
+    scene.agent.kill()?;
+    scene.agent.launch(None)?;
+    wait_until("the SR is back", || Ok(scene.record(&scene.disk).is_ok()))?;
     let detached = scene.agent.call("VDI.detach", &json!({"vdi": scene.disk}))?;
     ensure!(detached.is_ok(), "{detached:?}");
     wait_for_end(&[datapath])?;
@@ -106,6 +109,30 @@ fn a_detach_ends_also_where_the_process_hangs_for_ever() -> Result<()> {
     ensure!(scene.events("vdi.datapath_hangs")? == 1, "nobody was told");
     let bytes = scene.agent.read(&scene.disk, 0, (1 << 20) + 65536)?;
     ensure!(bytes == [vec![1; 1 << 20], vec![2; 65536]].concat(), "what was acknowledged is not there");
+    scene.clean()
+}
+
+#[test]
+fn a_process_that_dies_when_it_is_told_to_stop_is_followed_by_another() -> Result<()> {
+    let scene = Scene::set()?;
+    let uri = scene.attach()?;
+    let mut client = Client::connect(&uri)?;
+    client.run("write -P 1 0 1M")?;
+    let datapath = scene.datapath()?;
+    kill(datapath, Signal::SIGSTOP)?;
+    let (socket, disk) = (scene.agent.socket(), scene.disk.clone());
+    let detach = std::thread::spawn(move || client::call_at(&socket, "VDI.detach", &json!({"vdi": disk})));
+    scene.refused(&["vdi", "snapshot", &scene.disk], "vdi_unavailable", 4)?;
+    kill_and_wait(datapath)?;
+    let detached = detach.join().map_err(|_| anyhow::anyhow!("the thread that detaches"))??;
+    ensure!(detached["error"].is_null(), "{detached}");
+    drop(client);
+    ensure!(scene.agent.served().is_empty(), "a datapath is left");
+    ensure!(scene.events("vdi.datapath_hangs")? == 0, "it has died");
+    ensure!(
+        scene.agent.read(&scene.disk, 0, 1 << 20)?.iter().all(|byte| *byte == 1),
+        "what was acknowledged"
+    );
     scene.clean()
 }
 

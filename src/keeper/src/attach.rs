@@ -151,7 +151,7 @@ impl Owner {
         if let Some(served) = self.serving.disks.get_mut(&uuid) {
             served.stop_by = None;
         }
-        stopped?;
+        stopped.inspect_err(|_| self.lose_served(uuid, Duration::ZERO))?;
         crash::pass(JobKind::Detach, Phase::Made);
         if row.mode == AttachMode::ReadWrite {
             self.stale.insert(leaf);
@@ -234,19 +234,28 @@ impl Owner {
             Ok(()) => return Ok(()),
             Err(failure) => failure,
         };
-        let pid = self.serving.disks.get(&vdi).map(|served| served.pid);
-        let text = format!("the datapath does not stop and is killed; another ends what it has begun: {why}");
-        let event = self.event(Severity::Error, "vdi.datapath_hangs", Some(vdi), None, text);
-        self.commit(vec![event])?;
-        pid.into_iter().for_each(end_now);
-        let link =
-            self.serving.disks.get(&vdi).and_then(|served| served.link.as_ref().or(served.knock.as_ref()));
-        if !link.is_none_or(|link| link.ends_within(PATIENCE)) {
-            return Err(silent(vdi));
+        if !self.has_gone(vdi, Duration::ZERO) {
+            // Also one that this keeper has never heard of: it may have hung when the last one died.
+            let Some(pid) = self.serving.dir.process(vdi) else { return Err(why) };
+            let text =
+                format!("the datapath does not stop and is killed; another ends what it has begun: {why}");
+            let event = self.event(Severity::Error, "vdi.datapath_hangs", Some(vdi), None, text);
+            self.commit(vec![event])?;
+            end_now(pid);
+            if !self.has_gone(vdi, PATIENCE) {
+                return Err(silent(vdi));
+            }
         }
         self.lose_served(vdi, Duration::ZERO);
         self.find_or_replace(vdi)?;
         self.stop_process(vdi)
+    }
+
+    /// Whether the process has closed its connection, or does so in time.
+    fn has_gone(&self, vdi: VdiUuid, patience: Duration) -> bool {
+        let served = self.serving.disks.get(&vdi);
+        let link = served.and_then(|served| served.link.as_ref().or(served.knock.as_ref()));
+        link.is_none_or(|link| link.ends_within(patience))
     }
 
     /// Asks the process to end, and waits for it; no longer, where it was asked before.

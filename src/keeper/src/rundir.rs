@@ -143,6 +143,16 @@ impl RunDir {
         fs::rename(next, dir.join("state.json"))
     }
 
+    /// The process that serves the disk, by what was said of it last; none unless that number is still such a process.
+    pub(crate) fn process(&self, vdi: VdiUuid) -> Option<u32> {
+        let state = fs::read(self.of(vdi).join("state.json")).ok()?;
+        let state: serde_json::Value = serde_json::from_slice(&state).ok()?;
+        let pid = u32::try_from(state["pid"].as_u64()?).ok()?;
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let (mut words, name) = (line.split(|byte| *byte == 0), vdi.to_string());
+        (words.nth(1) == Some(b"serve") && words.any(|word| word == name.as_bytes())).then_some(pid)
+    }
+
     /// The disks that have a directory, of whatever SR.
     pub(crate) fn list(&self) -> Vec<VdiUuid> {
         let entries = fs::read_dir(&self.disks).into_iter().flatten().flatten();
