@@ -184,8 +184,7 @@ fn a_disk_whose_record_is_lost_can_only_be_detached() -> Result<()> {
     let scene = Scene::set()?;
     let uri = scene.attach()?;
     let mut client = Client::connect(&uri)?;
-    client.run("write -P 1 0 1M")?;
-    client.begin("flush")?;
+    client.run("write -f -P 1 0 1M")?;
     client.run("write -P 2 1M 64k")?;
     let directory = scene.agent.path("run/catena/vdi").join(&scene.disk);
     fs::remove_file(directory.join("pending"))?;
