@@ -63,12 +63,9 @@ impl Disk {
         let (size, grown_into) = (enlarging.size, Arc::clone(&enlarging.grown));
         let below = enlarging.into.as_mut().map(|(into, _)| into);
         let Some(image) = below.or_else(|| self.layers.leaf()) else { return };
-        let container = image.container.clone();
         match image.layer.grow(size) {
             Ok(growth) => {
                 let run = move || {
-                    // What the last commit has written is taken for durable from here on.
-                    container.flush()?;
                     let grown = growth().map_err(|error| io::Error::other(error.to_string()))?;
                     *grown_into.lock().unwrap_or_else(PoisonError::into_inner) = Some(grown);
                     Ok(())

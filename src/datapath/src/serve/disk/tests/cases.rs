@@ -1,6 +1,7 @@
 //! Single cases: storage that is full or fails, changes of the chain.
 
 use super::chains::{SIZE, chain, content};
+use super::random::sound;
 use super::rig::{Rig, bytes, gated, id, leaf, make, part, world, write};
 use crate::serve::disk::{Change, Part};
 use crate::serve::work::{Extent, Outcome, Trouble, Work};
@@ -227,6 +228,44 @@ fn a_snapshot_holds_writes_back_and_lets_reads_go_on() {
     let disks: Vec<_> = fresh.disks.iter().chain([&new]).cloned().collect();
     let mut again = Rig::open(&disks, &fresh.pending, 2);
     assert!(again.read(PAGE as u64, 4096) == [3; PAGE]);
+}
+
+#[test]
+fn what_was_written_before_a_snapshot_is_flushed_by_a_successor_that_finds_it_under_a_new_leaf() {
+    let mut fresh = fresh(2, true);
+    let new = next_leaf(&fresh);
+    let rig = &mut fresh.rig;
+    rig.ask(Change::Prepare { generation: 1, leaf: leaf(&new), old_leaf: gated(&fresh.disks[1]) });
+    rig.ask(Change::Quiesce { generation: 1 });
+    assert!(matches!(rig.write(0, &[1; PAGE]), Outcome::Done), "while writes are not held back yet");
+    assert_eq!(rig.told.last(), Some(&Ok(Told::Quiesced { leaf_is_empty: false })));
+    rig.ask(Change::Resume { generation: 1, swap: true });
+    assert_eq!(rig.told.len(), 2, "the old leaf is not durable yet");
+    // The process dies here.
+    let disks = fresh.world.after_process_kill();
+    let mut successor = Rig::open(&disks, &fresh.pending, 2);
+    assert!(matches!(successor.done(Work::Flush), Outcome::Done));
+    for seed in 0..20 {
+        let after = disks[0].world().after_power_cut(seed);
+        assert!(content(&after)[..PAGE] == [1; PAGE], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_stop_leaves_images_that_are_sound_at_every_step() {
+    const BLOCK: usize = 2 << 20;
+    let Fresh { mut rig, world, .. } = fresh(1, true);
+    // D4: that it is full is not to be said on the disk before it has its place there.
+    assert!(matches!(rig.write(BLOCK_BYTES, &[1; BLOCK]), Outcome::Done));
+    rig.ask(Change::Stop);
+    while !rig.lab.is_idle() {
+        rig.step();
+        for seed in 0..8 {
+            sound(&world.after_power_cut(seed << 32 | rig.lab.steps), "stopping");
+        }
+    }
+    assert_eq!(rig.told, [Ok(Told::Done)]);
+    assert!(content(&world.after_power_cut(1))[BLOCK..2 * BLOCK].iter().all(|byte| *byte == 1), "durable");
 }
 
 #[test]

@@ -205,3 +205,17 @@ fn writes_that_a_snapshot_holds_back_wait_for_one_barrier() {
         assert!(matches!(large.rig.outcome(flush), Some(Outcome::Done)));
     }
 }
+
+#[test]
+fn a_write_does_not_wait_for_the_flush_of_an_earlier_one() {
+    let mut large = Large::new(1);
+    assert!(matches!(large.rig.write(0, &[1; PAGE]), Outcome::Done));
+    let earlier = large.rig.submit(write(0, &[2; PAGE], true));
+    large.rig.settle_data();
+    let later = large.rig.submit(write(0, &[3; PAGE], false));
+    large.rig.settle_data();
+    assert!(matches!(large.rig.outcome(later), Some(Outcome::Done)));
+    assert!(large.rig.outcome(earlier).is_none());
+    large.rig.settle();
+    assert!(matches!(large.rig.outcome(earlier), Some(Outcome::Done)));
+}

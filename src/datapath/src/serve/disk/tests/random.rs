@@ -264,7 +264,7 @@ impl Run {
     }
 }
 
-fn sound(disks: &[Arc<SimDisk>], what: &str) {
+pub(super) fn sound(disks: &[Arc<SimDisk>], what: &str) {
     for disk in disks {
         let problems = check(&**disk as &dyn Container, &CheckOptions::default()).unwrap();
         let errors: Vec<_> = problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
