@@ -115,7 +115,36 @@ enum Word {
     Mixed(u32),
 }
 
-const _: () = assert!(size_of::<Word>() == 8, "8 MiB for a disk of 2 TiB");
+/// The words of all blocks, 8 MiB for a disk of 2 TiB: as a kind and a number, both 0 for what is unknown, so that the memory of blocks
+/// that nobody asks for is never touched.
+#[derive(Debug, Clone)]
+struct Words(Vec<[u32; 2]>);
+
+const UNIFORM: u32 = 1;
+const MIXED: u32 = 2;
+
+impl Words {
+    fn unknown(blocks: usize) -> Self {
+        Self(vec![[0; 2]; blocks])
+    }
+
+    fn get(&self, block: BlockIndex) -> Option<Word> {
+        Some(match *self.0.get(block.index())? {
+            [UNIFORM, number] => Word::Uniform(u16::try_from(number).ok().and_then(Slot::of_number)),
+            [MIXED, index] => Word::Mixed(index),
+            _ => Word::Unknown,
+        })
+    }
+
+    /// Of a block that the disk has.
+    fn set(&mut self, block: BlockIndex, word: Word) {
+        self.0[block.index()] = match word {
+            Word::Unknown => [0; 2],
+            Word::Uniform(owner) => [UNIFORM, owner.map_or(0, |slot| slot.number().into())],
+            Word::Mixed(index) => [MIXED, index],
+        };
+    }
+}
 
 #[derive(Debug, Clone)]
 struct Entry {
@@ -128,7 +157,7 @@ struct Entry {
 /// The map.
 #[derive(Debug, Clone)]
 pub(crate) struct ChainMap {
-    words: Vec<Word>,
+    words: Words,
     entries: Vec<Option<Entry>>,
     free: Vec<u32>,
     /// Position of the clock that looks for an entry to drop.
@@ -144,7 +173,7 @@ impl ChainMap {
     /// A map that knows nothing, for a disk of this many blocks; `budget` bounds the entries of mixed blocks.
     pub(crate) fn new(blocks: u32, budget: Bytes) -> Self {
         Self {
-            words: vec![Word::Unknown; BlockIndex(blocks).index()],
+            words: Words::unknown(BlockIndex(blocks).index()),
             entries: Vec::new(),
             free: Vec::new(),
             hand: 0,
@@ -161,7 +190,7 @@ impl ChainMap {
 
     /// The runs of `range` in the block, if they are known.
     pub(crate) fn lookup(&mut self, block: BlockIndex, range: Range<usize>) -> Option<Runs<'_>> {
-        match *self.words.get(block.index())? {
+        match self.words.get(block)? {
             Word::Unknown => None,
             Word::Uniform(owner) => Some(Runs::uniform(owner, range)),
             Word::Mixed(index) => {
@@ -174,22 +203,23 @@ impl ChainMap {
 
     /// Takes up what was resolved, unless something was invalidated since `generation`.
     pub(crate) fn insert(&mut self, block: BlockIndex, resolved: BlockMap, generation: u64) {
-        if generation != self.generation || block.index() >= self.words.len() {
+        if generation != self.generation || block.index() >= self.words.0.len() {
             return;
         }
         self.forget(block);
-        self.words[block.index()] = match resolved {
+        let word = match resolved {
             BlockMap::Uniform(owner) => Word::Uniform(owner),
             BlockMap::Mixed(mixed) => match self.store(Entry { block, mixed, used: false }) {
                 Some(index) => Word::Mixed(index),
                 None => Word::Unknown,
             },
         };
+        self.words.set(block, word);
     }
 
     /// These sectors have another owner now: what is known of the block is brought up to date, cheaply.
     pub(crate) fn own(&mut self, block: BlockIndex, sectors: Range<usize>, owner: Owner) {
-        match self.words.get(block.index()).copied() {
+        match self.words.get(block) {
             _ if sectors.is_empty() => {}
             Some(Word::Uniform(all)) if all != owner => {
                 let around =
@@ -215,7 +245,7 @@ impl ChainMap {
         self.taken = self.taken - before + cost(entry);
         if uniform {
             self.forget(block);
-            self.words[block.index()] = Word::Uniform(owner);
+            self.words.set(block, Word::Uniform(owner));
         }
         while self.taken > self.budget {
             self.evict();
@@ -224,13 +254,14 @@ impl ChainMap {
 
     /// Takes in blocks that the disk has got, of which nothing is known.
     pub(crate) fn grow(&mut self, blocks: u32) {
-        self.words.resize(BlockIndex(blocks).index().max(self.words.len()), Word::Unknown);
+        let count = BlockIndex(blocks).index().max(self.words.0.len());
+        self.words.0.resize(count, [0; 2]);
     }
 
     /// The ownership of the block has changed.
     pub(crate) fn invalidate(&mut self, block: BlockIndex) {
         self.generation += 1;
-        if block.index() < self.words.len() {
+        if block.index() < self.words.0.len() {
             self.forget(block);
         }
     }
@@ -238,7 +269,7 @@ impl ChainMap {
     /// Anything may have changed: the answer to every doubt.
     pub(crate) fn invalidate_all(&mut self) {
         self.generation += 1;
-        self.words.fill(Word::Unknown);
+        self.words = Words::unknown(self.words.0.len());
         self.entries.clear();
         self.free.clear();
         self.hand = 0;
@@ -246,10 +277,10 @@ impl ChainMap {
     }
 
     fn forget(&mut self, block: BlockIndex) {
-        if let Word::Mixed(index) = self.words[block.index()] {
+        if let Some(Word::Mixed(index)) = self.words.get(block) {
             self.drop_entry(index);
         }
-        self.words[block.index()] = Word::Unknown;
+        self.words.set(block, Word::Unknown);
     }
 
     /// Finds room for an entry; `None` if it alone is over the budget.
@@ -321,7 +352,7 @@ mod tests {
             let generation = map.generation();
             map.insert(BlockIndex(block), mixed(200), generation);
             assert!(map.taken as u64 <= one);
-            assert!(matches!(map.words[BlockIndex(block).index()], Word::Mixed(_)));
+            assert!(matches!(map.words.get(BlockIndex(block)), Some(Word::Mixed(_))));
             assert!(known(&mut map, 0), "block 0 is used all the time, so {block} drops another");
         }
         assert!(!known(&mut map, 1));

@@ -15,12 +15,22 @@ use crate::units::PAGE_SECTORS;
 pub struct Slot(NonZeroU16);
 
 impl Slot {
-    /// The slot with this number, if there can be so many.
+    /// The slot with this index, if there can be so many.
     pub(crate) fn new(index: usize) -> Option<Self> {
         u16::try_from(index + 1).ok().and_then(NonZeroU16::new).map(Self)
     }
 
-    /// Its number.
+    /// The slot of this [`number`](Self::number); 0 is none.
+    pub(crate) fn of_number(number: u16) -> Option<Self> {
+        NonZeroU16::new(number).map(Self)
+    }
+
+    /// Its index and one.
+    pub(crate) const fn number(self) -> u16 {
+        self.0.get()
+    }
+
+    /// Its index.
     pub fn index(self) -> usize {
         usize::from(self.0.get()) - 1
     }

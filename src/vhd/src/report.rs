@@ -50,6 +50,11 @@ pub struct ImageInfo {
 }
 
 impl Image {
+    /// Its id.
+    pub const fn id(&self) -> ImageId {
+        self.footer.id
+    }
+
     /// What the image says about itself. Reads the texts of the locators; those that cannot be read are left out.
     pub fn info(&self) -> ImageInfo {
         let dirty = self.writer.iter().flat_map(|writer| writer.dirty.values());

@@ -28,10 +28,11 @@ use self::core::Core;
 use self::disk::Disk;
 use self::event_loop::EventLoop;
 use self::poller::Poller;
+use crate::trouble::trouble;
 use crate::{crash, privileges};
 use anyhow::{Context, Result};
 use catena_blockio::engine;
-use catena_control::Handed;
+use catena_control::{Handed, TroubleKind};
 use catena_types::ImageId;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -71,22 +72,22 @@ fn open_disk(
     pending: OwnedFd,
 ) -> Result<Disk> {
     let mut below = images;
-    let leaf = if arguments.read_only {
-        None
-    } else {
-        let (handed, fd) = below.remove(0);
-        Some((opening::leaf(&handed, fd)?, pending))
-    };
+    let leaf = (!arguments.read_only).then(|| below.remove(0));
     // The image into which a merge is open is the second of the chain.
-    let into = match reader {
-        Some(reader) if !below.is_empty() => {
-            let (handed, fd) = below.remove(0);
-            Some((opening::leaf(&handed, fd)?, opening::container(reader)?))
-        }
-        _ => None,
-    };
-    let below = opening::parts(below)?;
+    let into = reader.filter(|_| !below.is_empty()).map(|reader| (below.remove(0), reader));
+    // A chain is opened in the time that its longest block tables take: beside each other.
+    let (leaf, into, below) = std::thread::scope(|scope| {
+        let below = scope.spawn(|| opening::parts(below));
+        let leaf = leaf.map(|(handed, fd)| opening::leaf(&handed, fd)).transpose();
+        let into = into.map(|((handed, fd), reader)| {
+            opening::leaf(&handed, fd).and_then(|into| Ok((into, opening::container(reader)?)))
+        });
+        let panicked = |_| Err(trouble(TroubleKind::Internal, "opening the images panicked"));
+        (leaf, into.transpose(), below.join().unwrap_or_else(panicked))
+    });
+    let leaf = leaf?.map(|leaf| (leaf, pending));
     let waits_when_full = arguments.on_full == OnFull::Wait;
+    let (into, below) = (into?, below?);
     Ok(Disk::open(disk::Opening { vdi: arguments.vdi, boot, leaf, into, below, waits_when_full })?)
 }
 
