@@ -263,6 +263,17 @@ const SERVING: &[(&str, Serving)] = &[
     ("merge.planned", Serving::Merge),
     ("merge.stepped", Serving::Merge),
     ("garbage.journaled", Serving::Merge),
+    ("leaf_merge.journaled", Serving::Leaf),
+    ("leaf_merge.begun", Serving::Leaf),
+    ("leaf_merge.made", Serving::Leaf),
+    ("leaf_merge.committed", Serving::Leaf),
+    ("leaf_merge.released", Serving::Leaf),
+    ("leaf_merge.stepped", Serving::Leaf),
+    ("leaf_merge.done", Serving::Leaf),
+    ("leaf_merge.closed", Serving::Between),
+    ("snapshot.journaled", Serving::Between),
+    ("snapshot.paused", Serving::Between),
+    ("snapshot.committed", Serving::Between),
 ];
 
 /// The process that serves a disk, which is followed by another one: `tests/nbd` kills it there, beside any other moment.

@@ -4,13 +4,12 @@
 mod harness;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use harness::nbd::{Client, FLUSH, FUA, WRITE_ZEROES};
+use harness::guest::{Dice, Guest};
+use harness::nbd::FLUSH;
 use harness::{Agent, PATIENCE, nightly, seed, wait_until};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,93 +17,6 @@ use std::time::{Duration, Instant};
 const SIZE: usize = 16 << 20;
 /// Snapshots and clones that may stand at a time.
 const STANDING: usize = 6;
-/// The longest request in bytes.
-const LONGEST: usize = 200_000;
-
-/// Random numbers that a seed repeats.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 16).unwrap_or(0) % below
-    }
-}
-
-/// The client of the disk, who connects again and repeats what was not answered, and knows what the disk must hold.
-struct Guest {
-    socket: PathBuf,
-    client: Option<Client>,
-    content: Vec<u8>,
-    dice: Dice,
-    requests: u64,
-}
-
-impl Guest {
-    /// Carries out a request until it is answered.
-    fn insist<T>(&mut self, request: impl Fn(&mut Client) -> Result<T>) -> Result<T> {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if self.client.is_none() {
-                self.client = Client::connect(&self.socket).ok();
-            }
-            match self.client.as_mut().map(&request) {
-                Some(Ok(answer)) => return Ok(answer),
-                Some(Err(error)) if Instant::now() > end => return Err(error),
-                None if Instant::now() > end => return Err(anyhow!("nobody serves the disk")),
-                _ => self.client = None,
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// One request at random.
-    fn one(&mut self) -> Result<()> {
-        self.requests += 1;
-        let length = self.dice.roll(LONGEST) + 1;
-        let start = self.dice.roll(SIZE - length);
-        // Half of the time whole sectors, as guests do.
-        let (start, length) = match self.dice.roll(2) {
-            0 => (start & !511, (length & !511).max(512)),
-            _ => (start, length),
-        };
-        let (at, len) = (start as u64, u32::try_from(length)?);
-        let range = start..start + length;
-        let flags = if self.dice.roll(8) == 0 { FUA } else { 0 };
-        match self.dice.roll(10) {
-            0..5 => {
-                let data: Vec<u8> =
-                    (0..length).map(|byte| (byte as u64 * self.requests % 251) as u8).collect();
-                let error = self.insist(|client| client.write(at, &data, flags))?;
-                ensure!(error == 0, "writing {range:?}: {error}");
-                self.content[range].copy_from_slice(&data);
-            }
-            5 => {
-                let error = self.insist(|client| client.ask(WRITE_ZEROES, flags, at, len))?;
-                ensure!(error == 0, "zeroing {range:?}: {error}");
-                self.content[range].fill(0);
-            }
-            6 => ensure!(self.insist(|client| client.ask(FLUSH, 0, 0, 0))? == 0, "flushing"),
-            _ => {
-                let data = self.insist(|client| client.read(at, len))?;
-                let data = data.map_err(|error| anyhow!("reading {range:?}: {error}"))?;
-                ensure!(
-                    data == self.content[range.clone()],
-                    "{range:?} reads wrong in request {}",
-                    self.requests
-                );
-            }
-        }
-        Ok(())
-    }
-
-    fn sha256(&self) -> String {
-        Sha256::digest(&self.content).iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-}
-
 /// What happens to the disk.
 struct Storm<'a> {
     agent: Agent,
@@ -230,9 +142,7 @@ fn nothing_that_was_answered_is_lost_whatever_happens() -> Result<()> {
     let disk =
         agent.ok(&["vdi", "create", "--sr", "store", "--size", &SIZE.to_string(), "--name", "disk"])?;
     let uri = agent.ok(&["vdi", "attach", &disk])?;
-    let socket = PathBuf::from(uri.split_once("socket=").context("a socket")?.1);
-    let (content, dice) = (vec![0; SIZE], Dice(seed | 1));
-    let guest = Mutex::new(Guest { socket, client: None, content, dice, requests: 0 });
+    let guest = Mutex::new(Guest::new(&uri, SIZE, seed | 1)?);
     let (over, wanted) = (AtomicBool::new(false), AtomicBool::new(false));
     let mut storm = Storm {
         agent,

@@ -1,5 +1,5 @@
 //! A keeper that dies while a disk is attached: in an attach, in a detach, in a snapshot of a disk in use, in an export or
-//! a copy of it, in a merge below it, while it grows.
+//! a copy of it, in a merge below it or of its leaf, while it grows.
 //! The disk's process outlives the keeper, goes on serving, and is brought to what the catalog says.
 
 use super::request::Answer;
@@ -30,18 +30,32 @@ pub(crate) enum Serving {
     SnapshotRead,
     /// An attach of a disk that an export reads.
     LateLeaf,
+    /// Its leaf is merged.
+    Leaf,
+    /// A snapshot is taken while its leaf is being merged.
+    Between,
+}
+
+impl Serving {
+    /// Whether the disk is the one whose leaf can be merged.
+    const fn is_of_leaf(self) -> bool {
+        matches!(self, Self::Leaf | Self::Between)
+    }
 }
 
 /// Kills the keeper at `at` and looks at everything afterwards.
 pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
     let mut stage = Stage::build()?;
-    let disk = stage.a.clone();
+    let disk = if what.is_of_leaf() { stage.b.clone() } else { stage.a.clone() };
     prepare(&mut stage, &disk, what)?;
     let known = stage.content.len();
     stage.agent.stop()?;
     stage.agent.launch(Some(at))?;
     // Its pipe holds less than the disk, so it goes on for as long as the keeper lives.
     let stuck = if what == Serving::LateLeaf { Some(begin_export(&stage, &disk)?) } else { None };
+    if what == Serving::Between {
+        begin_leaf(&stage)?;
+    }
     let (method, params) = request(&stage, &disk, what);
     let answer = send(&stage, method, &params)?;
     stage.wait_for_crash(at.rsplit_once(':').map_or(at, |(name, _)| name))?;
@@ -56,7 +70,7 @@ pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
         Serving::Attach | Serving::LateLeaf => after_attach(&stage, &disk, &params)?,
         Serving::Detach => after_detach(&stage, &disk)?,
         Serving::Resize => after_resize(&mut stage, &disk, &params, &answer)?,
-        Serving::Snapshot | Serving::SnapshotRead | Serving::Clone => {
+        Serving::Snapshot | Serving::SnapshotRead | Serving::Clone | Serving::Between => {
             take_in_copies(&mut stage, &disk)?;
             let again = stage.agent.call(method, &params)?;
             ensure!(again.is_ok(), "the repeated request: {again:?}, after {answer:?}");
@@ -74,8 +88,13 @@ pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
             let more = usize::from(what == Serving::Copy);
             ensure!(stage.content.len() == known + more, "a VDI for each try: {:?}", stage.listed()?);
         }
-        Serving::Merge => stage.coalesce()?,
+        Serving::Merge | Serving::Leaf => stage.coalesce()?,
     }
+    if what == Serving::Leaf {
+        let depth = stage.agent.json(&["vdi", "show", &disk])?["depth"].clone();
+        ensure!(depth == 1, "the chain of the disk in use has {depth} images");
+    }
+    stage.agent.ok(&["sr", "policy", &stage.sr, "coalesce.rate=0"])?;
     if what == Serving::SnapshotRead {
         peer("qemu-utils", "qemu-io", &["-r", "-f", "raw", "-c", "read 0 64k", &uri(&stage, &disk)])?;
         stage.agent.ok(&["vdi", "detach", &disk])?;
@@ -113,6 +132,16 @@ fn prepare(stage: &mut Stage, disk: &str, what: Serving) -> Result<()> {
         stage.snapshot(disk)?;
         stage.destroy(&snapshot)?;
     }
+    if what == Serving::Between {
+        // Nothing but the leaf is there to be merged.
+        stage.coalesce()?;
+        stage.agent.ok(&["coalesce", "pause", &stage.sr])?;
+        let snapshot = stage.snapshot(disk)?;
+        for block in 0..4 {
+            write(stage, disk, 4, block << 21)?;
+        }
+        stage.destroy(&snapshot)?;
+    }
     Ok(())
 }
 
@@ -122,14 +151,26 @@ fn request(stage: &Stage, disk: &str, what: Serving) -> (&'static str, Value) {
         Serving::Attach | Serving::LateLeaf => ("VDI.attach", json!({"vdi": disk, "request_id": key})),
         Serving::Detach => ("VDI.detach", json!({"vdi": disk, "request_id": key})),
         Serving::Resize => ("VDI.resize", json!({"vdi": disk, "virtual_size": GROWN, "request_id": key})),
-        Serving::Snapshot | Serving::SnapshotRead => {
+        Serving::Snapshot | Serving::SnapshotRead | Serving::Between => {
             ("VDI.snapshot", json!({"vdi": disk, "name_label": "new", "request_id": key}))
         }
         Serving::Clone => ("VDI.clone", json!({"vdi": disk, "name_label": "new", "request_id": key})),
         Serving::Export => ("VDI.export", json!({"vdi": disk, "format": "raw", "fd": 0, "request_id": key})),
         Serving::Copy => ("VDI.copy", json!({"vdi": disk, "name_label": "new", "request_id": key})),
-        Serving::Merge => ("Coalesce.resume", json!({"sr": stage.sr})),
+        Serving::Merge | Serving::Leaf => ("Coalesce.resume", json!({"sr": stage.sr})),
     }
+}
+
+/// Has the leaf merged so slowly that it does not come to its end; returns when some of it was moved.
+fn begin_leaf(stage: &Stage) -> Result<()> {
+    stage.agent.ok(&["sr", "policy", &stage.sr, "coalesce.rate=1"])?;
+    stage.agent.ok(&["coalesce", "resume", &stage.sr])?;
+    wait_until("the leaf is being merged", || {
+        let status = stage.agent.call("Coalesce.status", &json!({"sr": stage.sr}))?;
+        let current = status.map(|status| status["srs"][0]["current"].clone()).unwrap_or_default();
+        Ok(current["kind"] == "leaf_merge" && current["phase"] == "moving")
+    })
+    .with_context(|| stage.agent.log())
 }
 
 /// Sends a request, with a file where it wants one.

@@ -103,6 +103,8 @@ pub struct Moment {
     pub leased: BTreeSet<ImageId>,
     /// VDIs that a process is serving.
     pub attached: BTreeSet<VdiUuid>,
+    /// Those of them whose process can merge their leaf.
+    pub live: BTreeSet<VdiUuid>,
     /// Images whose merge failed and waits.
     pub backed_off: BTreeSet<ImageId>,
     /// Images whose merge was begun and has only to be finished.
@@ -228,13 +230,14 @@ fn hold(tree: &impl Tree, moment: &Moment, task: Task) -> Option<Hold> {
     (need > moment.free).then(|| Hold::NoSpace(Bytes(need.0 - moment.free.0)))
 }
 
-/// Whether the merge would pull the rug from under a disk that is being served: its own leaf is written by its process alone, and a
-/// base copy that grows moves blocks, which a process that has it open would look for where they were.
+/// Whether the merge would pull the rug from under a disk that is being served: its own leaf is written and merged by its process
+/// alone, if that is there and writes; and a base copy that grows moves blocks, which a process that has it open would look for where
+/// they were.
 fn disturbs_attached(tree: &impl Tree, moment: &Moment, task: Task) -> bool {
     let size = |id: ImageId| tree.image(id).map_or(Bytes(0), |image| image.virtual_size);
     match task {
         Task::Remove { .. } => false,
-        Task::LeafMerge { vdi, .. } => moment.attached.contains(&vdi),
+        Task::LeafMerge { vdi, .. } => moment.attached.contains(&vdi) && !moment.live.contains(&vdi),
         Task::Merge { from, into } => {
             !moment.attached.is_empty() && size(from) > size(into) && has_attached(tree, moment, from)
         }
@@ -254,11 +257,12 @@ fn has_attached(tree: &impl Tree, moment: &Moment, image: ImageId) -> bool {
 }
 
 /// Bytes that the merge takes before it gives any back: all that `from` owns for an inner merge, a window of it for a leaf
-/// merge, which gives back behind itself; nothing where blocks are shared.
+/// merge, which gives back behind itself; nothing where blocks are shared, which a process that serves a disk does not do.
 pub fn need(tree: &impl Tree, moment: &Moment, task: Task) -> Bytes {
     const LEAF_WINDOW: u64 = 32 * BLOCK_BYTES;
     let owned = tree.image(task.image()).map_or(0, |image| image.allocated.0);
     match task {
+        Task::LeafMerge { vdi, .. } if moment.live.contains(&vdi) => Bytes(owned.min(LEAF_WINDOW)),
         _ if moment.reflink => Bytes(0),
         Task::LeafMerge { .. } => Bytes(owned.min(LEAF_WINDOW)),
         _ => Bytes(owned),

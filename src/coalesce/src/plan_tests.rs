@@ -175,6 +175,17 @@ fn beside_an_attached_disk_only_merges_run_that_move_nothing_it_has_open() {
     };
     // 1 - 2 - 3, of which 3 is the disk's leaf, which its process alone writes: 2 goes into 1 all the same.
     assert_eq!(holds(&line()), BTreeMap::from([(id(3), Hold::Attached)]));
+    // A process that writes merges the leaf itself, and shares no blocks.
+    let live = Moment {
+        live: attached.attached.clone(),
+        attached: attached.attached.clone(),
+        reflink: true,
+        ..roomy()
+    };
+    assert_eq!(line().plan(&live).ready, [leaf_merge(3, 2), Task::Merge { from: id(2), into: id(1) }]);
+    let full = Moment { free: Bytes(4), ..live };
+    let missing = Held { task: leaf_merge(3, 2), hold: Hold::NoSpace(Bytes(1)) };
+    assert_eq!(line().plan(&full).held, [missing]);
     let grown = line().change(2, |image| image.virtual_size = Bytes(4 << 20));
     assert_eq!(holds(&grown), BTreeMap::from([(id(2), Hold::Attached), (id(3), Hold::Attached)]));
 }

@@ -15,11 +15,12 @@
 //! keeper that was killed between two messages is answered here. A row of another boot is void, and so is everything in memory
 //! that belonged to it.
 
+use crate::coalescing::task_of_work;
 use crate::hands::{ready, ready_chain};
 use crate::images::unexpected;
 use crate::owner::{Call, Owner};
 use crate::rundir::RunDir;
-use crate::serving::{Heard, Link, PATIENCE, Served, Start, silent};
+use crate::serving::{Heard, Link, Move, PATIENCE, Served, Start, silent};
 use catena_catalog::Change;
 use catena_control::{Ask, Found, Handed, Hello, News, Pause, found};
 use catena_sr_api::Access;
@@ -91,7 +92,8 @@ impl Serving {
         let stops = self.stopping.iter().filter_map(|(vdi, _)| self.disks.get(vdi)?.stop_by);
         let lost = self.disks.values().filter_map(|served| served.retry_at);
         let failing = self.disks.values().filter_map(|served| served.failing.deadline());
-        lost.chain(failing).chain(stops).chain(undecided).min()
+        let moves = self.disks.values().filter_map(|served| served.moving?.retry_at);
+        lost.chain(failing).chain(moves).chain(stops).chain(undecided).min()
     }
 }
 
@@ -106,6 +108,7 @@ impl Owner {
                 continue;
             }
             changes.push(Change::RemoveAttachment(row.vdi));
+            changes.extend(self.without_move(row.vdi));
             let text = "the host was started anew: the disk is not attached any more";
             changes.push(self.event(Severity::Warning, "vdi.detached", Some(row.vdi), None, text));
         }
@@ -187,6 +190,7 @@ impl Owner {
         served.link = None;
         served.retry_at = Some(Instant::now() + (BREATH * (1 << served.attempts.min(10))).min(REST));
         if served.attempts == VAIN {
+            self.rest_move_of(vdi, failure);
             let text = format!("the disk is attached and has no datapath: {failure}");
             let event = self.event(Severity::Error, "vdi.unserved", Some(vdi), None, text);
             if let Err(failure) = self.commit(vec![event]) {
@@ -242,7 +246,7 @@ impl Owner {
             }
             None => {
                 served.chain = Some(Vec::new());
-                (served.link, served.knock) = (None, None);
+                (served.link, served.knock, served.moving) = (None, None, None);
                 served.retry_at = Some(Instant::now());
                 Ok(false)
             }
@@ -283,11 +287,18 @@ impl Owner {
                 .object("vdi", vdi)
         })?;
         let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let (handed, fds) = ready_chain(&*self.store, &chain, access)?;
+        let (handed, mut fds) = ready_chain(&*self.store, &chain, access)?;
+        let moving_into = self.open_move(vdi).and_then(|job| task_of_work(&job.work)?.target());
+        let second = chain.iter().position(|row| moving_into == Some(row.id));
+        if let Some(at) = second {
+            // D8: what its predecessor acknowledged may stand in `pending` for both.
+            fds[at] = ready(&*self.store, &chain[at], Access::ReadWrite)?.fd;
+        }
         let sockets = self.serving.dir.listen(vdi).map_err(|error| local(vdi, "its sockets", &error))?;
         let incarnation = self.next_incarnation();
         let images = handed.into_iter().zip(fds).collect();
-        let start = Start { vdi, read_only, sockets, pending, images };
+        let moving_into = second.and(moving_into);
+        let start = Start { vdi, read_only, sockets, pending, images, moving_into };
         let pid =
             start.run(incarnation, &self.mailbox).map_err(|error| local(vdi, "its datapath", &error))?;
         self.take_up_started(vdi, incarnation).inspect_err(|_| end_now(pid))
@@ -327,6 +338,8 @@ impl Owner {
         served.pid = hello.pid;
         served.link = Some(link);
         served.chain = Some(hello.chain.clone());
+        served.moving = hello.moving_into.map(|into| Move::of(into, hello.generation));
+        served.full = false;
         served.generation = served.generation.max(hello.generation);
         self.bring_to_catalog(vdi, hello).inspect_err(|_| self.lose_served(vdi, BREATH))?;
         if let Err(failure) = self.limit_served(vdi) {
@@ -343,8 +356,14 @@ impl Owner {
 
     /// Answers what the process has not heard of, and makes it read through the right images.
     fn bring_to_catalog(&mut self, vdi: VdiUuid, hello: &Hello) -> Result<(), Failure> {
+        if let Err(failure) = self.settle_move(vdi) {
+            // One that cannot be ended now is tried again; whether it says nothing at all shows below.
+            tracing::error!(%vdi, %failure, "a leaf merge is not brought to what the catalog says");
+        }
         let leaf = self.chain_to_serve(vdi)?.first().map(|image| image.id).ok_or_else(|| silent(vdi))?;
         let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| not_attached(vdi))?;
+        // With a move that is over the leaf is another.
+        let hello = &Hello { chain: served.chain.clone().unwrap_or_default(), ..hello.clone() };
         let mut now = found(hello, leaf);
         if let Found::Resume { generation, swap } = now {
             let link = served.link(vdi)?;
@@ -411,7 +430,7 @@ impl Owner {
                 Some(chain) => chain.first().copied(),
                 None => state.vdis.get(vdi).map(|row| row.image),
             };
-            writes && leaf == Some(image)
+            writes && (leaf == Some(image) || self.may_move_into(**vdi, image))
         };
         self.serving.disks.iter().find(is_writer).map(|(vdi, _)| *vdi)
     }
@@ -441,15 +460,25 @@ impl Owner {
             Heard::Greeting => {}
             // Who waits for its end fetches its last answer.
             Heard::Gone if served.is_stopping() => {}
-            Heard::Gone => served.lose(BREATH),
+            Heard::Gone => served.went(BREATH),
             Heard::Ended(how) => {
                 served.ended = Some(how);
                 if !served.is_stopping() {
-                    served.lose(Duration::ZERO);
+                    served.went(Duration::ZERO);
                 }
             }
             Heard::Tried(works) => self.tried(vdi, works),
+            Heard::News(news @ (News::StorageFull | News::StorageFree)) => {
+                served.full = news == News::StorageFull;
+                self.tell_news(vdi, news);
+            }
+            Heard::News(News::Moved { done, left }) => self.move_progressed(vdi, done, left),
+            Heard::News(News::MoveFailed { message }) => self.move_failed(vdi, &message),
             Heard::News(news) => self.tell_news(vdi, news),
+            Heard::Moves(generation) => {
+                let open = served.moving.as_mut();
+                open.into_iter().for_each(|open| open.heard |= open.generation == generation);
+            }
         }
     }
 

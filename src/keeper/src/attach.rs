@@ -155,8 +155,10 @@ impl Owner {
         crash::pass(JobKind::Detach, Phase::Made);
         if row.mode == AttachMode::ReadWrite {
             self.stale.insert(leaf);
+            self.stale.extend(self.image(leaf).ok().and_then(|row| row.parent));
         }
         changes.push(Change::RemoveAttachment(uuid));
+        changes.extend(self.without_move(uuid));
         changes.push(self.event(Severity::Info, "vdi.detached", Some(uuid), Some(&job), "detached"));
         changes.push(Change::PutJob(done(job, json!({}))));
         if let Err(failure) = self.commit(changes) {
@@ -165,6 +167,10 @@ impl Owner {
         }
         crash::pass(JobKind::Detach, Phase::Committed);
         self.forget_served(uuid);
+        if let Some(merge) = self.current.filter(|current| current.leaf_merge_of() == Some(uuid)) {
+            self.live.remove(&merge.job);
+            self.merge_over(merge.job);
+        }
         Ok(Given::Answer(json!({})))
     }
 

@@ -54,6 +54,7 @@ impl Owner {
         self.end_pause();
         self.watch_floor(None);
         self.tell_pace();
+        self.settle_moves();
         if let Some(current) = self.current {
             if self.running.contains_key(&current.job) && !self.still_wanted(current.task) {
                 self.stop_current();
@@ -89,17 +90,18 @@ impl Owner {
         ready
     }
 
-    fn still_wanted(&self, task: Task) -> bool {
+    pub(crate) fn still_wanted(&self, task: Task) -> bool {
         let state = self.catalog.state();
         let tree = Rows(state);
         self.standstill().is_none()
             && tree.image(task.image()).and_then(|image| task_of(&tree, image)) == Some(task)
     }
 
-    fn stop_current(&self) {
+    fn stop_current(&mut self) {
         if let Some(running) = self.current.and_then(|current| self.running.get(&current.job)) {
             running.long.stop();
         }
+        self.settle_moves();
     }
 
     /// What the plan must know beyond the catalog.
@@ -115,7 +117,13 @@ impl Owner {
             moment.leased.extend(&running.lease);
         }
         moment.attached = state.attachments.keys().copied().collect();
+        moment.live = self.movable();
         moment.leased.extend(self.still_read());
+        // D14: what a process may still write is nobody else's, until it has said that it has let go.
+        let others = |open: &Task| self.current.is_none_or(|current| current.task != *open);
+        for open in self.open_moves().into_iter().filter(others) {
+            moment.leased.extend([Some(open.image()), open.target()].into_iter().flatten());
+        }
         for job in state.unfinished() {
             let (Work::Merge { from, into, .. } | Work::LeafMerge { from, into, .. }) = &job.work else {
                 continue;
@@ -272,7 +280,9 @@ impl Owner {
 pub(crate) fn task_of_work(work: &Work) -> Option<Task> {
     match work {
         Work::Merge { from, into, .. } => Some(Task::Merge { from: *from, into: *into }),
-        Work::LeafMerge { vdi, from, into } => Some(Task::LeafMerge { vdi: *vdi, from: *from, into: *into }),
+        Work::LeafMerge { vdi, from, into, .. } => {
+            Some(Task::LeafMerge { vdi: *vdi, from: *from, into: *into })
+        }
         Work::Garbage { image } => Some(Task::Remove { image: *image }),
         _ => None,
     }

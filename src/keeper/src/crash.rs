@@ -13,12 +13,18 @@ pub(crate) fn all() -> impl Iterator<Item = &'static CrashPoint> {
 pub(crate) enum Phase {
     /// The job row is written, nothing else.
     Journaled,
+    /// A process has begun with it.
+    Begun,
     /// What it makes is made, its change of the tree is not committed.
     Made,
     /// The writes of attached disks are held back for the commit.
     Paused,
     /// Its change of the tree is committed, its steps are not done. A job without steps is done with its commit.
     Committed,
+    /// The process has let go of what the commit has made garbage.
+    Released,
+    /// The process has ended it, which is not recorded.
+    Closed,
     /// Header bytes are planned and journaled, not written.
     Planned,
     /// Its steps are done, which is not recorded.
@@ -57,7 +63,8 @@ points! {
     Introduce "introduce": Journaled "journaled", Made "made", Done "done";
     Merge "merge": Journaled "journaled", Made "made", Committed "committed", Planned "planned", Stepped "stepped",
         Done "done";
-    LeafMerge "leaf_merge": Journaled "journaled", Made "made", Committed "committed", Stepped "stepped", Done "done";
+    LeafMerge "leaf_merge": Journaled "journaled", Begun "begun", Made "made", Committed "committed", Released "released",
+        Closed "closed", Stepped "stepped", Done "done";
     Garbage "garbage": Journaled "journaled", Stepped "stepped", Done "done";
     Check "check": Journaled "journaled", Done "done";
     Repair "repair": Journaled "journaled", Made "made", Committed "committed", Planned "planned", Stepped "stepped",

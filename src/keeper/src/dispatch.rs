@@ -3,6 +3,7 @@
 use crate::failures::bad_request;
 use crate::lookup;
 use crate::owner::{Call, Given, Owner};
+use catena_coalesce::Task;
 use catena_rpc::Request;
 use catena_types::{ErrorName, Failure, ImageId, JobId, VdiUuid};
 use serde::de::DeserializeOwned;
@@ -54,7 +55,7 @@ impl Owner {
                     }
                     return self.parked.push(call);
                 }
-                self.operate(&mut call)
+                self.close_moves(&call.request).and_then(|()| self.operate(&mut call))
             }
         };
         match given {
@@ -120,28 +121,46 @@ impl Owner {
     fn in_the_way(&self, request: &Request) -> Option<JobId> {
         let current = self.current.as_ref()?;
         self.running.get(&current.job)?;
-        let conflict = match request.method.as_str() {
-            "VDI.snapshot" | "VDI.clone" | "VDI.revert" | "VDI.resize" | "VDI.destroy" | "VDI.read"
-            | "VDI.write" => {
-                let merged = current.leaf_merge_of()?;
-                named_vdis(request).any(|named| named == merged)
+        self.is_in_the_way(current.task, request).then_some(current.job)
+    }
+
+    /// D14: ends the leaf merges of disks in use that are in the call's way. They begin again when nothing is any more.
+    fn close_moves(&mut self, request: &Request) -> Result<(), Failure> {
+        for task in self.open_moves() {
+            if let Task::LeafMerge { vdi, .. } = task
+                && self.is_in_the_way(task, request)
+            {
+                self.close_move(vdi, false)?;
             }
+        }
+        Ok(())
+    }
+
+    fn is_in_the_way(&self, merge: Task, request: &Request) -> bool {
+        let chain = || {
+            let named = request.params.get("vdi").and_then(Value::as_str);
+            named.map(|named| self.chain_of(named)).unwrap_or_default()
+        };
+        let merged = match merge {
+            Task::LeafMerge { vdi, .. } => Some(vdi),
+            _ => None,
+        };
+        match request.method.as_str() {
+            "VDI.snapshot" | "VDI.clone" | "VDI.revert" | "VDI.resize" | "VDI.destroy" | "VDI.read"
+            | "VDI.write" => merged.is_some_and(|merged| named_vdis(request).any(|named| named == merged)),
             "VDI.attach" => {
                 // A target that grows moves blocks, which a process that opens it just then would look for where they were.
                 let size = |image| self.image(image).map_or(catena_types::Bytes(0), |row| row.virtual_size);
-                let grows = current.task.target().is_some_and(|into| size(into) < size(current.task.image()));
-                let merged = current.leaf_merge_of();
-                let chain = self.chain_of(request.params.get("vdi")?.as_str()?);
-                (grows || merged.is_some()) && chain.contains(&current.task.image())
+                let grows = merge.target().is_some_and(|into| size(into) < size(merge.image()));
+                (grows || merged.is_some()) && chain().contains(&merge.image())
             }
-            "VDI.export" | "VDI.copy" => {
-                let chain = self.chain_of(request.params.get("vdi")?.as_str()?);
-                current.images().into_iter().any(|image| chain.contains(&image))
+            "VDI.export" | "VDI.copy" | "Keeper.copy_origin" => {
+                let chain = chain();
+                [Some(merge.image()), merge.target()].iter().flatten().any(|image| chain.contains(image))
             }
             "SR.check" | "SR.trim" => true,
             _ => false,
-        };
-        conflict.then_some(current.job)
+        }
     }
 
     /// The images of the chain that a VDI's or image's uuid names; none if it names nothing.

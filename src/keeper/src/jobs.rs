@@ -109,15 +109,20 @@ impl Owner {
 
     /// A long job goes on: what it says is durable is recorded for a merge.
     pub(crate) fn progressed(&mut self, job: JobId, progress: Progress) {
+        self.goes_on(job, progress);
+        if self.current.as_ref().is_some_and(|current| current.job == job) {
+            self.watch_floor(Some(progress.bytes_done));
+            self.merge_progressed(job, progress);
+        }
+    }
+
+    /// How far a job is, for those who look.
+    pub(crate) fn goes_on(&mut self, job: JobId, progress: Progress) {
         if let Some(live) = self.live.get_mut(&job) {
             live.update(progress);
             if let Some(news) = live.news() {
                 self.tell_progress(job, &news);
             }
-        }
-        if self.current.as_ref().is_some_and(|current| current.job == job) {
-            self.watch_floor(Some(progress.bytes_done));
-            self.merge_progressed(job, progress);
         }
     }
 
@@ -221,6 +226,8 @@ impl Owner {
         if let Some(running) = self.running.get_mut(&id) {
             running.cancelled = true;
             running.long.stop();
+        } else if let (true, Work::LeafMerge { vdi, .. }) = (job.is_open_move(), &job.work) {
+            self.close_move(*vdi, true)?;
         } else if (job.committed || matches!(job.work, Work::Resize { .. })) && !job.state.is_over() {
             return Err(Failure::new(
                 ErrorName::VdiUnavailable,

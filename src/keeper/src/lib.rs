@@ -31,6 +31,7 @@ mod introduce;
 mod ioclass;
 mod jobs;
 mod labels;
+mod live_merge;
 mod long;
 mod lookup;
 mod merges;

@@ -1,4 +1,5 @@
-//! One merge from its start to its commit: inner or leaf, with a mover process of its own.
+//! One merge from its start to its commit: inner or leaf, with a mover process of its own. The leaf of a disk that a guest writes
+//! is moved by that disk's process instead (`live_merge`).
 //!
 //! ```text
 //!              start                 end                     steps done
@@ -40,8 +41,12 @@ impl Owner {
         let Some(into) = task.target().and_then(|id| self.catalog.state().images.get(&id).cloned()) else {
             return;
         };
+        let live = matches!(task, Task::LeafMerge { vdi, .. } if self.catalog.state().attachments.contains_key(&vdi));
+        if let Work::LeafMerge { live: row, .. } = &mut job.work {
+            *row = live;
+        }
         job.state = JobState::Running;
-        job.phase = "copying".to_owned();
+        job.phase = if live { "moving" } else { "copying" }.to_owned();
         job.error = None;
         job.retry_at = None;
         job.updated = Timestamp::now();
@@ -57,6 +62,9 @@ impl Owner {
         }
         crash::pass(job.work.kind(), Phase::Journaled);
         self.current = Some(Current { job: id, task });
+        if live {
+            return self.start_move(job);
+        }
         let policy = self.policy();
         let priority = Priority::new(&policy);
         match self.start_mover(&job, priority.pace(&policy)) {
@@ -125,7 +133,7 @@ impl Owner {
         }
         let work = last.map(|job| job.work.clone()).or(match task {
             Task::Merge { from, into } => Some(Work::Merge { from, into, cursor: 0 }),
-            Task::LeafMerge { vdi, from, into } => Some(Work::LeafMerge { vdi, from, into }),
+            Task::LeafMerge { vdi, from, into } => Some(Work::LeafMerge { vdi, from, into, live: false }),
             Task::Remove { .. } => None,
         })?;
         Some(self.new_job(work, None))
@@ -207,7 +215,7 @@ impl Owner {
 
     /// **The commit of a merge.** From here on `from` is read by nobody: its bytes are durable in `into`. It is garbage, which
     /// the worker removes in a job of its own: on some storages that takes longer than the merge.
-    fn commit_merge(&mut self, mut job: JobRecord) -> Result<(), Failure> {
+    pub(crate) fn commit_merge(&mut self, mut job: JobRecord) -> Result<(), Failure> {
         let state = self.catalog.state();
         let row = |id: &ImageId| self.image(*id).cloned();
         let mut changes = Vec::new();
@@ -225,7 +233,7 @@ impl Owner {
                 let text = format!("{} merged into {}", gone.container, target.container);
                 changes.push(self.event(Severity::Info, "merge.done", None, Some(&job), text));
             }
-            Work::LeafMerge { vdi, from, into } => {
+            Work::LeafMerge { vdi, from, into, .. } => {
                 let (gone, target) = (row(from)?, row(into)?);
                 let owner = state.vdis.get(vdi).map(|row| (**row).clone());
                 let owner = owner.ok_or_else(|| crate::lookup::no_such_vdi(&vdi.to_string()))?;
@@ -256,7 +264,7 @@ impl Owner {
         ImageRecord { state: ImageState::Ok, virtual_size, ..self.measured(target) }
     }
 
-    fn merge_stopped(&mut self, mut job: JobRecord, cancelled: bool) {
+    pub(crate) fn merge_stopped(&mut self, mut job: JobRecord, cancelled: bool) {
         let id = job.id;
         job.state = if cancelled { JobState::Cancelled } else { JobState::Queued };
         job.phase = "waiting".to_owned();
@@ -269,7 +277,7 @@ impl Owner {
     }
 
     /// A merge that failed rests and is remembered; other chains go on.
-    fn merge_failed(&mut self, mut job: JobRecord, failure: Failure) {
+    pub(crate) fn merge_failed(&mut self, mut job: JobRecord, failure: Failure) {
         let id = job.id;
         job.attempts += 1;
         job.state = JobState::Queued;

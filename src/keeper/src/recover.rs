@@ -10,6 +10,7 @@
 //! | not committed, an attach | its process is ended, its attachment removed |
 //! | not committed, a resize | the leaf's own size decides: it has grown, or the job has failed |
 //! | not committed, a merge | its mover's locks are waited for; it waits for its turn, with its cursor |
+//! | not committed, a merge that a disk's process carries out | goes on, if that lives; else with its successor (`live_merge`) |
 //! | committed, steps left | they are done |
 
 use crate::hands::ready;
@@ -35,6 +36,8 @@ impl Owner {
         let is_resize = |job: &JobRecord| matches!(job.work, Work::Resize { .. }) && !job.committed;
         let (resizes, others): (Vec<_>, Vec<_>) = left.into_iter().partition(is_resize);
         for job in others {
+            // Those that adoption has dealt with may have changed.
+            let job = self.catalog.state().jobs.get(&job.id).map_or(job, |row| (**row).clone());
             tracing::info!(sr = %self.sr.uuid, job = job.id, committed = job.committed, "a job was interrupted");
             if job.committed || matches!(job.work, Work::Merge { .. } | Work::LeafMerge { .. }) {
                 self.requeue(job)?;
@@ -82,11 +85,17 @@ impl Owner {
     /// The worker takes the job up again. A mover that outlived its keeper may still be landing its last request: nobody reads
     /// the two images before its locks are free (D11, D15).
     fn requeue(&mut self, job: JobRecord) -> Result<(), Failure> {
+        if self.current.is_some_and(|current| current.job == job.id) || job.state.is_over() {
+            return Ok(());
+        }
         if !job.committed
+            && !job.is_open_move()
             && let Work::Merge { from, into, .. } | Work::LeafMerge { from, into, .. } = &job.work
         {
             for image in [from, into] {
-                if let Some(row) = self.catalog.state().images.get(image).cloned() {
+                // What a disk's process writes is in no mover's hands.
+                let row = self.catalog.state().images.get(image).cloned();
+                if let Some(row) = row.filter(|row| self.writer_of(row.id).is_none()) {
                     drop(ready(&*self.store, &row, Access::ReadWrite)?);
                 }
             }

@@ -13,7 +13,7 @@ use crate::failures::{from_channel, from_trouble};
 use crate::owner::Mail;
 use crate::rundir::Sockets;
 use catena_control::{Ask, Channel, Handed, Hello, Packet, Said, Told, Trouble};
-use catena_types::{ErrorName, Failure, ImageId, VdiUuid};
+use catena_types::{Bytes, ErrorName, Failure, ImageId, VdiUuid};
 use nix::libc;
 use std::fs::File;
 use std::io;
@@ -43,6 +43,42 @@ pub(crate) enum Heard {
     Gone,
     /// It has ended, in this way.
     Ended(String),
+    /// Said by the keeper itself: what it tells of a move is about the one of this number from here on.
+    Moves(u64),
+}
+
+/// A leaf merge that a process has open, and with it a second image that it writes (D14).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Move {
+    /// That image.
+    pub(crate) into: ImageId,
+    /// The number that it was asked for with.
+    pub(crate) generation: u64,
+    /// The rate that the process was told; none yet of one that was taken over.
+    pub(crate) rate: Option<Bytes>,
+    /// Whether what the process tells is about this one: what it told of an earlier one may still be on its way.
+    pub(crate) heard: bool,
+    /// It has said that the leaf durably owns nothing.
+    pub(crate) emptied: bool,
+    /// When it is tried again to bring it to what the catalog says, if that has failed.
+    pub(crate) retry_at: Option<Instant>,
+    /// When the catalog last noted how far it is.
+    pub(crate) noted: Instant,
+}
+
+impl Move {
+    /// One that is heard of for the first time.
+    pub(crate) fn of(into: ImageId, generation: u64) -> Self {
+        Self {
+            into,
+            generation,
+            rate: None,
+            heard: true,
+            emptied: false,
+            retry_at: None,
+            noted: Instant::now(),
+        }
+    }
 }
 
 /// A disk that is being served, or should be.
@@ -60,6 +96,10 @@ pub(crate) struct Served {
     pub(crate) pid: u32,
     /// The images that the process has open, leaf first. While it is not known, it may be any.
     pub(crate) chain: Option<Vec<ImageId>>,
+    /// The move that the process has open.
+    pub(crate) moving: Option<Move>,
+    /// It has said that the storage is full, so that writes wait.
+    pub(crate) full: bool,
     /// The last number given to a change of its chain.
     pub(crate) generation: u64,
     /// How often in a row it was tried to find or start a process.
@@ -82,6 +122,8 @@ impl Served {
             stop_by: None,
             pid: 0,
             chain: None,
+            moving: None,
+            full: false,
             generation: 0,
             attempts: 0,
             retry_at: None,
@@ -110,6 +152,13 @@ impl Served {
     /// Whether its end is being waited for.
     pub(crate) fn is_stopping(&self) -> bool {
         self.link.as_ref().is_some_and(Link::is_told_to_stop)
+    }
+
+    /// The process is heard to have gone. One that did not begin to serve is not tried again any sooner for that.
+    pub(crate) fn went(&mut self, after: Duration) {
+        let rests = self.retry_at.filter(|_| self.attempts > 0);
+        self.lose(after);
+        self.retry_at = rests.or(self.retry_at);
     }
 
     /// The link broke, or cannot be relied on: whatever the process does next, it is asked again before it is told anything.
@@ -156,6 +205,11 @@ impl Link {
     /// Whether the process has closed the connection.
     pub(crate) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::SeqCst)
+    }
+
+    /// Whether the process is there, and has answered every question.
+    pub(crate) fn is_sound(&mut self) -> bool {
+        !self.is_gone() && !self.is_owed()
     }
 
     /// Whether an answer is missing that nobody waits for any more.
@@ -307,6 +361,8 @@ pub(crate) struct Start {
     pub(crate) pending: File,
     /// The chain, leaf first.
     pub(crate) images: Vec<(Handed, OwnedFd)>,
+    /// Of them the one that a predecessor moved the leaf into, and that is written too.
+    pub(crate) moving_into: Option<ImageId>,
 }
 
 impl Start {
@@ -329,6 +385,9 @@ impl Start {
         }
         if self.read_only {
             command.arg("--read-only");
+        }
+        if let Some(image) = self.moving_into {
+            command.arg("--moving-into").arg(image.to_string());
         }
         command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
         // SAFETY: between fork and exec this calls setsid and fcntl, which are async-signal-safe, and allocates nothing; the

@@ -9,7 +9,7 @@ use crate::serving::silent;
 use catena_catalog::Change;
 use catena_control::{Answer, Ask, Request};
 use catena_sr_api::Access;
-use catena_types::{Failure, HeaderPatch, ImageId, JobId, JobRecord, JobState, Step, Work};
+use catena_types::{Failure, HeaderPatch, ImageId, JobId, JobRecord, JobState, Step, VdiUuid, Work};
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
 
@@ -55,13 +55,24 @@ impl Owner {
     fn set_hidden(&mut self, image: ImageId, hidden: bool) -> Result<(), Failure> {
         let Some(row) = self.catalog.state().images.get(&image).cloned() else { return Ok(()) };
         if let Some(vdi) = self.writer_of(image) {
-            // D12: it has not said yet that it writes to its new leaf.
-            return Err(silent(vdi));
+            return self.set_hidden_there(vdi, image, hidden);
         }
         let one = ready(&*self.store, &row, Access::ReadWrite)?;
         let request = Request::SetHidden { image: one.handed, hidden };
         self.small.call(&request, vec![one.fd]).map_err(|trouble| from_trouble(&trouble))?;
         Ok(())
+    }
+
+    /// D12: the disk's process does it, where that is its leaf alone. Where the disk has another leaf by now, the process has not said
+    /// yet that it writes to that.
+    fn set_hidden_there(&mut self, vdi: VdiUuid, image: ImageId, hidden: bool) -> Result<(), Failure> {
+        let is_leaf = self.catalog.state().vdis.get(&vdi).is_some_and(|row| row.image == image);
+        let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
+        let chain = served.chain.as_ref().and_then(|chain| chain.first());
+        if !is_leaf || served.moving.is_some() || chain != Some(&image) {
+            return Err(silent(vdi));
+        }
+        served.link(vdi)?.ask(&Ask::SetHidden { hidden }, Vec::new()).map(drop)
     }
 
     /// Makes headers name the parents that the catalog names. D5: the new bytes are in the job row before the first of them is

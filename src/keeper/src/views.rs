@@ -243,7 +243,8 @@ fn held_state(held: &[catena_coalesce::Held]) -> (CoalesceState, Reason) {
     };
     let text = match first.hold {
         Hold::Lease => "a chain is being read by another job".to_owned(),
-        Hold::Attached => "a disk of the chain is attached, and its leaf is merged when it is not".to_owned(),
+        Hold::Attached => "a disk of the chain is attached for reading, has no process now, or a base copy would have to grow under it"
+            .to_owned(),
         Hold::Foreign => "what is left was written by another program and is never written to".to_owned(),
         Hold::Damaged => "an image is damaged or missing; `catena sr check` names it".to_owned(),
         Hold::Backoff => "a merge failed and is tried again later; `catena job list` says why".to_owned(),

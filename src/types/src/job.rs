@@ -174,6 +174,10 @@ pub enum Work {
         from: ImageId,
         /// Its parent.
         into: ImageId,
+        /// The process that serves the disk moves it, and has both open for writing, or may have: until it has let go of the parent,
+        /// a successor is given both (D8, D14).
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        live: bool,
     },
     /// `image` is removed.
     Garbage {
@@ -204,6 +208,11 @@ impl JobRecord {
     /// Whether the job has ended badly and what it made is still to be removed.
     pub fn has_leftovers(&self) -> bool {
         self.state.is_over() && !self.committed && !self.effects.makes.is_empty()
+    }
+
+    /// Whether a process may have the two images of this leaf merge open for writing.
+    pub const fn is_open_move(&self) -> bool {
+        matches!(self.work, Work::LeafMerge { live: true, .. }) && !self.committed
     }
 }
 

@@ -103,9 +103,7 @@ impl Demo {
         guest.remote.close()?;
         self.stage.run(&["vdi", "detach", DISK])?;
         self.stage.verify("the disk, detached", vdi.trim(), &sha256)?;
-        self.stage.verify("the snapshot that was kept", kept.trim(), &kept_sha256)?;
-        self.stage.run(&["coalesce", "run", disks::SR, "--wait"])?;
-        self.stage.verify("the disk, its leaf merged", vdi.trim(), &sha256)
+        self.stage.verify("the snapshot that was kept", kept.trim(), &kept_sha256)
     }
 
     fn some_snapshots(&self, taken: &mut Vec<String>) -> Result<()> {
@@ -117,7 +115,8 @@ impl Demo {
         Ok(())
     }
 
-    /// Destroys the snapshots and has the images below the leaf merged: one is left below the fork of the kept snapshot, one above.
+    /// Destroys the snapshots and has all that they leave merged, the leaf that is being written too: one image is left below the
+    /// fork of the kept snapshot, one above.
     fn merge_below(&self, snapshots: &[String]) -> Result<()> {
         let uuids: Vec<&str> = snapshots.iter().map(String::as_str).collect();
         let shown = format!("vdi destroy {} ... ({} snapshots)", uuids[0], uuids.len());
@@ -125,7 +124,7 @@ impl Demo {
         self.stage.run(&["coalesce", "run", disks::SR, "--wait"])?;
         self.stage.run(&["vdi", "tree", DISK])?;
         let depth = self.stage.number(&["vdi", "show", DISK], "depth")?;
-        ensure!(depth == 3, "the chain of the served disk has {depth} images");
+        ensure!(depth == 2, "the chain of the served disk has {depth} images");
         Ok(())
     }
 }
