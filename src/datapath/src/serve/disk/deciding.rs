@@ -60,7 +60,7 @@ pub(super) fn may_be_given_up(copied: &SectorSet, written_since: &SectorSet) -> 
 }
 
 /// What the leaf owns, block by block, while it owns less and less.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Left {
     /// Sectors of each block that are left.
     blocks: BTreeMap<BlockIndex, u16>,

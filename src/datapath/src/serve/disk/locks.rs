@@ -7,7 +7,7 @@ use catena_types::{BLOCK_SECTORS, BlockIndex, SectorSet};
 use std::ops::Range;
 
 /// What a request does with its sectors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Access {
     /// Looks at them, beside others that look.
     Shared,
@@ -15,7 +15,7 @@ pub(super) enum Access {
     Exclusive,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Entry {
     owner: usize,
     /// From its first sector to its last.
@@ -28,7 +28,7 @@ struct Entry {
 }
 
 /// All locks of a disk. There are as many as requests under way, so they are simply looked through.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Locks {
     /// In the order in which they came.
     entries: Vec<Entry>,

@@ -120,7 +120,7 @@ impl Disk {
             }
             let next = match stage {
                 WindowStage::Picking => self.pick(index, task, leaf, engine),
-                WindowStage::Locking if self.locks.has(index) => Ok(WindowStage::Placing),
+                WindowStage::Locking if self.locks.has(index) => Ok(self.locked_window()),
                 WindowStage::Placing => self.place_window(index, task, into, engine),
                 WindowStage::Copying => self.take_copy(into),
                 WindowStage::Noting => self.note_window(index, task, into, engine),
@@ -262,6 +262,15 @@ impl Disk {
         let parts = moving.window.parts.iter();
         let blocks = parts.map(|part| first(part.block)..first(part.block.next())).collect();
         self.locks.acquire_all(index, blocks, Access::Exclusive);
+    }
+
+    /// Whoever was before the window has ended, and what he wrote is copied with the rest: from here on all of it gets through, so the
+    /// merge ends.
+    fn locked_window(&mut self) -> WindowStage {
+        for part in self.moving.iter_mut().flat_map(|moving| &mut moving.window.parts) {
+            part.written = SectorSet::empty();
+        }
+        WindowStage::Placing
     }
 
     /// Finds places in the image below, then begins to copy.

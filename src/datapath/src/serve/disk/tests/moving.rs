@@ -267,26 +267,36 @@ fn an_image_that_is_smaller_is_made_larger_first() {
 
 #[test]
 fn a_writer_that_comes_back_to_every_window_is_held_back_in_the_end() {
+    // With two, one of them waits behind the other when a window asks for the block, and writes before the window has it.
+    [1, 2].into_iter().for_each(writer_that_comes_back);
+}
+
+/// One write to each block whenever a copy has begun; or so many all the time, again as soon as one was answered.
+fn writer_that_comes_back(depth: usize) {
     let mut merge = large();
     let before = merge.owned_by_leaf();
-    // A write to each block, again as soon as it was answered.
     let places: Vec<u64> = (0..BLOCKS).map(|block| block * BLOCK_BYTES).collect();
-    let mut writes: Vec<(u64, u8)> = vec![(0, 0); places.len()];
+    let mut writes: Vec<(Vec<u64>, u8)> = vec![(vec![0; depth], 0); places.len()];
     let counted = merge.world.counts().bytes_written;
     merge.begin(0);
     let rig = &mut merge.rig;
     let (mut guest, mut held) = (0, 0);
+    let mut seen = 0;
     while moved(&rig.news).is_none_or(|(_, left)| left > 0) {
-        for (&at, (number, tag)) in places.iter().zip(&mut writes) {
-            if *number == 0 || rig.outcome(*number).is_some() {
-                *tag = tag.wrapping_add(1);
-                *number = rig.submit(write(at, &vec![*tag; 2 << 20], false));
-                guest += BLOCK_BYTES;
+        let copied = rig.disk.moving.as_ref().map_or(0, |moving| moving.copied);
+        let copies = std::mem::replace(&mut seen, copied) != copied;
+        for (&at, (numbers, tag)) in places.iter().zip(&mut writes) {
+            for number in numbers {
+                if (depth > 1 || copies) && (*number == 0 || rig.outcome(*number).is_some()) {
+                    *tag = tag.wrapping_add(1);
+                    *number = rig.submit(write(at, &vec![*tag; 2 << 20], false));
+                    guest += BLOCK_BYTES;
+                }
             }
         }
         rig.step();
         held += 1;
-        assert!(held < 50_000, "it does not end: {:?}", moved(&rig.news));
+        assert!(held < 5_000, "it does not end: {:?}", moved(&rig.news));
     }
     rig.settle();
     for (&at, (_, tag)) in places.iter().zip(&writes) {
@@ -296,7 +306,10 @@ fn a_writer_that_comes_back_to_every_window_is_held_back_in_the_end() {
     // The metadata of a few blocks aside.
     let copied = merge.world.counts().bytes_written - counted - guest;
     assert!(copied <= 2 * before + (1 << 18), "{copied} bytes for {before}");
-    assert!(copied > before + before / 4, "the writer disturbed nothing: {copied} bytes for {before}");
+    assert!(
+        depth > 1 || copied > before + before / 4,
+        "the writer disturbed nothing: {copied} bytes for {before}"
+    );
 }
 
 #[test]
