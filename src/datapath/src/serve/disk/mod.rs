@@ -406,9 +406,11 @@ impl Disk {
         }
         if task.fua || task.kind == Kind::Flush {
             task.stage = Stage::Durable;
-            // It changes nothing more: a hold covers it, and nobody waits for it to be answered.
+            // It changes nothing more and reads nothing more: a hold covers it, and neither that nor a change of the chain waits until
+            // it is answered, which a hold may put off.
             self.changing -= 1;
             self.release(index);
+            self.leave_epoch(task);
             self.wait_for_all(index, task);
             return Step::Wait;
         }

@@ -3,7 +3,7 @@
 
 use super::cases::fresh;
 use super::chains::content;
-use super::rig::{Rig, gated, leaf, make, world, write};
+use super::rig::{Rig, gated, id, leaf, make, part, world, write};
 use crate::serve::disk::Change;
 use crate::serve::work::{Outcome, Work};
 use catena_blockio::sim::{Rng, SimDisk, SimWorld};
@@ -218,4 +218,22 @@ fn a_write_does_not_wait_for_the_flush_of_an_earlier_one() {
     assert!(large.rig.outcome(earlier).is_none());
     large.rig.settle();
     assert!(matches!(large.rig.outcome(earlier), Some(Outcome::Done)));
+}
+
+#[test]
+fn a_request_that_waits_for_a_commit_is_in_nobodys_way() {
+    let mut large = Large::new(1);
+    let rig = &mut large.rig;
+    assert!(matches!(rig.write(0, &[1; PAGE]), Outcome::Done));
+    // Its first and its last sector are read before they are written, through the chain as it is then.
+    let flushed = rig.submit(write(100, &[2; PAGE], true));
+    rig.settle_data();
+    rig.ask(Change::Relink { generation: 1, below: vec![(id(0), Some(part(&large.disks[0])))] });
+    assert_eq!(rig.told, [Ok(Told::Done)], "whoever has a merged image open is waited for, and it has not");
+    rig.ask(Change::Quiesce { generation: 2 });
+    rig.settle();
+    assert!(matches!(rig.told.last(), Some(Ok(Told::Quiesced { .. }))));
+    rig.ask(Change::Resume { generation: 2, swap: false });
+    rig.settle();
+    assert!(matches!(rig.outcome(flushed), Some(Outcome::Done)));
 }
