@@ -272,6 +272,14 @@ fn whoever_dies_the_merge_comes_to_its_end() -> Result<()> {
         kill_served(agent)?;
         agent.launch(None)?;
         table.is_moving(agent)?;
+        // A keeper finds a merge that waits, with a leaf that somebody has locked.
+        agent.ok(&["coalesce", "pause", table.sr])?;
+        kill_all(&agent.processes("catena-keeper"))?;
+        wait_until("the SR is back", || {
+            let resumed = agent.call("Coalesce.resume", &json!({"sr": table.sr}))?;
+            Ok(resumed.is_ok())
+        })?;
+        table.is_moving(agent)?;
         // Dead, and paused before anybody has noticed.
         agent.ok(&["coalesce", "pause", table.sr])?;
         kill_served(agent)?;
