@@ -338,6 +338,10 @@ impl Disk {
 
     /// Lets a request begin that has its lock, unless writes are held back.
     fn may_start(&mut self, index: usize, task: &mut Task) -> bool {
+        if !task.started && !task.sectors().is_empty() && !self.locks.has(index) {
+            // Woken for nothing.
+            return false;
+        }
         if !task.started && task.changes() {
             if self.is_quiescing() {
                 self.frozen.push(index);

@@ -96,6 +96,8 @@ impl Disk {
             }
             (_, Some(trouble)) => Poll::Failed(trouble),
             (Some(failed), None) => failed,
+            // It stands on a list of those that wait, and must not end before it is taken from there.
+            (None, None) if task.awaits > 0 => Poll::Pending,
             (None, None) => self.step_stages(index, task, engine),
         };
         match poll {
@@ -115,7 +117,7 @@ impl Disk {
             if let MoveStage::Surveying(_) = moving.stage {
                 return self.count_leaf(index, task, leaf, engine);
             }
-            if self.move_is_ending() && self.may_drop_window(index, task, into, stage) {
+            if self.move_is_ending() && self.may_drop_window(index, into, stage) {
                 return Poll::Ready;
             }
             let next = match stage {
@@ -141,14 +143,17 @@ impl Disk {
     }
 
     /// Whether nobody has the request on a list of those that wait, and nothing of it is on its way.
-    fn may_drop_window(&self, index: usize, task: &Task, into: Slot, stage: WindowStage) -> bool {
+    fn may_drop_window(&self, index: usize, into: Slot, stage: WindowStage) -> bool {
         match stage {
-            WindowStage::Picking | WindowStage::Locking | WindowStage::Noting | WindowStage::Stopping => true,
+            WindowStage::Picking
+            | WindowStage::Locking
+            | WindowStage::Noting
+            | WindowStage::Storing
+            | WindowStage::Stopping => true,
             WindowStage::Placing => {
                 let growth = self.targets.get(into).and_then(|target| target.growth.as_ref());
                 growth.is_none_or(|growth| !growth.is_waited_for_by(index))
             }
-            WindowStage::Storing => task.durable,
             WindowStage::Copying | WindowStage::Clearing => false,
         }
     }

@@ -8,7 +8,7 @@ use crate::serve::work::{Outcome, Work};
 use catena_blockio::Container;
 use catena_blockio::sim::{Call, Errno, Fault, Rng, SimDisk, SimWorld, seeds};
 use catena_chain::{Error, Progress, copy};
-use catena_control::Told;
+use catena_control::{News, Told};
 use catena_types::{BLOCK_BYTES, Bytes, GuestOffset, Severity};
 use catena_vhd::{CheckOptions, Mode, check};
 use std::fs::File;
@@ -81,6 +81,8 @@ struct Run {
     chain: Vec<usize>,
     disks: Vec<Arc<SimDisk>>,
     generation: u64,
+    /// A leaf merge is open, as the catalog says.
+    moving: bool,
     /// Whether the storage is full now and then.
     fills: bool,
     seed: u64,
@@ -97,7 +99,19 @@ impl Run {
         let model = Model::new(content(&disks), owned(&disks[..count - 1]));
         let rig = Rig::open(&disks, &pending, seed);
         let chain = (0..count).collect();
-        Self { rig, model, rng, world, pending, chain, disks, generation: 0, fills: false, seed }
+        Self {
+            rig,
+            model,
+            rng,
+            world,
+            pending,
+            chain,
+            disks,
+            generation: 0,
+            moving: false,
+            fills: false,
+            seed,
+        }
     }
 
     /// Those of the world that make the chain.
@@ -107,7 +121,10 @@ impl Run {
 
     fn submit(&mut self) {
         let work = work(&mut self.rng);
-        self.submit_work(work);
+        // What a trim does while a leaf merge is open depends on how far that is.
+        if !self.moving || !matches!(work, Work::Trim { .. }) {
+            self.submit_work(work);
+        }
     }
 
     fn submit_work(&mut self, work: Work) {
@@ -140,16 +157,102 @@ impl Run {
         self.take_answers();
     }
 
-    /// Puts a new leaf on top, or changes its mind about that. What is trimmed depends on the leaf, so nothing is meanwhile; and
-    /// reads go past writes that are held back, so there are only such or such.
-    fn snapshot(&mut self, look: &mut impl FnMut(&mut Self)) {
-        self.fill(false);
+    /// Waits until no trim is under way.
+    fn trims_end(&mut self, look: &mut impl FnMut(&mut Self)) {
         while self.model.trims() {
             self.step();
             look(self);
             self.rig.wait();
             self.take_answers();
         }
+    }
+
+    /// Whether the leaf has told that it owns nothing any more.
+    fn is_moved(&self) -> bool {
+        self.rig.news.iter().any(is_over)
+    }
+
+    /// Begins to empty the leaf into the image below it.
+    fn begin_move(&mut self, look: &mut impl FnMut(&mut Self)) {
+        let Some(below) = self.chain.len().checked_sub(2) else { return };
+        if self.moving {
+            return;
+        }
+        self.fill(false);
+        self.trims_end(look);
+        if self.fills && self.rng.coin() {
+            self.fill(true);
+        }
+        self.rig.news.clear();
+        self.generation += 1;
+        let into = leaf(&self.disks[self.chain[below]]);
+        self.moving = true;
+        self.rig.ask(Change::MoveDown { generation: self.generation, into, rate: Bytes(0) });
+        self.take_answers();
+        look(self);
+    }
+
+    /// Ends that: the leaf is dropped if it was told that it owns nothing, or not all the same.
+    fn end_move(&mut self, look: &mut impl FnMut(&mut Self)) {
+        if !self.moving {
+            return;
+        }
+        let patience = self.rig.lab.steps + 20_000;
+        let to_the_end = self.rng.coin();
+        while to_the_end && !self.is_moved() {
+            assert!(self.rig.told.iter().all(Result::is_ok), "seed {}: {:?}", self.seed, self.rig.told);
+            assert!(
+                self.rig.lab.steps < patience,
+                "seed {}: never moved: {}",
+                self.seed,
+                self.rig.lab.state()
+            );
+            self.fill(false);
+            self.submit();
+            for _ in 0..8 {
+                self.step();
+                look(self);
+            }
+        }
+        let complete = self.is_moved() && self.rng.below(4) > 0;
+        if complete {
+            self.chain.pop();
+            self.moving = false;
+        }
+        let asked = self.rig.told.len();
+        self.generation += 1;
+        self.rig.ask(Change::EndMove { generation: self.generation, complete });
+        look(self);
+        // The answer to the beginning may be due too.
+        let due = self.rig.disk.hello().moving_into.is_some() || self.rig.told.len() == asked;
+        while due && self.rig.disk.hello().moving_into.is_some() {
+            assert!(
+                self.rig.lab.steps < patience,
+                "seed {}: never ended: {}",
+                self.seed,
+                self.rig.lab.state()
+            );
+            self.fill(false);
+            let work = work(&mut self.rng);
+            if !matches!(work, Work::Trim { .. }) {
+                self.submit_work(work);
+            }
+            for _ in 0..8 {
+                self.step();
+                look(self);
+            }
+        }
+        self.moving = false;
+        let below = self.chain_of(&self.disks);
+        self.model.set_below(owned(&below[..below.len() - 1]));
+    }
+
+    /// Puts a new leaf on top, or changes its mind about that. What is trimmed depends on the leaf, so nothing is meanwhile; and
+    /// reads go past writes that are held back, so there are only such or such.
+    fn snapshot(&mut self, look: &mut impl FnMut(&mut Self)) {
+        self.end_move(look);
+        self.fill(false);
+        self.trims_end(look);
         let quiesced =
             |run: &Self| run.rig.told.iter().filter(|told| matches!(told, Ok(Told::Quiesced { .. }))).count();
         let before = quiesced(self);
@@ -204,6 +307,7 @@ impl Run {
 
     /// Merges an image into its parent, as a worker does, and has it dropped.
     fn merge(&mut self, look: &mut impl FnMut(&mut Self)) {
+        self.end_move(look);
         if self.chain.len() < 3 {
             return;
         }
@@ -245,6 +349,8 @@ impl Run {
             match self.rng.below(30) {
                 0 => self.snapshot(&mut look),
                 1 => self.merge(&mut look),
+                8..11 => self.begin_move(&mut look),
+                11..13 => self.end_move(&mut look),
                 2..5 if self.fills => self.fill(true),
                 5..8 if self.fills => self.fill(false),
                 _ => {}
@@ -314,17 +420,31 @@ fn what_was_answered_survives_the_death_of_the_process_at_every_step() {
             let world = run.world.after_process_kill();
             let disks = run.chain_of(&world);
             let pending = copy_of(&run.pending);
-            let mut successor = Rig::open(&disks, &pending, seed);
+            let mut successor = if run.moving {
+                Rig::open_moving(&disks, &pending, seed)
+            } else {
+                Rig::open(&disks, &pending, seed)
+            };
             let whole = successor.read(0, u32::try_from(SIZE).unwrap());
             run.model.check(&whole, false, &what);
             assert!(matches!(successor.done(Work::Flush), Outcome::Done), "{what}");
+            // It also takes a leaf merge up.
+            successor.wait();
+            successor.settle();
+            assert!(!run.moving || successor.news.iter().any(is_over), "{what}: {:?}", successor.news);
             drop(successor);
             sound(&disks, &what);
+            assert!(!run.moving || content(&disks[..disks.len() - 1]) == whole, "{what}: moved");
             // The successor's flush covers what its predecessor has answered.
             let after = run.chain_of(&disks[0].world().after_power_cut(seed));
             run.model.check(&content(&after), false, &format!("{what}, and the power cut after"));
         });
     }
+}
+
+/// Whether it says that the leaf owns nothing any more.
+const fn is_over(news: &News) -> bool {
+    matches!(news, News::Moved { left: Bytes(0), .. })
 }
 
 /// The file as a process that dies now leaves it.
