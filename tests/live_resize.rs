@@ -183,6 +183,25 @@ fn a_datapath_that_dies_while_it_grows() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_datapath_that_hangs_does_not_grow_and_grows_later() -> Result<()> {
+    let scene = Scene::set(None)?;
+    let mut guest = Client::connect(&scene.uri)?;
+    guest.run("write -P 1 0 1M")?;
+    let served = scene.agent.served();
+    served.iter().try_for_each(|pid| kill(*pid, Signal::SIGSTOP))?;
+    let params = json!({"vdi": scene.disk, "virtual_size": STEPS[0], "request_id": "later"});
+    let refused = scene.agent.call("VDI.resize", &params)?.err().context("a process that hangs has grown")?;
+    ensure!(refused["data"]["name"] == "vdi_unavailable" && refused["data"]["retry"] == true, "{refused}");
+    ensure!(scene.recorded(&scene.disk)? == SIZE);
+    served.iter().try_for_each(|pid| kill(*pid, Signal::SIGCONT))?;
+    wait_until("it can grow again", || Ok(scene.agent.call("VDI.resize", &params)?.is_ok()))?;
+    guest.run("write -P 2 0 1M")?;
+    guest.close()?;
+    ensure!(scene.agent.served() == served, "it was replaced, though it lives");
+    scene.ends_with(STEPS[0])
+}
+
 /// A QEMU whose guest stands still, with the disk as a device of it.
 struct Qemu {
     child: Child,

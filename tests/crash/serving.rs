@@ -61,9 +61,9 @@ pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
     stage.wait_for_crash(at.rsplit_once(':').map_or(at, |(name, _)| name))?;
     stage.agent.kill()?;
     drop(stuck);
-    if !matches!(what, Serving::Attach | Serving::LateLeaf | Serving::Detach) {
-        ensure!(stage.agent.served().len() == 1, "the datapath has died with its keeper");
-    }
+    let served = stage.agent.served();
+    let is_attached = !matches!(what, Serving::Attach | Serving::LateLeaf | Serving::Detach);
+    ensure!(!is_attached || served.len() == 1, "the datapath has died with its keeper");
     stage.agent.launch(None)?;
     stage.wait_attached()?;
     match what {
@@ -90,6 +90,7 @@ pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
         }
         Serving::Merge | Serving::Leaf => stage.coalesce()?,
     }
+    ensure!(!is_attached || stage.agent.served() == served, "a datapath that lived was replaced");
     if what == Serving::Leaf {
         let depth = stage.agent.json(&["vdi", "show", &disk])?["depth"].clone();
         ensure!(depth == 1, "the chain of the disk in use has {depth} images");

@@ -125,6 +125,12 @@ impl Owner {
             moment.leased.extend([Some(open.image()), open.target()].into_iter().flatten());
         }
         for job in state.unfinished() {
+            if let Work::Resize { image, .. } = &job.work
+                && !job.state.is_over()
+            {
+                // It would take in less than the disk, should that have grown.
+                moment.backed_off.insert(*image);
+            }
             let (Work::Merge { from, into, .. } | Work::LeafMerge { from, into, .. }) = &job.work else {
                 continue;
             };

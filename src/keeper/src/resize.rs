@@ -48,12 +48,16 @@ impl Owner {
         job.phase = "growing".to_owned();
         self.hold_space(job.id, &leaf.container, growth(&self.measured(&leaf), size))?;
         self.begin(&mut job, Vec::new())?;
-        let grown = match self.is_written(disk.uuid) {
-            true => self.grow_served(disk.uuid, size),
+        let written = self.is_written(disk.uuid);
+        let mut asked = !written;
+        let grown = match written {
+            true => self.grow_served(disk.uuid, size, &mut asked),
             false => self.grow(&leaf, size),
         };
         if let Err(failure) = grown {
-            match self.has_grown(leaf.id, size) {
+            // Where nobody was asked to, nothing has grown.
+            let has_grown = if asked { self.has_grown(leaf.id, size) } else { Ok(false) };
+            match has_grown {
                 Ok(true) => {}
                 Ok(false) => {
                     self.undo(job, JobState::Failed, &failure);
@@ -101,9 +105,11 @@ impl Owner {
     }
 
     /// The process that has the leaf open for writing makes it larger, while writes are held back; reads wait where blocks move.
-    fn grow_served(&mut self, vdi: VdiUuid, size: Bytes) -> Result<(), Failure> {
+    /// `asked` is set when it is asked to.
+    fn grow_served(&mut self, vdi: VdiUuid, size: Bytes, asked: &mut bool) -> Result<(), Failure> {
         self.while_paused(vdi, |_, link| {
             crash::pass(JobKind::Resize, Phase::Paused);
+            *asked = true;
             link.ask(&Ask::Grow { size }, Vec::new())?;
             crash::pass(JobKind::Resize, Phase::Paused);
             Ok(())
