@@ -23,7 +23,7 @@ impl Front {
         let all = self.table.all();
         let (home, uuid) = match resolve::vdi(&all, text(&params, "vdi")?) {
             Err(missing) if missing.name == ErrorName::VdiMissing && is_given(&params, "request_id") => {
-                return repeated(&all, method, &params).map(|answer| answer.value()).ok_or(missing);
+                return repeated(&all, method, &params, missing).map(|answer| answer.value());
             }
             found => found?,
         };

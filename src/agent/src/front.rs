@@ -129,7 +129,7 @@ impl Front {
                     && is_given(&params, "request_id")
                     && fds.is_empty() =>
             {
-                repeated(&among, method, &params).ok_or(missing)
+                repeated(&among, method, &params, missing)
             }
             Err(failure) => Err(failure),
         }
@@ -248,11 +248,18 @@ pub(crate) fn relay(sr: &Sr, method: &Method, params: Params, fds: Vec<OwnedFd>)
 }
 
 /// A repeated request may name a VDI that its first run has destroyed. The keeper that carried it out still knows its answer;
-/// to all others the VDI is as unknown as to us.
-pub(crate) fn repeated(among: &[Arc<Sr>], method: &Method, params: &Params) -> Option<Text> {
+/// to all others the VDI is as unknown as to us. One that cannot answer now may be the one: then nothing is `missing` yet.
+pub(crate) fn repeated(among: &[Arc<Sr>], method: &Method, params: &Params, missing: Failure) -> Reply {
     let params = Value::Object(params.clone());
-    let replies = crate::fanout::ask(among, method.name, |_| params.clone(), routes::PATIENCE, |_| true);
-    replies.into_iter().find_map(|reply| reply.outcome.ok())
+    let mut why = missing;
+    for reply in crate::fanout::ask(among, method.name, |_| params.clone(), routes::PATIENCE, |_| true) {
+        match reply.outcome {
+            Ok(answer) => return Ok(answer),
+            Err(failure) if failure.retry => why = failure,
+            Err(_) => {}
+        }
+    }
+    Err(why)
 }
 
 /// The text of a parameter.
@@ -366,6 +373,15 @@ mod tests {
         assert_eq!(again, Ok(json!({"kept": true})));
         let first = ask(&front, "VDI.destroy", json!({"vdi": vdi})).unwrap_err();
         assert_eq!(first.name, ErrorName::VdiMissing);
+    }
+
+    #[test]
+    fn a_repeated_destroy_is_to_be_tried_again_while_its_keeper_may_be_away() {
+        let unknown = Failure::new(ErrorName::VdiMissing, "never seen");
+        let (front, _directory) =
+            front([ignorant().refuse("VDI.destroy", unknown), ignorant().die("VDI.destroy")]);
+        let again = ask(&front, "VDI.destroy", json!({"vdi": VdiUuid::random(), "request_id": "r"}));
+        assert!(again.unwrap_err().retry);
     }
 
     #[test]
