@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{PipeReader, PipeWriter, pipe};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
@@ -138,8 +139,9 @@ fn prepare(stage: &mut Stage, disk: &str, what: Serving) -> Result<()> {
         stage.coalesce()?;
         stage.agent.ok(&["coalesce", "pause", &stage.sr])?;
         let snapshot = stage.snapshot(disk)?;
+        // More than one window: the second waits for as long as the rate says.
         for block in 0..4 {
-            write(stage, disk, 4, block << 21)?;
+            write_all(stage, disk, 4, (block << 21)..(block << 21) + (1 << 20))?;
         }
         stage.destroy(&snapshot)?;
     }
@@ -212,9 +214,13 @@ fn uri(stage: &Stage, disk: &str) -> String {
 
 /// A client writes 64 KiB of one byte.
 fn write(stage: &mut Stage, disk: &str, byte: u8, at: usize) -> Result<()> {
-    let command = format!("write -P {byte} {at} 64k");
+    write_all(stage, disk, byte, at..at + 65536)
+}
+
+fn write_all(stage: &mut Stage, disk: &str, byte: u8, range: Range<usize>) -> Result<()> {
+    let command = format!("write -P {byte} {} {}", range.start, range.len());
     peer("qemu-utils", "qemu-io", &["-f", "raw", "-c", &command, &uri(stage, disk)])?;
-    stage.content.get_mut(disk).context("a disk of the stage")?[at..at + 65536].fill(byte);
+    stage.content.get_mut(disk).context("a disk of the stage")?[range].fill(byte);
     Ok(())
 }
 
