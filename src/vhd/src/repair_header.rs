@@ -9,7 +9,7 @@ use crate::batmap::Batmap;
 use crate::bytes::{u32_at, u64_at};
 use crate::check::{CheckOptions, Findings};
 use crate::check_parent::check_parent;
-use crate::create::{ParentSpec, check_name, new_locators, too_long};
+use crate::create::{ParentSpec, check_name, new_locators};
 use crate::error::{Error, Result};
 use crate::footer::{DiskKind, FOOTER_BYTES, Footer};
 use crate::header::{Header, RawHeader};
@@ -129,7 +129,12 @@ fn newly_pointed(
         *place = place.filter(|locator| locator.end() <= free_until);
     }
     let end = locators.iter().flatten().map(|locator| locator.end()).max();
-    let len = end.ok_or_else(|| too_long(&parent.name))? - layout.tables_end();
+    // A name that is too long has been refused: what is in the way is a block, or an entry that is none.
+    let no_room = || {
+        let detail = "the parent's name must be written anew, and a block begins where it would be";
+        Error::damaged("locator_place", layout.header_at, detail)
+    };
+    let len = end.ok_or_else(no_room)? - layout.tables_end();
     texts.truncate(usize::try_from(len).unwrap_or(usize::MAX));
     let new = header.with_parent(parent.id, parent.timestamp, &parent.name, locators)?;
     Ok(vec![(FileOffset(layout.tables_end()), texts), (layout.header_at, new.raw().to_vec())])

@@ -202,7 +202,7 @@ fn a_crashed_image_of_the_vendor_becomes_what_its_own_repair_makes_of_it() {
 
 #[test]
 fn what_would_lose_data_is_refused_and_nothing_is_written() {
-    let damages: [Damage; 6] = [
+    let damages: [Damage; 7] = [
         ("footer_cookie", |disk| {
             write(disk, 0, &[0; 512]);
             write(disk, end(disk) - 512, &[0; 512]);
@@ -218,6 +218,11 @@ fn what_would_lose_data_is_refused_and_nothing_is_written() {
         ("block_over_footer", |disk| disk.set_size(Bytes(3 << 20)).unwrap()),
         // Neither header nor batmap says where the table is.
         ("header_cookie", |disk| write(disk, HEADER, &[0; 2048])),
+        // The header can be rebuilt, but a block is said to be where the parent's name would be.
+        ("locator_place", |disk| {
+            write(disk, HEADER, &[0; 8]);
+            write(disk, TABLE, &[0; 4]);
+        }),
     ];
     for (rule, damage) in damages {
         let disk: Arc<dyn Container> = Memory::new();
