@@ -119,7 +119,7 @@ pub(crate) struct State {
 }
 
 /// Steps that can be taken, by name; `Err` is a fault.
-pub(crate) type Steps = Vec<(String, Result<State, String>)>;
+pub(crate) type Steps = crate::explore::Steps<State>;
 
 impl State {
     /// All disks are being served.

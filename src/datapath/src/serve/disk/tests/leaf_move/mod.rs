@@ -4,75 +4,28 @@
 //! something is lost, is copied for ever, or goes wrong otherwise.
 //!
 //! One block; two of its sectors, which share a sector of the bitmap, are written. A value is the number of the write that made it.
-//! About 230,000 states; 2,100,000 in the nightly form. What is noted of each image, its commits and its barriers are as in the real image, whose own orders are gone through in
-//! `catena-vhd`.
+//! About 230,000 states; 2,100,000 in the nightly form. What is noted of each image, its commits and its barriers are as in the real
+//! image, whose own orders are gone through in `catena-vhd`.
 
+#[path = "../../../../../../../tests/harness/explore.rs"]
+mod explore;
 mod images;
 mod merge;
 mod world;
 
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{HashMap, VecDeque};
-use std::hash::{Hash, Hasher};
+use explore::Explored;
 use world::{Bounds, Dropped, State};
-
-/// A state that was found: the step that led there first, whence it can be reached, and whether nothing is begun there.
-struct Seen {
-    step: String,
-    from: Vec<usize>,
-    at_rest: bool,
-}
-
-fn print(state: &State) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    state.hash(&mut hasher);
-    hasher.finish()
-}
 
 /// Goes through all states. Gives how many there are, or the shortest way to a fault, or to where nothing comes to an end any more.
 fn explore(first: State, dropped: Dropped) -> Result<usize, String> {
-    let mut numbers = HashMap::from([(print(&first), 0)]);
-    let mut seen = vec![Seen { step: String::new(), from: Vec::new(), at_rest: true }];
-    let mut queue = VecDeque::from([(0, first)]);
-    while let Some((number, state)) = queue.pop_front() {
-        for (step, next) in state.next(dropped) {
-            let next = next.and_then(|next| next.fault().map_or(Ok(next), Err));
-            let next = next.map_err(|fault| format!("{fault}: {}{step}", way(&seen, number)))?;
-            let fresh = numbers.len();
-            let to = *numbers.entry(print(&next)).or_insert(fresh);
-            if to < fresh {
-                seen[to].from.push(number);
-                continue;
-            }
-            seen.push(Seen { step, from: vec![number], at_rest: next.is_at_rest() });
-            queue.push_back((to, next));
-        }
-    }
-    restless(&seen).map_or(Ok(seen.len()), |number| Err(format!("without an end: {}", way(&seen, number))))
-}
-
-/// The steps that lead there.
-fn way(seen: &[Seen], mut number: usize) -> String {
-    let mut steps = Vec::new();
-    while let Some(&from) = seen[number].from.first().filter(|_| number > 0) {
-        steps.push(seen[number].step.as_str());
-        number = from;
-    }
-    steps.iter().rev().flat_map(|step| [*step, "; "]).collect()
-}
-
-/// A state from which none at rest can be reached.
-fn restless(seen: &[Seen]) -> Option<usize> {
-    let mut good: Vec<bool> = seen.iter().map(|state| state.at_rest).collect();
-    let mut queue: Vec<usize> = (0..seen.len()).filter(|&number| good[number]).collect();
-    while let Some(number) = queue.pop() {
-        for &from in &seen[number].from {
-            if !std::mem::replace(&mut good[from], true) {
-                queue.push(from);
-            }
-        }
-    }
-    good.iter().position(|good| !good)
+    let next = |state: &State| {
+        let steps = state.next(dropped).into_iter();
+        let steps =
+            steps.map(|(step, next)| (step, next.and_then(|next| next.fault().map_or(Ok(next), Err))));
+        steps.collect()
+    };
+    let Explored { states, restless } = explore::explore(first, next, State::is_at_rest)?;
+    restless.map_or(Ok(states), |way| Err(format!("without an end: {way}")))
 }
 
 /// So far in all tests, with one thing or the other.

@@ -136,7 +136,7 @@ pub(super) struct State {
 }
 
 /// Steps that can be taken, by name; `Err` is a fault.
-pub(super) type Steps = Vec<(String, Result<State, String>)>;
+pub(super) type Steps = super::explore::Steps<State>;
 
 /// Our two sectors among all.
 pub(super) fn set_of(bits: Bits) -> SectorSet {
