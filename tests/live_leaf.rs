@@ -114,10 +114,10 @@ impl Table<'_> {
         self.is_moving(agent)
     }
 
-    /// A leaf that owns a lot above what a snapshot holds.
+    /// A leaf that owns a lot above what a snapshot holds: more than is moved at once as often as it is begun anew here.
     fn leave_something(&self, agent: &Agent) -> Result<String> {
         let snapshot = agent.ok(&["vdi", "snapshot", self.disk, "--name", "passing"])?;
-        let written = self.guest().requests + 150;
+        let written = self.guest().requests + 500;
         wait_until("the guest goes on", || Ok(self.guest().requests >= written))?;
         Ok(snapshot)
     }

@@ -60,7 +60,7 @@ pub(super) struct Moving {
     /// Before this nothing more is moved.
     pub(super) wake: Option<Instant>,
     told: Option<Instant>,
-    /// It goes no further by itself.
+    /// It goes no further until the keeper says so.
     stuck: bool,
     ending: Option<Ending>,
 }
@@ -116,9 +116,10 @@ impl Moving {
         }
     }
 
-    /// What a process that died had begun. It goes on as soon as the time is looked at.
+    /// What a process that died had begun. It goes on when the keeper says at which rate: one that dies before that must not leave a
+    /// merge without a limit behind.
     pub(super) fn successor(ends: (Slot, Slot), image: ImageId, reader: Arc<dyn Container>) -> Self {
-        Self { wake: Some(Instant::now()), ..Self::new(ends, image, reader, Bytes(0), 0) }
+        Self { stuck: true, ..Self::new(ends, image, reader, Bytes(0), 0) }
     }
 
     /// The image that the leaf is emptied into.

@@ -366,11 +366,14 @@ fn a_stop_closes_both_images_and_a_successor_goes_on() {
         assert_eq!(again.disk.hello().moving_into, Some(id(1)));
         again.wait();
         again.settle();
+        assert_eq!(moved(&again.news), None, "nobody has said at which rate");
+        again.ask(Change::MoveOn { generation: 1, rate: Bytes(0) });
+        again.settle();
         assert_eq!(moved(&again.news).unwrap().1, 0);
         assert!(again.read(0, u32::try_from(SIZE).unwrap()) == merge.content);
-        again.ask(Change::EndMove { generation: 1, complete: false });
+        again.ask(Change::EndMove { generation: 2, complete: false });
         again.settle();
-        assert_eq!(again.told, [Ok(Told::Done)]);
+        assert_eq!(again.told, [Ok(Told::Done), Ok(Told::Done)]);
         assert!(content(&merge.disks[..2]) == merge.content);
     }
 }

@@ -429,7 +429,9 @@ fn what_was_answered_survives_the_death_of_the_process_at_every_step() {
             run.model.check(&whole, false, &what);
             assert!(matches!(successor.done(Work::Flush), Outcome::Done), "{what}");
             // It also takes a leaf merge up.
-            successor.wait();
+            if run.moving {
+                successor.ask(Change::MoveOn { generation: u64::MAX, rate: Bytes(0) });
+            }
             successor.settle();
             assert!(!run.moving || successor.news.iter().any(is_over), "{what}: {:?}", successor.news);
             drop(successor);
