@@ -62,7 +62,7 @@ pub trait Layer: Send + Sync {
     /// Where the block's data lie, `None` if the layer has no place for the block.
     fn locate(&self, block: BlockIndex) -> Option<Extent>;
 
-    /// The first block at or after `from` for which the layer has a place.
+    /// The first block at or after `from` for which the layer has a place, or may have one as far as it knows.
     fn next_block(&self, from: BlockIndex) -> Option<BlockIndex>;
 
     /// The bytes themselves.

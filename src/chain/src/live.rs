@@ -11,7 +11,7 @@
 //! is under way at a time. The owner is the event loop of a disk that is being served.
 
 use crate::error::Error;
-use crate::layer::Layer;
+use crate::layer::{Extent, Layer};
 use crate::plan::Plan;
 use catena_blockio::Container;
 use catena_types::{BlockIndex, Bytes, FileOffset, SectorSet};
@@ -26,8 +26,8 @@ pub enum Known {
     Everything,
     /// These.
     Sectors(Box<SectorSet>),
-    /// It depends on the 512 bytes there, which are to be read and given to [`Recall::learn`].
-    At(FileOffset),
+    /// It depends on the bytes there, which are to be read and given to [`Recall::learn`]. There may be more to read then.
+    At(Extent),
 }
 
 /// A layer that can tell what it knows. Neither call waits for anything.
@@ -35,10 +35,10 @@ pub trait Recall: Layer {
     /// What is known of the block.
     fn known(&self, block: BlockIndex) -> Result<Known, Error>;
 
-    /// Takes up what stands where [`Known::At`] said. Ignored if the block is known by now: what is known in memory is newer. What
+    /// Takes up what stands at `at`, where [`Known::At`] said. Ignored if the block is known by now: what is known in memory is newer. What
     /// was not learnt before the block was changed must not be learnt after it: one read of a block at a time, which all
     /// share who need it, and no write to a block that is being read like this.
-    fn learn(&self, block: BlockIndex, raw: &[u8; 512]) -> Result<(), Error>;
+    fn learn(&self, block: BlockIndex, at: FileOffset, raw: &[u8]) -> Result<(), Error>;
 }
 
 /// Sectors that are owned in memory and not on the storage: what a successor must be told of (D7).

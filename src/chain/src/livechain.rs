@@ -8,11 +8,11 @@
 //! The owner is the event loop of a disk.
 
 use crate::error::Error;
-use crate::layer::Ownership;
+use crate::layer::{Extent, Ownership};
 use crate::live::{Known, Recall};
 use crate::map::{ChainMap, Walk};
 use crate::mixed::{Owner, Runs, Slot};
-use catena_types::{BLOCK_SECTORS, BlockIndex, Bytes, FileOffset, SectorSet};
+use catena_types::{BLOCK_SECTORS, BlockIndex, Bytes, SectorSet};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -37,8 +37,8 @@ impl Member for Arc<dyn Recall> {
 pub enum Look<'a> {
     /// Who owns the sectors.
     Runs(Runs<'a>),
-    /// First these 512 bytes must be read, for the layers to learn. There may be more to read then.
-    Missing(Vec<(Slot, FileOffset)>),
+    /// First these bytes must be read, for the layers to learn. There may be more to read then.
+    Missing(Vec<(Slot, Extent)>),
 }
 
 /// What the layers below one own of a block.
@@ -46,8 +46,8 @@ pub enum Look<'a> {
 pub enum Beneath {
     /// These sectors, one or the other of them.
     Owned(Box<SectorSet>),
-    /// First these 512 bytes must be read, for the layers to learn.
-    Missing(Vec<(Slot, FileOffset)>),
+    /// First these bytes must be read, for the layers to learn.
+    Missing(Vec<(Slot, Extent)>),
 }
 
 /// A place in a chain that is put together anew.
@@ -257,7 +257,7 @@ impl<M: Member> LiveChain<M> {
     }
 
     /// Walks the block, for the map to know. Gives what is missing for that.
-    fn resolve(&mut self, block: BlockIndex) -> Result<Vec<(Slot, FileOffset)>, Error> {
+    fn resolve(&mut self, block: BlockIndex) -> Result<Vec<(Slot, Extent)>, Error> {
         let mut walk = Walk::new(block);
         let missing = self.descend(&mut walk, block, &self.order)?;
         if missing.is_empty() {
@@ -274,7 +274,7 @@ impl<M: Member> LiveChain<M> {
         walk: &mut Walk,
         block: BlockIndex,
         slots: &[Slot],
-    ) -> Result<Vec<(Slot, FileOffset)>, Error> {
+    ) -> Result<Vec<(Slot, Extent)>, Error> {
         let mut missing = Vec::new();
         for &slot in slots {
             let Some(member) = self.member(slot) else { continue };

@@ -71,7 +71,7 @@ pub(crate) fn open_image(
     let Format::Vhd = handed.format;
     let image = Image::open(container, mode).map_err(|error| of_image(handed, from_vhd(&error)))?;
     let id = image.id();
-    if id != handed.id && !(handed.any && mode == Mode::ReadOnly) {
+    if id != handed.id && !(handed.any && mode != Mode::ReadWrite) {
         let message = format!("a container holds image {id}, not {}", handed.id);
         return Err(trouble(TroubleKind::WrongImage, message));
     }

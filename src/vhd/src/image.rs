@@ -18,7 +18,7 @@ use crate::batmap::Batmap;
 use crate::bitmaps::Bitmaps;
 use crate::dirty::{Dirty, UnderWay};
 use crate::error::{Error, Result};
-use crate::footer::Footer;
+use crate::footer::{FOOTER_BYTES, Footer};
 use crate::header::Header;
 use crate::layout::{Layout, SECTOR, Slot};
 use crate::space::Space;
@@ -26,6 +26,7 @@ use catena_blockio::Container;
 use catena_chain::Plan;
 use catena_types::{BLOCK_BYTES, BlockIndex, Bytes, FileOffset, SECTOR_BYTES, SectorSet};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What an image is opened for.
@@ -33,6 +34,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub enum Mode {
     /// Reading. Images of other programs can be read too.
     ReadOnly,
+    /// The same for who looks at parts of a large chain: the block table is read piece by piece, when it is asked for.
+    Recall,
     /// Reading and writing. Refused for images of other programs, fixed disks, and images with contradictions in their block table.
     ReadWrite,
 }
@@ -94,8 +97,8 @@ pub struct Image {
     pub(crate) bat: Bat,
     pub(crate) batmap: Batmap,
     pub(crate) bitmaps: Mutex<Bitmaps>,
-    /// For readers: the byte after which there are no data.
-    pub(crate) data_end: FileOffset,
+    /// For readers: the byte after which there were no data when it was last looked at.
+    pub(crate) data_end: AtomicU64,
     pub(crate) writer: Option<Writer>,
 }
 
@@ -174,6 +177,19 @@ impl Image {
         self.dirty(block).map(|dirty| dirty.slot).or_else(|| self.bat.get(block))
     }
 
+    /// For readers: the byte after which there are no data.
+    pub(crate) fn data_end(&self) -> FileOffset {
+        FileOffset(self.data_end.load(Ordering::Relaxed))
+    }
+
+    /// What a merge has appended to an image since it was opened is hidden by the images above it (no quiesce); but it is there, in
+    /// a block table that is read piece by piece, and not damage.
+    fn look_at_end_again(&self) -> Result<FileOffset> {
+        let size = self.container.size().map_err(Error::io("asking for the size of the container"))?;
+        self.data_end.fetch_max(size.0.saturating_sub(FOOTER_BYTES), Ordering::Relaxed);
+        Ok(self.data_end())
+    }
+
     /// Whether a place that the block table names can be one. A writer has looked at all of them when it opened the image.
     pub(crate) fn check_slot(&self, slot: Slot) -> Result<()> {
         if self.writer.is_some() {
@@ -186,7 +202,7 @@ impl Image {
                 "a block lies over the metadata",
             ));
         }
-        if slot.data_at() > self.data_end {
+        if slot.data_at() > self.data_end() && slot.data_at() > self.look_at_end_again()? {
             return Err(Error::damaged(
                 "block_outside",
                 slot.bitmap_at(),
@@ -201,11 +217,11 @@ impl Image {
     pub(crate) fn check_cut(&self, block: BlockIndex, slot: Slot, bits: &SectorSet) -> Result<()> {
         // A writer has refused such a file when it opened it.
         let intact = self.writer.is_some() || self.footers != FooterState::EndMissing;
-        if intact || slot.end() <= self.data_end {
+        if intact || slot.end() <= self.data_end() {
             return Ok(());
         }
         let last = bits.runs().map(|run| run.end as u64 * SECTOR_BYTES).max().unwrap_or(0);
-        if slot.data_at().0 + last.min(self.block_len(block)) > self.data_end.0 {
+        if slot.data_at().0 + last.min(self.block_len(block)) > self.data_end().0 {
             let detail = "data of a block lie past the end of the container, which has lost its footer";
             return Err(Error::damaged("block_cut", slot.bitmap_at(), detail));
         }

@@ -19,7 +19,8 @@ impl Layer for Image {
         if let Some(dirty) = self.dirty(block) {
             return Ok(Ownership::from_set(dirty.owned()));
         }
-        let Some(slot) = self.bat.get(block) else { return Ok(Ownership::Nothing) };
+        let found = self.bat.look_up(&*self.container, block).map_err(|error| error.of_block(block))?;
+        let Some(slot) = found else { return Ok(Ownership::Nothing) };
         let read = self.check_slot(slot).and_then(|()| self.stored_bits(block, slot));
         let whole = read.and_then(|bits| self.check_cut(block, slot, &bits).map(|()| bits));
         whole.map(Ownership::from_set).map_err(|error| error.of_block(block))
@@ -32,7 +33,7 @@ impl Layer for Image {
             let at = self.slot(block)?.data_at();
             // The last block of another program's file may be cut short. A writer's blocks are whole.
             let present =
-                if self.writer.is_some() { BLOCK_BYTES } else { self.data_end.0.saturating_sub(at.0) };
+                if self.writer.is_some() { BLOCK_BYTES } else { self.data_end().0.saturating_sub(at.0) };
             (at, present / 512 * 512)
         };
         let len = self.block_len(block).min(present);
@@ -45,6 +46,7 @@ impl Layer for Image {
             return (from.start().0 < self.footer.size.0).then_some(from);
         }
         let stored = self.bat.used(from).next().map(|(block, _)| block);
+        let stored = [stored, self.bat.next_unknown(from)].into_iter().flatten().min();
         let dirty = self.writer.as_ref().and_then(|writer| writer.dirty.range(from..).next());
         match (stored, dirty.map(|(&block, _)| block)) {
             (Some(a), Some(b)) => Some(a.min(b)),

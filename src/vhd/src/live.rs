@@ -2,19 +2,24 @@
 //!
 //! The owner is the event loop of a disk that is served. Only what the trait says reads or waits.
 
+use crate::bat::Entry;
 use crate::dirty::{Dirty, UnderWay};
 use crate::footer::DiskKind;
 use crate::giveup::Emptied;
 use crate::image::{Image, Mode};
 use catena_blockio::Container;
 use catena_chain::{
-    Commit, Error, Grown, Growth, Known, LiveLayer, Noted, Ownership, Placed, Plan, Recall, Step,
+    Commit, Error, Extent, Grown, Growth, Known, LiveLayer, Noted, Ownership, Placed, Plan, Recall, Step,
 };
 use catena_types::{BlockIndex, Bytes, FileOffset, SectorSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Blocks for which a file makes room at once: most new blocks then need nothing done before they are written to.
 const STRIDE: usize = 64;
+
+/// Bytes of a bitmap.
+const SECTOR_LEN: u32 = 512;
 
 impl Recall for Image {
     fn known(&self, block: BlockIndex) -> Result<Known, Error> {
@@ -25,21 +30,31 @@ impl Recall for Image {
         if let Some(dirty) = self.dirty(block) {
             return Ok(known_set(dirty.owned()));
         }
-        let Some(slot) = self.bat.get(block) else { return Ok(Known::Nothing) };
+        let slot = match self.bat.entry(block) {
+            Entry::In(piece) => return Ok(Known::At(piece)),
+            Entry::Known(None) => return Ok(Known::Nothing),
+            Entry::Known(Some(slot)) => slot,
+        };
         let looked_at = || {
             self.check_slot(slot)?;
             match self.remembered_bits(block) {
-                None => Ok(Known::At(slot.bitmap_at())),
+                None => Ok(Known::At(Extent { at: slot.bitmap_at(), len: SECTOR_LEN })),
                 Some(bits) => self.check_cut(block, slot, &bits).map(|()| known_set(bits)),
             }
         };
         looked_at().map_err(|error: crate::Error| error.of_block(block))
     }
 
-    fn learn(&self, block: BlockIndex, raw: &[u8; 512]) -> Result<(), Error> {
+    fn learn(&self, block: BlockIndex, at: FileOffset, raw: &[u8]) -> Result<(), Error> {
         // A block whose bits are known, dirty or remembered, is not asked for; one without a place has none.
-        if matches!(self.known(block)?, Known::At(_)) {
-            self.bitmaps().put(block, SectorSet::from_bitmap(raw));
+        let Known::At(wanted) = self.known(block)? else { return Ok(()) };
+        if wanted.at != at {
+            // The piece of the table where its place stands is known by now.
+            return Ok(());
+        }
+        match (self.bat.entry(block), raw.first_chunk()) {
+            (Entry::Known(_), Some(bitmap)) => self.bitmaps().put(block, SectorSet::from_bitmap(bitmap)),
+            _ => self.bat.learn(block, raw).map_err(|error| error.of_block(block))?,
         }
         Ok(())
     }
@@ -152,7 +167,7 @@ impl LiveLayer for Image {
         self.all_is_stored()?;
         self.release_unwritten()?;
         // Blocks were looked at when they were placed; whoever seals the image meanwhile cuts off none of them.
-        self.data_end = self.data_end.max(self.used_end());
+        self.data_end.fetch_max(self.used_end().0, Ordering::Relaxed);
         self.container = container;
         self.writer = None;
         Ok(())

@@ -15,6 +15,7 @@ use crate::space::{End, Space};
 use catena_blockio::{Container, Sizing};
 use catena_types::{BlockIndex, Bytes, FileOffset, SECTOR_BYTES};
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 /// The largest disk that is opened: past it sector numbers of 32 bits do not reach.
@@ -133,14 +134,14 @@ impl Image {
         }
         let data_end = footers.end_at.unwrap_or(FileOffset(size.0));
         let mut image = Self {
-            data_end,
+            data_end: AtomicU64::new(data_end.0),
             footers: footers.state,
             header: None,
             layout: Layout::new(0),
             bat: Bat::default(),
             batmap: Batmap::absent(),
             bitmaps: Mutex::new(match mode {
-                Mode::ReadOnly => Bitmaps::of_reader(),
+                Mode::ReadOnly | Mode::Recall => Bitmaps::of_reader(),
                 Mode::ReadWrite => Bitmaps::of_writer(),
             }),
             writer: None,
@@ -159,7 +160,10 @@ impl Image {
         }
         let header = read_header(&*image.container, &image.footer, size)?;
         image.layout = layout_of(&*image.container, &image.footer, &header, size)?;
-        image.bat = Bat::load(&*image.container, &image.layout, image.footer.size.blocks())?;
+        image.bat = match mode {
+            Mode::Recall => Bat::unread(&image.layout, image.footer.size.blocks()),
+            _ => Bat::load(&*image.container, &image.layout, image.footer.size.blocks())?,
+        };
         image.batmap = Batmap::load(&*image.container, &image.layout, image.footer.size)?;
         image.header = Some(header);
         if mode == Mode::ReadWrite {

@@ -38,7 +38,7 @@ fn exercise(disk: &Arc<Memory>) {
     for deep in [false, true] {
         check(&**disk, &CheckOptions { deep, now: Some(3), parent: Some((PARENT, Bytes(1))) }).unwrap();
     }
-    for mode in [Mode::ReadOnly, Mode::ReadWrite] {
+    for mode in [Mode::ReadOnly, Mode::Recall, Mode::ReadWrite] {
         let Ok(mut image) = Image::open(disk.clone(), mode) else { continue };
         image.info();
         let mut block = image.next_block(BlockIndex(0));

@@ -218,13 +218,13 @@ fn bitmaps_are_told_and_not_read() {
     assert_eq!(image.known(BlockIndex(0)).unwrap(), Known::Nothing);
     let Known::At(at) = image.known(BlockIndex(3)).unwrap() else { panic!("nothing was read yet") };
     let mut raw = [0; 512];
-    reads.read_at(&mut raw, at).unwrap();
-    image.learn(BlockIndex(3), &raw).unwrap();
+    reads.read_at(&mut raw, at.at).unwrap();
+    image.learn(BlockIndex(3), at.at, &raw).unwrap();
     assert_eq!(image.known(BlockIndex(3)).unwrap(), Known::Sectors(Box::new(SectorSet::of(0..8))));
     write(&mut image, 3, 8..9, 2);
-    image.learn(BlockIndex(3), &raw).unwrap();
+    image.learn(BlockIndex(3), at.at, &raw).unwrap();
     assert_eq!(image.known(BlockIndex(3)).unwrap(), Known::Sectors(Box::new(SectorSet::of(0..9))));
-    image.learn(BlockIndex(0), &raw).unwrap();
+    image.learn(BlockIndex(0), at.at, &raw).unwrap();
     assert_eq!(image.known(BlockIndex(0)).unwrap(), Known::Nothing);
 }
 
@@ -420,4 +420,74 @@ proptest! {
             }
         }
     }
+}
+
+/// As the owner of a served disk asks, reading what the image wants to be read.
+fn recall(image: &Image, storage: &SimDisk, block: u32) -> (Known, usize) {
+    let mut reads = 0;
+    loop {
+        match image.known(BlockIndex(block)).unwrap() {
+            Known::At(wanted) => {
+                let mut raw = vec![0; wanted.len as usize];
+                storage.read_at(&mut raw, wanted.at).unwrap();
+                image.learn(BlockIndex(block), wanted.at, &raw).unwrap();
+                reads += 1;
+            }
+            known => return (known, reads),
+        }
+    }
+}
+
+#[test]
+fn of_a_large_table_only_what_is_asked_for_is_read() {
+    let disk = disk(&spec(40 << 10), Sizing::Automatic);
+    let mut image = open(&disk);
+    let written = [0, 4095, 4096, 9000, 20479];
+    for block in written {
+        write(&mut image, block, 0..8, 1);
+    }
+    commit(&mut image);
+    let recalled = Image::open(disk.clone(), Mode::Recall).unwrap();
+    // A piece of the table has 4096 entries; then the bitmap.
+    for (block, reads) in [(0, 2), (4095, 1), (1, 0), (4096, 2), (5000, 0), (20479, 2), (20000, 0), (9000, 2)]
+    {
+        let (known, read) = recall(&recalled, &disk, block);
+        assert_eq!(read, reads, "block {block}");
+        let owned = written.contains(&block).then(|| Known::Sectors(Box::new(SectorSet::of(0..8))));
+        assert_eq!(known, owned.unwrap_or(Known::Nothing), "block {block}");
+        assert_eq!(recalled.locate(BlockIndex(block)), image.locate(BlockIndex(block)));
+    }
+    assert_eq!(recalled.known(BlockIndex(20480)).unwrap(), Known::Nothing, "past the end of the disk");
+}
+
+#[test]
+fn what_waits_for_the_table_may_do_so_and_what_is_not_known_may_be_there() {
+    let disk = disk(&spec(40 << 10), Sizing::Automatic);
+    let mut image = open(&disk);
+    write(&mut image, 9000, 0..8, 1);
+    commit(&mut image);
+    let recalled = Image::open(disk, Mode::Recall).unwrap();
+    assert_eq!(recalled.next_block(BlockIndex(7)), Some(BlockIndex(7)));
+    for block in [7, 4100, 9000, 12288, 20479] {
+        assert_eq!(owned(&recalled, block), owned(&image, block), "block {block}");
+    }
+    assert_eq!(recalled.next_block(BlockIndex(0)), Some(BlockIndex(9000)));
+    assert_eq!(recalled.next_block(BlockIndex(9001)), None);
+}
+
+#[test]
+fn a_block_that_a_merge_has_appended_since_is_no_damage_and_one_past_the_end_is() {
+    let disk = disk(&spec(64), Sizing::Automatic);
+    let mut image = open(&disk);
+    let recalled = [(); 2].map(|()| Image::open(disk.clone(), Mode::Recall).unwrap());
+    write(&mut image, 3, 0..4096, 1);
+    commit(&mut image);
+    assert_eq!(recall(&recalled[0], &disk, 3).0, Known::Everything);
+    assert_eq!(recalled[0].locate(BlockIndex(3)), image.locate(BlockIndex(3)));
+    let Known::At(piece) = recalled[1].known(BlockIndex(3)).unwrap() else { panic!("nothing was read yet") };
+    let mut raw = vec![0xff; piece.len as usize];
+    raw[12..16].copy_from_slice(&(1_u32 << 20).to_be_bytes());
+    recalled[1].learn(BlockIndex(3), piece.at, &raw).unwrap();
+    let refused = recalled[1].known(BlockIndex(3)).unwrap_err();
+    assert!(refused.to_string().contains("past the end of the container"), "{refused}");
 }

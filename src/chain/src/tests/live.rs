@@ -67,7 +67,7 @@ impl Recall for Forgetful {
             return Ok(Known::Nothing);
         }
         if !self.learnt.lock().unwrap().contains(&block) {
-            return Ok(Known::At(FileOffset(u64::from(block.0))));
+            return Ok(Known::At(Extent { at: FileOffset(u64::from(block.0)), len: 512 }));
         }
         Ok(match self.ownership(block)? {
             Ownership::Nothing => Known::Nothing,
@@ -76,7 +76,7 @@ impl Recall for Forgetful {
         })
     }
 
-    fn learn(&self, block: BlockIndex, _: &[u8; 512]) -> Result<(), Error> {
+    fn learn(&self, block: BlockIndex, _: FileOffset, _: &[u8]) -> Result<(), Error> {
         self.learnt.lock().unwrap().insert(block);
         Ok(())
     }
@@ -90,11 +90,11 @@ impl Member for Arc<Forgetful> {
 
 type Served = LiveChain<Arc<Forgetful>>;
 
-fn learn(chain: &Served, block: BlockIndex, missing: &[(Slot, FileOffset)]) {
+fn learn(chain: &Served, block: BlockIndex, missing: &[(Slot, Extent)]) {
     assert!(!missing.is_empty());
-    for (slot, at) in missing {
-        assert_eq!(at.0, u64::from(block.0));
-        chain.member(*slot).unwrap().learn(block, &[0; 512]).unwrap();
+    for (slot, wanted) in missing {
+        assert_eq!(wanted.at.0, u64::from(block.0));
+        chain.member(*slot).unwrap().learn(block, wanted.at, &[0; 512]).unwrap();
     }
 }
 

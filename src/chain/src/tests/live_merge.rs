@@ -86,13 +86,13 @@ impl Recall for Opened {
     fn known(&self, _: BlockIndex) -> Result<Known, Error> {
         Ok(match self.bit() {
             _ if !self.has_place => Known::Nothing,
-            None => Known::At(FileOffset(self.image as u64)),
+            None => Known::At(Extent { at: FileOffset(self.image as u64), len: 512 }),
             Some(true) => Known::Everything,
             Some(false) => Known::Nothing,
         })
     }
 
-    fn learn(&self, _: BlockIndex, raw: &[u8; 512]) -> Result<(), Error> {
+    fn learn(&self, _: BlockIndex, _: FileOffset, raw: &[u8]) -> Result<(), Error> {
         self.bit.lock().unwrap().get_or_insert(raw[0] != 0);
         Ok(())
     }
@@ -154,7 +154,13 @@ impl State {
             Look::Missing(missing) => missing[0].0,
         };
         let opened = self.chain.member(first).unwrap();
-        opened.learn(BLOCK, &[u8::from(self.stored[opened.image].is_some()); 512]).unwrap();
+        opened
+            .learn(
+                BLOCK,
+                FileOffset(opened.image as u64),
+                &[u8::from(self.stored[opened.image].is_some()); 512],
+            )
+            .unwrap();
         None
     }
 

@@ -23,12 +23,12 @@ pub(crate) fn leaf(handed: &Handed, fd: OwnedFd) -> Result<Leaf, Trouble> {
 
 /// An image that is only read.
 pub(crate) fn part(handed: &Handed, fd: OwnedFd) -> Result<Part, Trouble> {
-    let (image, container) = open(handed, fd, Mode::ReadOnly)?;
+    let (image, container) = open(handed, fd, Mode::Recall)?;
     Ok(Part { id: handed.id, layer: Arc::new(image), container })
 }
 
-/// All of a chain, in their order. Several at a time: to open an image is to read its block table, and a long chain of a large
-/// disk has more than a hundred megabytes of them.
+/// All of a chain, in their order. Several at a time: to open an image is to wait for a few reads. The block tables are read when
+/// they are asked for; a long chain of a large disk has more than a hundred megabytes of them.
 pub(crate) fn parts(images: Vec<(Handed, OwnedFd)>) -> Result<Vec<Part>, Trouble> {
     let in_a_lane = images.len().div_ceil(LANES).max(1);
     let mut images = images.into_iter();

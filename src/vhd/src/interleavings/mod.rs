@@ -17,6 +17,7 @@ use catena_types::{BLOCK_BYTES, BlockIndex, Bytes, FileOffset, ImageId, SectorSe
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use store::Store;
 
@@ -93,7 +94,7 @@ fn image_of(image: &Image, store: &Arc<Store>) -> Image {
         bat: image.bat.clone(),
         batmap: image.batmap.clone(),
         bitmaps: Mutex::new(image.bitmaps().clone()),
-        data_end: image.data_end,
+        data_end: AtomicU64::new(image.data_end().0),
         writer: image.writer.clone(),
     }
 }

@@ -7,7 +7,7 @@ use super::task::{Beneath, Poll, Survey, Task, index};
 use super::{Disk, Waiting};
 use crate::serve::work::{Segment, Trouble};
 use catena_blockio::{Completion, Engine, Op};
-use catena_chain::{Look, Run, Slot};
+use catena_chain::{Extent, Look, Run, Slot};
 use catena_types::{BlockIndex, FileOffset, SECTOR_BYTES};
 use std::ops::Range;
 
@@ -42,9 +42,11 @@ impl Fetch {
     }
 }
 
-/// A bitmap that is being read, and the requests that wait for it.
+/// A bitmap or a piece of a block table that is being read, and the requests that wait for it.
 pub(super) struct Learning {
     pub(super) block: BlockIndex,
+    /// Bytes.
+    pub(super) len: u32,
     pub(super) waiters: Vec<usize>,
 }
 
@@ -116,7 +118,7 @@ impl Disk {
         index: usize,
         task: &mut Task,
         block: BlockIndex,
-        missing: Vec<(Slot, FileOffset)>,
+        missing: Vec<(Slot, Extent)>,
         engine: &mut dyn Engine,
     ) {
         for (slot, at) in missing {
@@ -124,16 +126,17 @@ impl Disk {
         }
     }
 
-    /// Has a bitmap read, once for all who want to know it.
+    /// Has a bitmap or a piece of a block table read, once for all who want to know it.
     pub(super) fn learn(
         &mut self,
         index: usize,
         task: &mut Task,
         slot: Slot,
         block: BlockIndex,
-        at: FileOffset,
+        wanted: Extent,
         engine: &mut dyn Engine,
     ) {
+        let Extent { at, len } = wanted;
         let Some(container) = self.layers.container(slot) else {
             task.unread = true;
             return;
@@ -143,29 +146,32 @@ impl Disk {
             learning.waiters.push(index);
             return;
         }
-        self.learning.insert((slot, at), Learning { block, waiters: vec![index] });
+        self.learning.insert((slot, at), Learning { block, len, waiters: vec![index] });
         let page = FileOffset(at.0 / PAGE * PAGE);
-        let length = (at.0 - page.0 + SECTOR_BYTES).next_multiple_of(PAGE);
+        let length = (at.0 - page.0 + u64::from(len)).next_multiple_of(PAGE);
         let buf = self.pool.take(self::index(length));
         let range = 0..buf.len();
         let op = Op::Read { container: container.clone(), at: page, buf, range };
         self.start(Waiting::Bitmap { slot, at }, op, engine);
     }
 
-    /// A bitmap was read, or could not be.
+    /// It was read, or could not be.
     pub(super) fn learned(&mut self, slot: Slot, at: FileOffset, completion: Completion) {
         let Some(learning) = self.learning.remove(&(slot, at)) else { return };
         let start = index(at.0 % PAGE);
-        let raw = completion.buf.as_ref().and_then(|buf| buf.get(start..start + 512)?.first_chunk());
+        let raw = completion.buf.as_ref().and_then(|buf| buf.get(start..start + learning.len as usize));
         let learnt = match (&completion.result, raw) {
             (Ok(()), Some(raw)) => {
-                self.layers.learn(slot, learning.block, raw).map_err(|error| error.to_string())
+                self.layers.learn(slot, learning.block, at, raw).map_err(|error| error.to_string())
             }
             (Err(error), _) => Err(error.to_string()),
             (Ok(()), None) => Err("a read came back without its bytes".to_owned()),
         };
         if let Err(error) = &learnt {
-            self.note_failure(&format!("the bitmap of block {} cannot be read: {error}", learning.block.0));
+            self.note_failure(&format!(
+                "what an image owns of block {} cannot be read: {error}",
+                learning.block.0
+            ));
         }
         if let Some(buf) = completion.buf {
             self.pool.give(buf);

@@ -6,7 +6,7 @@
 
 use catena_blockio::Container;
 use catena_chain::{Beneath, Error, Extent, Link, LiveChain, LiveLayer, Look, Member, Recall, Slot};
-use catena_types::{BlockIndex, Bytes, ImageId};
+use catena_types::{BlockIndex, Bytes, FileOffset, ImageId};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -127,9 +127,15 @@ impl Layers {
         self.chain.member(slot)?.layer().locate(block)
     }
 
-    /// Tells an image what stands in its bitmap of the block. One that is not served any more does not want to know.
-    pub(super) fn learn(&self, slot: Slot, block: BlockIndex, raw: &[u8; 512]) -> Result<(), Error> {
-        self.chain.member(slot).map_or(Ok(()), |image| image.layer().learn(block, raw))
+    /// Tells an image what stands where it wanted to look for the block. One that is not served any more does not want to know.
+    pub(super) fn learn(
+        &self,
+        slot: Slot,
+        block: BlockIndex,
+        at: FileOffset,
+        raw: &[u8],
+    ) -> Result<(), Error> {
+        self.chain.member(slot).map_or(Ok(()), |image| image.layer().learn(block, at, raw))
     }
 
     /// Who owns these sectors of the block.
