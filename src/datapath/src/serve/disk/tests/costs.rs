@@ -162,6 +162,7 @@ fn traffic(rig: &mut Rig, rng: &mut Rng) {
 
 #[test]
 fn writes_that_a_snapshot_holds_back_wait_for_one_barrier() {
+    let mut sealed = 0;
     for seed in 0..30 {
         let mut large = Large::new(seed);
         let mut rng = Rng::new(seed);
@@ -190,6 +191,7 @@ fn writes_that_a_snapshot_holds_back_wait_for_one_barrier() {
         let frozen = content(&large.disks);
         large.rig.ask(Change::Resume { generation: 1, swap: true });
         let sealing = large.rig.told.len() < 3;
+        sealed += u32::from(sealing);
         large.rig.settle_all_but(usize::from(sealing));
         assert!(matches!(large.rig.outcome(held), Some(Outcome::Done)), "seed {seed}");
         assert_eq!(large.counts().1 - held_at, barriers, "seed {seed}: without another");
@@ -204,6 +206,7 @@ fn writes_that_a_snapshot_holds_back_wait_for_one_barrier() {
         large.rig.settle();
         assert!(matches!(large.rig.outcome(flush), Some(Outcome::Done)));
     }
+    assert!(sealed > 0, "no barrier came behind a resume: nothing was shown of it");
 }
 
 #[test]
