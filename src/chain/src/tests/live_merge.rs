@@ -3,10 +3,14 @@
 //!
 //! One sector; the chain is [C, N, P, Q], N is merged into P and then P into Q. A value is a letter.
 
+#[path = "../../../../tests/harness/explore.rs"]
+mod explore;
+
 use crate::{Error, Extent, Known, Layer, Link, LiveChain, Look, Member, Ownership, Recall, Slot};
 use catena_blockio::Container;
 use catena_types::{BLOCK_BYTES, BlockIndex, Bytes, FileOffset};
-use std::collections::{BTreeSet, VecDeque};
+use explore::{Explored, Steps};
+use std::hash::{Hash, Hasher};
 use std::sync::Mutex;
 
 const BLOCK: BlockIndex = BlockIndex(0);
@@ -212,13 +216,13 @@ impl State {
         }
     }
 
-    fn next(&self, dropped: Dropped) -> Vec<(&'static str, Self)> {
+    fn next(&self, dropped: Dropped) -> Steps<Self> {
         let mut found = Vec::new();
-        let mut offer = |name: &'static str, may: bool, step: &dyn Fn(&mut Self)| {
+        let mut offer = |name: &str, may: bool, step: &dyn Fn(&mut Self)| {
             if may {
                 let mut next = self.clone();
                 step(&mut next);
-                found.push((name, next));
+                found.push((name.to_owned(), Ok(next)));
             }
         };
         offer("look", true, &|next| {
@@ -242,8 +246,15 @@ impl State {
         found
     }
 
-    /// Two states with the same print go on in the same way.
-    fn print(&self) -> String {
+    /// Whether both merges are over, for whoever reads too.
+    fn is_at_rest(&self) -> bool {
+        self.phase == 4 && self.served == self.catalog && self.removed
+    }
+}
+
+/// Two states with the same hash go on in the same way.
+impl Hash for State {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
         let members = self.chain.order().iter().filter_map(|&slot| self.chain.member(slot));
         let opened: Vec<_> = members.map(|opened| (opened.image, opened.has_place, opened.bit())).collect();
         let mut asked = self.clone();
@@ -253,38 +264,32 @@ impl State {
         // With all images forgetful only the map can know the owner; unless nobody has a place.
         let known = asked.look();
         let rest = (&self.stored, &self.catalog, &self.served, self.phase, self.removed, self.written);
-        format!("{opened:?} {known:?} {rest:?}")
+        (opened, known, rest).hash(hasher);
     }
 }
 
-/// Goes through all states. Gives how many there are, or the way to a wrong read.
+/// Goes through all states. Gives how many there are, or the way to a wrong read, or to where the merges come to no end any more.
 fn explore(dropped: Dropped) -> Result<usize, String> {
-    let mut states = 0;
+    let next = |state: &State| match state.read() {
+        read if read != state.now => {
+            vec![("there".to_owned(), Err(format!("{read} is read and not {}", state.now)))]
+        }
+        _ => state.next(dropped),
+    };
+    let mut all = 0;
     for variant in 0..1u32 << 7 {
         let bit = |number: usize| variant >> number & 1 == 1;
         let owners = [bit(0), bit(1), bit(2), bit(3)];
         // A block may have a place for the sake of other sectors.
         let places = [owners[C], owners[N] || bit(4), owners[P] || bit(5), owners[Q] || bit(6)];
-        let first = State::new(owners, places);
-        let mut seen = BTreeSet::from([first.print()]);
-        let mut queue = VecDeque::from([(first, Vec::new())]);
-        while let Some((state, way)) = queue.pop_front() {
-            for (name, next) in state.next(dropped) {
-                if !seen.insert(next.print()) {
-                    continue;
-                }
-                let mut way = way.clone();
-                way.push(name);
-                let found = next.read();
-                if found != next.now {
-                    return Err(format!("{found} is read and not {}: {}", next.now, way.join("; ")));
-                }
-                queue.push_back((next, way));
-            }
+        let Explored { states, restless } =
+            explore::explore(State::new(owners, places), next, State::is_at_rest)?;
+        all += states;
+        if let Some(way) = restless {
+            return Err(format!("without an end: {way}"));
         }
-        states += seen.len();
     }
-    Ok(states)
+    Ok(all)
 }
 
 #[test]

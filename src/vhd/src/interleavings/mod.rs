@@ -5,6 +5,8 @@
 //! Two blocks of two sectors; a value is the number of the write that made it, 0 is what the parent holds.
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+#[path = "../../../../tests/harness/explore.rs"]
+mod explore;
 mod store;
 
 use crate::create::{CreateSpec, ParentSpec, create};
@@ -14,8 +16,8 @@ use crate::layout::Slot;
 use catena_blockio::Container;
 use catena_chain::{Commit, Layer, LiveLayer, Noted, Plan, Step};
 use catena_types::{BLOCK_BYTES, BlockIndex, Bytes, FileOffset, ImageId, SectorSet};
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use explore::{Explored, Steps};
+use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -383,7 +385,7 @@ impl State {
     }
 
     /// Everything that can happen next, by name; `Err` is a fault.
-    fn next(&self, dropped: Dropped) -> Vec<(String, Result<Self, String>)> {
+    fn next(&self, dropped: Dropped) -> Steps<Self> {
         let mut found = Vec::new();
         let mut offer = |name: String, step: &dyn Fn(&mut Self) -> Option<()>| {
             let mut next = self.clone();
@@ -423,10 +425,16 @@ impl State {
         found
     }
 
-    /// Two states with the same print go on in the same way.
-    fn print(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.store.hash(&mut hasher);
+    /// Whether nothing is under way.
+    const fn is_at_rest(&self) -> bool {
+        self.writing.is_none() && self.running.is_none()
+    }
+}
+
+/// Two states with the same hash go on in the same way.
+impl Hash for State {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.store.hash(hasher);
         let writer = self.image.writer.as_ref().unwrap();
         for index in 0..2 {
             let bits = |set: &SectorSet| (set.contains(0), set.contains(1));
@@ -434,55 +442,33 @@ impl State {
                 let bits = (bits(&dirty.stored), bits(&dirty.on_way), bits(&dirty.noted));
                 (dirty.slot, dirty.fresh, dirty.linking, bits)
             });
-            (dirty, self.image.bat.get(block(index))).hash(&mut hasher);
+            (dirty, self.image.bat.get(block(index))).hash(hasher);
         }
         let emptied = match &writer.under_way {
             Some((_, UnderWay::GiveUp { emptied, .. })) => emptied.clone(),
             _ => Vec::new(),
         };
         let free: Vec<Slot> = writer.space.free().collect();
-        (emptied, free, writer.frees_are_durable, writer.under_way.is_some()).hash(&mut hasher);
+        (emptied, free, writer.frees_are_durable, writer.under_way.is_some()).hash(hasher);
         for noted in &self.notes {
             (noted.block, noted.place.0, noted.new, noted.sectors.contains(0), noted.sectors.contains(1))
-                .hash(&mut hasher);
+                .hash(hasher);
         }
         let running = self.running.as_ref().map(|running| (running.next, running.purpose.clone()));
-        (running, self.written, self.writing, self.now, &self.allowed).hash(&mut hasher);
-        (self.writes, self.give_ups, self.deaths).hash(&mut hasher);
-        hasher.finish()
+        (running, self.written, self.writing, self.now, &self.allowed).hash(hasher);
+        (self.writes, self.give_ups, self.deaths).hash(hasher);
     }
 }
 
-/// Goes through all states. Gives how many there are, or the shortest way to a fault.
+/// Goes through all states. Gives how many there are, or the shortest way to a fault, or to where nothing comes to an end any more.
 fn explore(dropped: Dropped) -> Result<usize, String> {
-    let first = State::new();
-    let print = first.print();
-    let mut came: HashMap<u64, Option<(u64, String)>> = HashMap::from([(print, None)]);
-    let mut queue = VecDeque::from([(print, first)]);
-    let way = |came: &HashMap<u64, Option<(u64, String)>>, mut at: u64, last: &str, fault: &str| {
-        let mut steps = vec![last.to_owned()];
-        while let Some(Some((before, step))) = came.get(&at) {
-            steps.push(step.clone());
-            at = *before;
-        }
-        steps.reverse();
-        format!("{fault}: {}", steps.join("; "))
+    // A state is looked at once, and not for each way that leads there: all that a power cut may leave of it is read.
+    let next = |state: &State| match state.fault() {
+        Some(fault) => vec![("there".to_owned(), Err(fault))],
+        None => state.next(dropped),
     };
-    while let Some((print, state)) = queue.pop_front() {
-        for (name, next) in state.next(dropped) {
-            let next = next.map_err(|fault| way(&came, print, &name, &fault))?;
-            let of_next = next.print();
-            if came.contains_key(&of_next) {
-                continue;
-            }
-            if let Some(fault) = next.fault() {
-                return Err(way(&came, print, &name, &fault));
-            }
-            came.insert(of_next, Some((print, name)));
-            queue.push_back((of_next, next));
-        }
-    }
-    Ok(came.len())
+    let Explored { states, restless } = explore::explore(State::new(), next, State::is_at_rest)?;
+    restless.map_or(Ok(states), |way| Err(format!("without an end: {way}")))
 }
 
 #[test]
