@@ -125,7 +125,8 @@ impl Owner {
 pub(crate) struct Checker {
     pub(crate) store: Arc<dyn Store>,
     state: State,
-    /// Leaves that attached disks write to, which are not in order until those are detached.
+    /// Leaves that attached disks write to, which are not in order until those are detached. There is nothing else that they write:
+    /// a merge of such a leaf into its parent was closed before the check (`dispatch`), and none begins while every image is leased.
     written: BTreeSet<ImageId>,
 }
 
