@@ -103,8 +103,10 @@ The URI is for any NBD client, and its socket for those that want a path:
   qemu-img info URI
   nbd-client -unix SOCKET /dev/nbd0
   qemu-system-x86_64 ... -device virtio-blk-pci,drive=web01 \\
-    -blockdev driver=nbd,node-name=web01,server.type=unix,server.path=SOCKET,reconnect-delay=60
-With reconnect-delay a guest does not notice that the process which serves its disk was replaced.
+    -blockdev driver=nbd,node-name=web01-1,server.type=unix,server.path=SOCKET,reconnect-delay=60,discard=unmap \\
+    -blockdev driver=raw,node-name=web01,file=web01-1,discard=unmap
+With reconnect-delay a guest does not notice that the process which serves its disk was replaced. The node over the
+connection is for a disk that grows: QEMU then gets another connection under it.
 ")]
 pub(crate) struct Attach {
     /// The disk or snapshot
