@@ -77,9 +77,7 @@ impl Scene {
     }
 
     fn clean(&self) -> Result<()> {
-        let report = self.agent.json(&["sr", "check", &self.sr])?;
-        ensure!(report["clean"] == true, "{report}");
-        Ok(())
+        self.agent.is_clean(&self.sr)
     }
 
     fn refused(&self, arguments: &[&str], name: &str, code: i32) -> Result<()> {
@@ -260,7 +258,7 @@ fn snapshots_and_clones_are_of_one_instant() -> Result<()> {
         ensure!(rest.iter().all(|byte| *byte == 0), "something of later is in it");
     }
     scene.clean()?;
-    scene.agent.ok(&["coalesce", "run", "--wait", &scene.sr])?;
+    scene.agent.run_merges(&scene.sr)?;
     scene.clean()
 }
 
@@ -322,7 +320,7 @@ fn base_copies_are_merged_under_a_disk_in_use() -> Result<()> {
     }
     client.begin("write -P 10 9M 1M")?;
     put(9 * MIB, 10, MIB)?;
-    scene.agent.ok(&["coalesce", "run", "--wait", &scene.sr])?;
+    scene.agent.run_merges(&scene.sr)?;
     client.end()?;
     let depth = scene.record(&scene.disk)?["depth"].clone();
     ensure!(depth == 2, "the chain is still {depth} deep");
@@ -336,7 +334,7 @@ fn base_copies_are_merged_under_a_disk_in_use() -> Result<()> {
 
     // The last snapshot goes too: what is left is a leaf merge, which the disk's process carries out.
     scene.agent.ok(&["vdi", "destroy", &snapshots[3]])?;
-    scene.agent.ok(&["coalesce", "run", "--wait", &scene.sr])?;
+    scene.agent.run_merges(&scene.sr)?;
     ensure!(scene.record(&scene.disk)?["depth"] == 1);
     ensure!(scene.hash_through(&uri)? == hash, "the client sees something else with its leaf merged");
     client.close()?;
@@ -430,7 +428,7 @@ fn base_copies_are_merged_under_readers() -> Result<()> {
     for snapshot in &snapshots[..2] {
         scene.agent.ok(&["vdi", "destroy", snapshot])?;
     }
-    scene.agent.ok(&["coalesce", "run", "--wait", &scene.sr])?;
+    scene.agent.run_merges(&scene.sr)?;
     ensure!(scene.record(&scene.disk)?["depth"] == 2, "nothing was merged");
     let images = fs::read_dir(scene.agent.path("sr"))?.flatten();
     let images = images.filter(|entry| entry.file_name().to_string_lossy().ends_with(".vhd")).count();
@@ -438,7 +436,7 @@ fn base_copies_are_merged_under_readers() -> Result<()> {
     ensure!(scene.hash_through(&uri)? == hash && scene.hash_through(&other)? == hash, "after the merges");
     scene.agent.ok(&["vdi", "detach", &snapshots[2]])?;
     scene.agent.ok(&["vdi", "destroy", &snapshots[2]])?;
-    scene.agent.ok(&["coalesce", "run", "--wait", &scene.sr])?;
+    scene.agent.run_merges(&scene.sr)?;
     let status = scene.agent.call("Coalesce.status", &json!({"sr": scene.sr}))?;
     let status = status.map_err(|error| anyhow::anyhow!("{error}"))?;
     ensure!(status["srs"][0]["reason"]["code"] == "chain_attached", "the leaf of a reader: {status}");

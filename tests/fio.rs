@@ -53,8 +53,8 @@ fn full_rate_under_snapshots_and_merges() -> Result<()> {
     })?;
     ensure!(made > 0, "fio has made a pass");
     agent.ok(&["vdi", "detach", "disk"])?;
-    agent.ok(&["coalesce", "run", "store", "--wait"])?;
-    ensure!(depth(&agent)? == 1, "nothing is left to merge");
+    agent.run_merges("store")?;
+    ensure!(agent.depth("disk")? == 1, "nothing is left to merge");
     agent.ok(&["sr", "check", "store"])?;
     agent.stop()
 }
@@ -73,12 +73,8 @@ fn cycle_once(agent: &Agent, cycle: usize) -> Result<()> {
     for snapshot in snapshots {
         agent.ok(&["vdi", "destroy", &snapshot])?;
     }
-    agent.ok(&["coalesce", "run", "store", "--wait"])?;
-    let depth = depth(agent)?;
+    agent.run_merges("store")?;
+    let depth = agent.depth("disk")?;
     ensure!(depth == 1, "all is merged, the leaf too, and there are {depth} images");
     Ok(())
-}
-
-fn depth(agent: &Agent) -> Result<u64> {
-    agent.json(&["vdi", "show", "disk"])?["depth"].as_u64().context("a depth")
 }

@@ -3,10 +3,10 @@
 
 mod harness;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use harness::nbd::{Client, FLUSH};
 use harness::small::Small;
-use harness::{Agent, wait_until};
+use harness::{Agent, socket_of, wait_until};
 use std::path::PathBuf;
 use std::thread::{JoinHandle, spawn};
 
@@ -31,7 +31,7 @@ impl Scene {
         agent.ok(&["sr", "create", "--type", "file", "--name", "small", "--location", &place])?;
         agent.ok(&["vdi", "create", "--sr", "small", "--size", "32MiB", "--name", "disk"])?;
         let uri = agent.ok(&["vdi", "attach", "disk"])?;
-        let socket = PathBuf::from(uri.split_once("socket=").context("a socket")?.1);
+        let socket = socket_of(&uri)?;
         let mut client = Client::connect(&socket)?;
         ensure!(client.write(0, &[7; 1 << 20], 0)? == 0 && client.ask(FLUSH, 0, 0, 0)? == 0);
         mount.fill()?;

@@ -29,10 +29,6 @@ fn refused(agent: &Agent, arguments: &[&str], code: i32, name: &str) -> Result<S
     Ok(said)
 }
 
-fn depth(agent: &Agent, vdi: &str) -> Result<u64> {
-    agent.json(&["vdi", "show", vdi])?["depth"].as_u64().context("a depth")
-}
-
 #[test]
 fn an_sr_lives_from_creation_to_destruction() -> Result<()> {
     let (mut agent, sr) = with_sr()?;
@@ -71,7 +67,7 @@ fn an_sr_lives_from_creation_to_destruction() -> Result<()> {
     ensure!(again == sr, "{again} is not {sr}");
     ensure!(agent.read(&vdi, 1000, 10)? == b"some bytes");
     agent.ok(&["vdi", "destroy", &vdi])?;
-    agent.ok(&["coalesce", "run", &sr, "--wait"])?;
+    agent.run_merges(&sr)?;
     fs::write(agent.path("sr/notes.txt"), "not ours")?;
     agent.ok(&["sr", "destroy", &sr, "--yes"])?;
     let left: Vec<_> = fs::read_dir(agent.path("sr"))?.flatten().map(|entry| entry.file_name()).collect();
@@ -88,7 +84,7 @@ fn the_thirty_first_image_is_refused_and_waiting_helps_where_merging_can() -> Re
         agent.write(&disk, u64::from(n) * 512, &[n + 1; 512])?;
         snapshots.push(agent.ok(&["vdi", "snapshot", &disk])?);
     }
-    ensure!(depth(&agent, &disk)? == 30);
+    ensure!(agent.depth(&disk)? == 30);
     let before = fs::read_dir(agent.path("sr"))?.count();
     let said = refused(&agent, &["vdi", "snapshot", &disk], 6, "chain_too_long")?;
     ensure!(said.err.lines().count() == 2, "a reason and a hint: {}", said.err);
@@ -102,7 +98,7 @@ fn the_thirty_first_image_is_refused_and_waiting_helps_where_merging_can() -> Re
     for snapshot in &snapshots[5..] {
         agent.ok(&["vdi", "destroy", snapshot])?;
     }
-    ensure!(depth(&agent, &disk)? == 30, "paused");
+    ensure!(agent.depth(&disk)? == 30, "paused");
     refused(&agent, &["vdi", "snapshot", &disk, "--wait"], 6, "chain_too_long")?;
     let status = agent.json(&["coalesce", "status", &sr])?;
     ensure!(
@@ -111,11 +107,11 @@ fn the_thirty_first_image_is_refused_and_waiting_helps_where_merging_can() -> Re
     );
     agent.ok(&["coalesce", "resume", &sr])?;
     agent.ok(&["vdi", "snapshot", &disk, "--wait"])?;
-    agent.ok(&["coalesce", "run", &sr, "--wait"])?;
+    agent.run_merges(&sr)?;
     ensure!(
-        depth(&agent, &disk)? == 7,
+        agent.depth(&disk)? == 7,
         "five snapshots, what became of the rest, and the new leaf: {}",
-        depth(&agent, &disk)?
+        agent.depth(&disk)?
     );
     for n in 0..29_u8 {
         ensure!(agent.read(&disk, u64::from(n) * 512, 512)? == vec![n + 1; 512], "sector {n}");
@@ -124,7 +120,7 @@ fn the_thirty_first_image_is_refused_and_waiting_helps_where_merging_can() -> Re
         let here = agent.read(snapshot, u64::from(n) * 512, 1024)?;
         ensure!(here[..512] == [n + 1; 512] && here[512..] == [0; 512], "snapshot {n}");
     }
-    ensure!(agent.json(&["sr", "check", &sr])?["clean"] == true);
+    agent.is_clean(&sr)?;
     Ok(())
 }
 
@@ -139,14 +135,14 @@ fn clones_of_a_template_share_one_base() -> Result<()> {
     // The origin's own leaf is empty now: more clones hang from the same base.
     let more = agent.ok(&["vdi", "clone", &disk])?;
     for vdi in [clones[0], clones[39], &more, &disk] {
-        ensure!(depth(&agent, vdi)? == 2, "{vdi}");
+        ensure!(agent.depth(vdi)? == 2, "{vdi}");
         ensure!(agent.read(vdi, 3 << 20, 4096)? == [7; 4096]);
     }
     agent.write(clones[1], 0, b"mine")?;
     ensure!(agent.read(clones[2], 0, 4)? == [0; 4]);
     let tree = agent.json(&["vdi", "tree", &sr])?;
     ensure!(tree["roots"][0]["children"].as_array().is_some_and(|children| children.len() == 42), "{tree}");
-    ensure!(agent.json(&["sr", "check", &sr])?["clean"] == true);
+    agent.is_clean(&sr)?;
     Ok(())
 }
 
@@ -201,7 +197,7 @@ fn a_cancelled_import_leaves_nothing_and_a_long_job_is_seen_at_work() -> Result<
         Some("done") => ensure!(vdis == Some(1) && files == 1, "{ended}"),
         _ => anyhow::bail!("{ended}"),
     }
-    ensure!(agent.json(&["sr", "check", &sr])?["clean"] == true);
+    agent.is_clean(&sr)?;
     Ok(())
 }
 

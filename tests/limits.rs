@@ -6,7 +6,7 @@ mod harness;
 use anyhow::{Context, Result, ensure};
 use harness::nbd::{Client, FLUSH, READ, WRITE};
 use harness::serving::Served;
-use harness::{Agent, wait_until};
+use harness::{Agent, socket_of, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -85,7 +85,7 @@ fn an_attached_disk_keeps_to_its_limits_whoever_serves_it() -> Result<()> {
 
     // As it is attached, and again with a successor, which only the catalog can tell.
     let uri = agent.ok(&["vdi", "attach", "disk"])?;
-    let socket = Path::new(uri.split_once("socket=").context("a URI")?.1);
+    let socket = &socket_of(&uri)?;
     let mut client = held_back(&agent, socket)?;
     let first = serving(&agent)?.context("figures")?["pid"].as_i64().context("a pid")?;
     ensure!(io_class(first)? == 3 << 13, "not idle");

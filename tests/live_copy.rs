@@ -5,12 +5,11 @@ mod harness;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use harness::nbd::Client;
-use harness::{Agent, wait_for_end, wait_until};
+use harness::{Agent, socket_of, wait_for_end, wait_until};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{PipeReader, Read, pipe};
-use std::os::fd::AsFd;
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,21 +36,12 @@ impl Scene {
         let size = SIZE.to_string();
         let disk = agent.ok(&["vdi", "create", "--sr", &sr, "--size", &size, "--name", "disk"])?;
         let uri = agent.ok(&["vdi", "attach", &disk])?;
-        let socket = uri.split_once("socket=").context("a socket")?.1.into();
+        let socket = socket_of(&uri)?;
         Ok(Self { agent, sr, disk, socket })
     }
 
     fn call(&self, method: &str, params: &Value) -> Result<Value> {
         self.agent.call(method, params)?.map_err(|error| anyhow!("{method}: {error}"))
-    }
-
-    /// An export that has begun, and goes on as its reader does.
-    fn begin_export(&self) -> Result<(String, PipeReader)> {
-        let (reader, writer) = pipe()?;
-        let params = json!({"vdi": self.disk, "format": "raw", "fd": 0});
-        let job = self.agent.call_with("VDI.export", &params, &[writer.as_fd()])?;
-        let job = job.map_err(|error| anyhow!("the export: {error}"))?;
-        Ok((job["id"].as_str().context("a job")?.to_owned(), reader))
     }
 
     fn end_of(&self, job: &str) -> Result<Value> {
@@ -60,7 +50,7 @@ impl Scene {
 
     /// A whole export.
     fn export(&self) -> Result<Vec<u8>> {
-        let (job, mut reader) = self.begin_export()?;
+        let (job, mut reader) = self.agent.begin_export(&self.disk)?;
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes)?;
         let job = self.end_of(&job)?;
@@ -83,20 +73,14 @@ impl Scene {
         Ok(count)
     }
 
-    fn run_merges(&self) -> Result<()> {
-        self.agent.ok(&["coalesce", "run", &self.sr, "--wait"]).map(drop)
-    }
-
     /// When the disk is let go and all is merged, one image is left, and it holds all that was written.
     fn nothing_is_left(&self, writer: Writer) -> Result<()> {
         let last = writer.end()?;
         self.agent.ok(&["vdi", "detach", &self.disk])?;
-        self.run_merges()?;
+        self.agent.run_merges(&self.sr)?;
         ensure!(self.images()? == 1, "{}", self.agent.json(&["vdi", "tree", &self.sr])?);
         ensure!(instant(&self.agent.read(&self.disk, 0, SIZE as u64)?)? == last);
-        let report = self.agent.json(&["sr", "check", &self.sr])?;
-        ensure!(report["clean"] == true, "{report}");
-        Ok(())
+        self.agent.is_clean(&self.sr)
     }
 }
 
@@ -193,7 +177,7 @@ fn an_export_is_of_one_instant_while_the_guest_goes_on() -> Result<()> {
     let writer = Writer::start(&scene)?;
     writer.go_on(PLACES + 50)?;
     let before = writer.answered();
-    let (job, mut reader) = scene.begin_export()?;
+    let (job, mut reader) = scene.agent.begin_export(&scene.disk)?;
     let after = writer.begun();
 
     // The export stands still: nobody reads. The guest writes every place anew, and the worker leaves the chain alone.
@@ -245,14 +229,14 @@ fn an_export_that_is_cancelled_or_dies_leaves_nothing() -> Result<()> {
     let scene = Scene::set()?;
     let writer = Writer::start(&scene)?;
     writer.go_on(PLACES)?;
-    let (job, reader) = scene.begin_export()?;
+    let (job, reader) = scene.agent.begin_export(&scene.disk)?;
     scene.call("Job.cancel", &json!({"job": job}))?;
     let job = scene.end_of(&job)?;
     ensure!(job["state"] == "cancelled", "{job}");
     drop(reader);
     writer.go_on(PLACES)?;
 
-    let (_, mut reader) = scene.begin_export()?;
+    let (_, mut reader) = scene.agent.begin_export(&scene.disk)?;
     for keeper in scene.agent.processes("catena-keeper") {
         kill(keeper, Signal::SIGKILL)?;
         wait_for_end(&[keeper])?;
@@ -265,8 +249,8 @@ fn an_export_that_is_cancelled_or_dies_leaves_nothing() -> Result<()> {
         Ok(scene.agent.call("VDI.get_record", &json!({"vdi": scene.disk}))?.is_ok())
     })?;
     ensure!(scene.vdis()? == 1);
-    scene.run_merges()?;
-    ensure!(scene.images()? <= 2, "what was read is merged below the disk");
+    scene.agent.run_merges(&scene.sr)?;
+    ensure!(scene.images()? == 1, "what was read is merged, the disk's own leaf too");
     scene.nothing_is_left(writer)
 }
 

@@ -65,15 +65,14 @@ impl Scene {
     /// The disk holds what its guest wrote, as one image, and the SR is in order.
     fn ends_well(self) -> Result<()> {
         let Self { mut agent, sr, disk, guest, .. } = self;
-        agent.ok(&["coalesce", "run", "--wait", &sr])?;
+        agent.run_merges(&sr)?;
         agent.ok(&["vdi", "detach", &disk])?;
-        agent.ok(&["coalesce", "run", "--wait", &sr])?;
+        agent.run_merges(&sr)?;
         let guest = guest.into_inner().unwrap_or_else(PoisonError::into_inner);
         ensure!(guest.requests > 50, "the guest has worked: {}", guest.requests);
         ensure!(agent.hash(&disk)? == guest.sha256(), "the disk holds something else");
-        ensure!(depth(&agent, &disk)? == 1);
-        let report = agent.json(&["sr", "check", &sr])?;
-        ensure!(report["clean"] == true, "{report}");
+        ensure!(agent.depth(&disk)? == 1);
+        agent.is_clean(&sr)?;
         agent.stop()
     }
 }
@@ -107,7 +106,7 @@ impl Table<'_> {
     /// Merges what there is, then has the leaf merged so slowly that it does not come to its end; returns when it is being moved.
     fn begin(&self, agent: &Agent) -> Result<()> {
         self.policy(agent, "0")?;
-        agent.ok(&["coalesce", "run", "--wait", self.sr])?;
+        agent.run_merges(self.sr)?;
         let snapshot = self.leave_something(agent)?;
         self.policy(agent, "1KiB")?;
         agent.ok(&["vdi", "destroy", &snapshot])?;
@@ -139,8 +138,8 @@ impl Table<'_> {
 
     fn merged_to(&self, agent: &Agent, images: u64) -> Result<()> {
         self.policy(agent, "0")?;
-        agent.ok(&["coalesce", "run", "--wait", self.sr])?;
-        let depth = depth(agent, self.disk)?;
+        agent.run_merges(self.sr)?;
+        let depth = agent.depth(self.disk)?;
         ensure!(depth == images, "the chain has {depth} images: {}", agent.log());
         Ok(())
     }
@@ -149,10 +148,6 @@ impl Table<'_> {
         let status = agent.call("Coalesce.status", &json!({"sr": self.sr}))?;
         Ok(status.map_err(|error| anyhow!("{error}"))?["srs"][0].clone())
     }
-}
-
-fn depth(agent: &Agent, disk: &str) -> Result<u64> {
-    agent.json(&["vdi", "show", disk])?["depth"].as_u64().context("a depth")
 }
 
 fn files(directory: &Path) -> Result<usize> {
@@ -237,8 +232,7 @@ fn operations_on_the_chain_end_a_merge_and_it_begins_again() -> Result<()> {
         let refused = agent.call("VDI.destroy", &json!({"vdi": table.disk}))?;
         ensure!(refused.is_err_and(|error| error["data"]["name"] == "vdi_in_use"));
         table.is_moving(agent)?;
-        let report = agent.json(&["sr", "check", table.sr])?;
-        ensure!(report["clean"] == true, "{report}");
+        agent.is_clean(table.sr)?;
         table.is_moving(agent)?;
         // It ends with the attachment, and a worker goes on where it was.
         let ((), _) = table.still(|| {

@@ -7,7 +7,7 @@ mod harness;
 use anyhow::{Context, Result, ensure};
 use client::Client;
 use harness::qmp::{self, Monitor};
-use harness::{Agent, nbd, peer, wait_for_end, wait_until};
+use harness::{Agent, nbd, peer, socket_of, wait_for_end, wait_until};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ impl Scene {
     }
 
     fn socket(&self) -> Result<PathBuf> {
-        Ok(self.uri.split_once("socket=").context("a socket")?.1.into())
+        socket_of(&self.uri)
     }
 
     fn resize(&self, size: u64) -> Result<()> {
@@ -67,9 +67,7 @@ impl Scene {
     }
 
     fn is_clean(&self) -> Result<()> {
-        let report = self.agent.json(&["sr", "check", &self.sr])?;
-        ensure!(report["clean"] == true, "{report}");
-        Ok(())
+        self.agent.is_clean(&self.sr)
     }
 
     /// The disk is let go, and everything was as it should be.
@@ -129,11 +127,8 @@ fn a_disk_grows_under_its_guest() -> Result<()> {
         scene.agent.ok(&["vdi", "destroy", snapshot, "--yes"])?;
     }
     let hash = scene.agent.hash(&scene.disk)?;
-    scene.agent.ok(&["coalesce", "run", &scene.sr, "--wait"])?;
-    ensure!(
-        scene.agent.hash(&scene.disk)? == hash
-            && scene.agent.json(&["vdi", "show", &scene.disk])?["depth"] == 1
-    );
+    scene.agent.run_merges(&scene.sr)?;
+    ensure!(scene.agent.hash(&scene.disk)? == hash && scene.agent.depth(&scene.disk)? == 1);
     scene.is_clean()
 }
 

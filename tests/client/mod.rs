@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+use crate::harness::socket_of;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
@@ -20,8 +21,9 @@ pub(crate) struct Client {
 impl Client {
     /// Connects; from then on a connection that breaks is made again for a minute.
     pub(crate) fn connect(uri: &str) -> Result<Self> {
-        let socket = uri.split_once("socket=").context("a socket")?.1;
-        let options = format!("driver=nbd,server.type=unix,server.path={socket},reconnect-delay=60");
+        let socket = socket_of(uri)?;
+        let options =
+            format!("driver=nbd,server.type=unix,server.path={},reconnect-delay=60", socket.display());
         let mut child = Command::new("qemu-io")
             .args(["--image-opts", &options])
             .stdin(Stdio::piped())

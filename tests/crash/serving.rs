@@ -8,7 +8,6 @@ use crate::harness::{peer, wait_until};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::fs::{self, File};
-use std::io::{PipeReader, PipeWriter, pipe};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -53,7 +52,7 @@ pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
     stage.agent.stop()?;
     stage.agent.launch(Some(at))?;
     // Its pipe holds less than the disk, so it goes on for as long as the keeper lives.
-    let stuck = if what == Serving::LateLeaf { Some(begin_export(&stage, &disk)?) } else { None };
+    let stuck = if what == Serving::LateLeaf { Some(stage.agent.begin_export(&disk)?) } else { None };
     if what == Serving::Between {
         begin_leaf(&stage)?;
     }
@@ -183,15 +182,6 @@ fn send(stage: &Stage, method: &str, params: &Value) -> Result<Answer> {
     }
     let file = File::options().create(true).truncate(false).write(true).open(exported(stage))?;
     stage.agent.call_with(method, params, &[file.as_fd()])
-}
-
-/// An export of the disk into a pipe that nobody reads.
-fn begin_export(stage: &Stage, disk: &str) -> Result<(PipeReader, PipeWriter)> {
-    let (reader, writer) = pipe()?;
-    let params = json!({"vdi": disk, "format": "raw", "fd": 0});
-    let job = stage.agent.call_with("VDI.export", &params, &[writer.as_fd()])?;
-    ensure!(job.is_ok(), "the export: {job:?}");
-    Ok((reader, writer))
 }
 
 /// Where the disk is exported to.

@@ -6,7 +6,7 @@ mod harness;
 mod machine;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Agent, nightly, peer, wait_until};
+use harness::{Agent, nightly, peer, socket_of, wait_until};
 use machine::{Machine, root_image};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -59,8 +59,8 @@ fn a_guest_notices_nothing() -> Result<()> {
     for snapshot in standing {
         agent.ok(&["vdi", "destroy", &snapshot])?;
     }
-    agent.ok(&["coalesce", "run", "store", "--wait"])?;
-    ensure!(depth(&agent)? == 1, "all is merged below the guest, its own leaf too");
+    agent.run_merges("store")?;
+    ensure!(agent.depth("root")? == 1, "all is merged below the guest, its own leaf too");
     agent.ok(&["vdi", "resize", "root", "96MiB"])?;
     guest.sees_size(&socket, 96 << 20)?;
     guest.rounds(2)?;
@@ -69,8 +69,8 @@ fn a_guest_notices_nothing() -> Result<()> {
 
     agent.ok(&["vdi", "detach", "root"])?;
     let before = agent.hash(&vdi)?;
-    agent.ok(&["coalesce", "run", "store", "--wait"])?;
-    ensure!(depth(&agent)? == 1 && agent.hash(&vdi)? == before, "the disk is as before");
+    agent.run_merges("store")?;
+    ensure!(agent.depth("root")? == 1 && agent.hash(&vdi)? == before, "the disk is as before");
     let exported = agent.path("exported.raw").to_string_lossy().into_owned();
     agent.ok(&["vdi", "export", "root", &exported, "--format", "raw"])?;
     peer("e2fsprogs", "e2fsck", &["-fn", &exported])?;
@@ -80,11 +80,7 @@ fn a_guest_notices_nothing() -> Result<()> {
 
 fn attach(agent: &Agent) -> Result<PathBuf> {
     let uri = agent.ok(&["vdi", "attach", "root"])?;
-    Ok(uri.strip_prefix("nbd+unix:///?socket=").context("a URI of a socket")?.into())
-}
-
-fn depth(agent: &Agent) -> Result<u64> {
-    agent.json(&["vdi", "show", "root"])?["depth"].as_u64().context("a depth")
+    socket_of(&uri)
 }
 
 /// The process that serves the disk behind a socket.

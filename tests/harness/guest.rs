@@ -1,8 +1,8 @@
 //! Somebody who uses a served disk at random, as a hypervisor's guest does, and knows what it must hold.
 
-use super::PATIENCE;
 use super::nbd::{Client, FLUSH, FUA, WRITE_ZEROES};
-use anyhow::{Context, Result, anyhow, ensure};
+use super::{PATIENCE, socket_of};
+use anyhow::{Result, anyhow, ensure};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ pub(crate) struct Guest {
 impl Guest {
     /// Of an empty disk of that size, which is served there.
     pub(crate) fn new(uri: &str, size: usize, seed: u64) -> Result<Self> {
-        let socket = uri.split_once("socket=").context("a socket")?.1.into();
+        let socket = socket_of(uri)?;
         Ok(Self { socket, client: None, content: vec![0; size], dice: Dice(seed), requests: 0 })
     }
 

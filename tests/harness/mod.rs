@@ -5,12 +5,15 @@
 #![allow(dead_code, reason = "each test program uses its own part of the harness")]
 
 pub(crate) mod attached;
+mod disks;
 pub(crate) mod guest;
 pub(crate) mod mounted;
 pub(crate) mod nbd;
 pub(crate) mod qmp;
 pub(crate) mod serving;
 pub(crate) mod small;
+
+pub(crate) use disks::socket_of;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
