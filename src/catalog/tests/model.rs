@@ -107,6 +107,7 @@ fn jobs() -> impl Strategy<Value = JobRecord> {
             state: if flag { JobState::Failed } else { JobState::Queued },
             committed: flag,
             effects: Effects {
+                sizes: Vec::new(),
                 makes: vec![Made { image: image_id(3), container: phase.clone() }],
                 steps: vec![Step::Reparent {
                     images: vec![image_id(4)],

@@ -118,6 +118,23 @@ pub enum Request {
         /// The size that it is to have.
         size: Bytes,
     },
+    /// How large must a container of explicit size be for an image with such a disk? No descriptors.
+    Sizes {
+        /// Its format.
+        format: Format,
+        /// Size of the virtual disk.
+        virtual_size: Bytes,
+    },
+    /// Bring an image to its container's size, which is explicit: after the container has grown, or before it is cut to `size`. May be
+    /// repeated. Descriptor: the image, read-write.
+    Fit {
+        /// The image.
+        image: Handed,
+        /// What it had when that was last done: where the footer was.
+        before: Bytes,
+        /// What it has, or is to have; whole sectors.
+        size: Bytes,
+    },
     /// Which bytes make these headers name these parents? Changes nothing. Descriptors: the images, read-only.
     PlanReparent {
         /// The images and their parents to be.
@@ -250,6 +267,8 @@ pub struct ImageReport {
     pub foreign: bool,
     /// Whether it has a place for any block: if not, it owns nothing.
     pub owns_blocks: bool,
+    /// The least bytes that its container must have: up to the end of its last block, and what follows that.
+    pub needs: Bytes,
     /// Remarks, such as a missing copy of the footer; empty if all is well.
     pub remarks: Vec<String>,
 }
@@ -304,6 +323,13 @@ pub enum Answer {
     Reports {
         /// In the order of the request.
         reports: Vec<Result<ImageReport, Trouble>>,
+    },
+    /// To `Sizes`.
+    Sizes {
+        /// For an image without blocks.
+        empty: Bytes,
+        /// For one that can take every block of its disk.
+        full: Bytes,
     },
     /// To `PlanReparent`.
     Patches {

@@ -5,7 +5,10 @@ use crate::open::{Caching, Descriptors};
 use crate::trouble::{from_io, from_vhd, trouble};
 use catena_control::{Answer, Answered, CreateImage, Handed, ImageReport, Parent, Trouble, TroubleKind};
 use catena_types::{Bytes, FileOffset, Format, HeaderPatch, PatchWrite};
-use catena_vhd::{CreateSpec, FooterState, Image, Mode, ParentSpec, apply_patch, vhd_timestamp};
+use catena_vhd::{
+    ContainerSizes, CreateSpec, FooterState, Image, Mode, ParentSpec, apply_patch, table_size_on,
+    vhd_timestamp,
+};
 
 /// What are these files?
 pub(crate) fn inspect(format: Format, count: usize, fds: &mut Descriptors) -> Answered {
@@ -28,7 +31,7 @@ fn report(image: &Image) -> ImageReport {
             Some("the footer at the end is missing; the copy at the beginning is used")
         }
         FooterState::CopyDamaged => Some("the copy of the footer at the beginning is damaged"),
-        FooterState::Differ => Some("the two footers differ; the one at the end is used"),
+        FooterState::Differ => Some("the two footers differ; that of the last change is used"),
     };
     let names = info.parent.iter().flat_map(|parent| std::iter::once(&parent.name).chain(&parent.locators));
     ImageReport {
@@ -39,6 +42,7 @@ fn report(image: &Image) -> ImageReport {
         hidden: info.hidden,
         foreign: info.foreign,
         owns_blocks: info.allocated_blocks > 0,
+        needs: info.physical_end,
         remarks: remark.map(str::to_owned).into_iter().collect(),
     }
 }
@@ -52,7 +56,7 @@ pub(crate) fn create(images: &[CreateImage], fds: &mut Descriptors) -> Answered 
             id: image.id,
             virtual_size: image.virtual_size,
             parent: image.parent.as_ref().map(parent_spec),
-            table_size: None,
+            table_size: table_size_on(&*container),
             fixed: false,
             hidden: false,
             timestamp: vhd_timestamp(image.created),
@@ -81,6 +85,21 @@ pub(crate) fn grow(handed: &Handed, size: Bytes, fds: &mut Descriptors) -> Answe
     let mut image = fds.image(handed, Mode::ReadWrite, Caching::Buffered)?;
     image.grow(size).map_err(|error| from_vhd(&error))?;
     crash::GROWN.pass();
+    image.close().map_err(|error| from_vhd(&error))?;
+    Ok(Answer::Done)
+}
+
+/// How large must a container of explicit size be?
+pub(crate) fn sizes(format: Format, virtual_size: Bytes) -> Answer {
+    let Format::Vhd = format;
+    let ContainerSizes { empty, full } = ContainerSizes::of(virtual_size);
+    Answer::Sizes { empty, full }
+}
+
+/// Brings an image to its container's size; durable when this returns.
+pub(crate) fn fit(handed: &Handed, before: Bytes, size: Bytes, fds: &mut Descriptors) -> Answered {
+    let mut image = fds.image_to_fit(handed, before)?;
+    image.fit(size).map_err(|error| from_vhd(&error))?;
     image.close().map_err(|error| from_vhd(&error))?;
     Ok(Answer::Done)
 }

@@ -11,7 +11,7 @@ use crate::trouble::{from_vhd, trouble};
 use catena_chain::{Error, Layer, LayerMut, Piece, write as write_layer};
 use catena_control::{Trouble, TroubleKind};
 use catena_types::{Bytes, GuestOffset, ImageId, VHD_MAX_SIZE};
-use catena_vhd::{CreateSpec, Image, Mode, vhd_timestamp};
+use catena_vhd::{CreateSpec, Image, Mode, table_size_on, vhd_timestamp};
 
 /// How large a disk is taken to be whose size is not known. One that turns out larger has its table moved, at each doubling.
 const GUESS: Bytes = Bytes(64 << 30);
@@ -39,7 +39,7 @@ impl Intake {
             id,
             virtual_size: size.unwrap_or(GUESS),
             parent: None,
-            table_size: None,
+            table_size: table_size_on(&*container),
             fixed: false,
             hidden: false,
             timestamp: vhd_timestamp(created),

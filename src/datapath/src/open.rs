@@ -4,7 +4,7 @@ use crate::trouble::{from_io, from_vhd, trouble};
 use catena_blockio::{Container, open_container};
 use catena_chain::{Chain, Layer};
 use catena_control::{Handed, Trouble, TroubleKind};
-use catena_types::Format;
+use catena_types::{Bytes, Format};
 use catena_vhd::{Image, Mode};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -46,6 +46,13 @@ impl Descriptors {
         open_image(self.container(caching)?, handed, mode)
     }
 
+    /// The next one, as the image it is said to be, in a container whose size was changed or is to be.
+    pub(crate) fn image_to_fit(&mut self, handed: &Handed, before: Bytes) -> Result<Image, Trouble> {
+        let Format::Vhd = handed.format;
+        let image = Image::open_to_fit(self.container(Caching::Buffered)?, before);
+        verified(image, handed, Mode::ReadWrite)
+    }
+
     /// The next ones, as layers to be read, topmost first.
     pub(crate) fn layers(
         &mut self,
@@ -69,7 +76,11 @@ pub(crate) fn open_image(
     mode: Mode,
 ) -> Result<Image, Trouble> {
     let Format::Vhd = handed.format;
-    let image = Image::open(container, mode).map_err(|error| of_image(handed, from_vhd(&error)))?;
+    verified(Image::open(container, mode), handed, mode)
+}
+
+fn verified(opened: Result<Image, catena_vhd::Error>, handed: &Handed, mode: Mode) -> Result<Image, Trouble> {
+    let image = opened.map_err(|error| of_image(handed, from_vhd(&error)))?;
     let id = image.id();
     if id != handed.id && !(handed.any && mode != Mode::ReadWrite) {
         let message = format!("a container holds image {id}, not {}", handed.id);

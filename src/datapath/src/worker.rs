@@ -26,6 +26,8 @@ fn handle(channel: &Channel, request: &Request, mut fds: Descriptors) -> Answere
         Request::Create { images } => images::create(images, fds),
         Request::SetHidden { image, hidden } => images::set_hidden(image, *hidden, fds),
         Request::Grow { image, size } => images::grow(image, *size, fds),
+        Request::Sizes { format, virtual_size } => Ok(images::sizes(*format, *virtual_size)),
+        Request::Fit { image, before, size } => images::fit(image, *before, *size, fds),
         Request::PlanReparent { images } => images::plan_reparent(images, fds),
         Request::ApplyPatches { patches } => images::apply_patches(patches, fds),
         Request::Check { images } => repair::check(images, fds),

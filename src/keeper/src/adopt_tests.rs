@@ -20,6 +20,7 @@ fn image(name: &str, n: u8, parent: Option<u8>, hidden: bool) -> Found {
         hidden,
         foreign: false,
         owns_blocks: true,
+        needs: Bytes(0),
         remarks: Vec::new(),
     };
     (info(name), Ok(report))

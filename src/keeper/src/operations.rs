@@ -340,7 +340,7 @@ impl Owner {
         let kind = job.work.kind();
         job.committed = true;
         job.answer = Some(answer.clone());
-        job.effects = catena_types::Effects { makes: Vec::new(), steps };
+        job.effects = catena_types::Effects { steps, ..Default::default() };
         job.updated = Timestamp::now();
         // With nothing left to do, the commit is also the end of the job.
         if job.effects.steps.is_empty() {

@@ -24,6 +24,7 @@ fn image(n: u8, parent: Option<u8>, hidden: bool) -> Found {
         hidden,
         foreign: false,
         owns_blocks: true,
+        needs: Bytes(0),
         remarks: Vec::new(),
     };
     (ContainerInfo { name, length: Bytes(4096), allocated: Bytes(4096), modified: 0 }, Ok(report))

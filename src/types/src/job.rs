@@ -205,9 +205,10 @@ pub enum Work {
 }
 
 impl JobRecord {
-    /// Whether the job has ended badly and what it made is still to be removed.
+    /// Whether the job has ended badly and what it made is still to be removed, or brought to its size.
     pub fn has_leftovers(&self) -> bool {
-        self.state.is_over() && !self.committed && !self.effects.makes.is_empty()
+        let left = !self.effects.makes.is_empty() || !self.effects.sizes.is_empty();
+        self.state.is_over() && !self.committed && left
     }
 
     /// Whether a process may have the two images of this leaf merge open for writing.
@@ -299,6 +300,17 @@ pub enum Step {
     },
 }
 
+/// A container of explicit size that a job makes larger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resized {
+    /// The image in it.
+    pub image: ImageId,
+    /// Its name.
+    pub container: String,
+    /// What it had before.
+    pub before: Bytes,
+}
+
 /// What a job does to the storage.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Effects {
@@ -306,6 +318,10 @@ pub struct Effects {
     pub makes: Vec<Made>,
     /// What is left to do after its commit, in order.
     pub steps: Vec<Step>,
+    /// Containers that may have grown while their images do not know: written before the first of them grows, gone when all are brought
+    /// to their size.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sizes: Vec<Resized>,
 }
 
 /// A row of the job table.

@@ -15,7 +15,9 @@ mod sizes;
 pub use crash::{CrashPoint, arm as arm_crash_points};
 pub use failure::{ErrorName, Failure};
 pub use ids::{IdError, ImageId, SrUuid, VdiUuid};
-pub use job::{Effects, HeaderPatch, JobId, JobKind, JobRecord, JobState, Made, PatchWrite, Step, Work};
+pub use job::{
+    Effects, HeaderPatch, JobId, JobKind, JobRecord, JobState, Made, PatchWrite, Resized, Step, Work,
+};
 pub use policy::{IoClass, Policy, Window};
 pub use records::{
     AttachMode, AttachmentRecord, EventRecord, Format, ImageRecord, ImageState, Severity, VdiKind, VdiRecord,

@@ -10,6 +10,7 @@ use crate::footer::{DiskKind, FOOTER_BYTES, Footer};
 use crate::header::{Header, Locators};
 use crate::layout::{Layout, SECTOR};
 use crate::locator::{LOCATORS, Locator, WRITTEN};
+use crate::open::MAX_SIZE;
 use catena_blockio::{Container, Sizing};
 use catena_types::{BLOCK_BYTES, Bytes, FileOffset, ImageId, SECTOR_BYTES, VHD_MAX_SIZE, VHD_MIN_SIZE};
 
@@ -104,9 +105,9 @@ fn place_footer(container: &dyn Container, content: u64) -> Result<FileOffset> {
 
 /// Everything before the first block.
 fn metadata(footer: &[u8], size: Bytes, spec: &CreateSpec) -> Result<Vec<u8>> {
-    let table_size = rounded_size(spec.table_size.unwrap_or(size))?;
-    if table_size < size {
-        return Err(Error::OutOfRange(format!("a block table for {table_size} is too short for {size}")));
+    let table_size = spec.table_size.unwrap_or(size).round_up(BLOCK_BYTES);
+    if table_size.0 > MAX_SIZE || table_size < size {
+        return Err(Error::OutOfRange(format!("a block table for {table_size} is not one for {size}")));
     }
     let layout = Layout::new(table_size.blocks());
     let mut header = Header::new(layout.table_at, layout.entries);

@@ -1,7 +1,7 @@
 //! Changing what both footers say.
 //!
-//! The copy at offset 0 is durable before the one at the end is touched: at any instant one of them is whole, and as the
-//! one at the end counts, the change takes effect with it.
+//! The copy at offset 0 is durable before the one at the end is touched: at any instant one of them is whole. In a file the
+//! one at the end counts, and on a device the copy: the change takes effect with that.
 
 use crate::error::{Error, Result};
 use crate::image::{FooterState, Image};

@@ -32,7 +32,10 @@ pub(crate) struct Footers {
     pub(crate) end_at: Option<FileOffset>,
 }
 
-/// Reads the footers: the last 512 bytes, the 511 bytes that Virtual PC once wrote, the copy at offset 0.
+/// Reads the footers: the last 512 bytes, the 511 bytes that Virtual PC once wrote, the copy at offset 0. Of two that differ the one at
+/// the end of a file counts. At the end of a device there may be an old one of this very image, from a time when the device ended
+/// there before: here the copy counts. Either way a change takes effect with one write of one sector, since both are never
+/// written at once ([`footers`](crate::footers)).
 pub(crate) fn read_footers(container: &dyn Container, size: Bytes) -> Result<Footers> {
     if size.0 < FOOTER_BYTES - 1 {
         return Err(Error::damaged("footer_cookie", FileOffset(0), "the container is too small for a VHD"));
@@ -45,7 +48,9 @@ pub(crate) fn read_footers(container: &dyn Container, size: Bytes) -> Result<Foo
             end = read_footer(container, at, len)?.map(|raw| (raw, at));
         }
     }
+    let on_device = container.sizing() == Sizing::Explicit;
     let (raw, at) = match (&end, &copy) {
+        (Some((end, _)), Some(copy)) if on_device && !is_fixed(end) => (copy, FileOffset(0)),
         (Some((raw, at)), _) => (raw, *at),
         (None, Some(raw)) => (raw, FileOffset(0)),
         (None, None) => {
@@ -66,6 +71,11 @@ pub(crate) fn read_footers(container: &dyn Container, size: Bytes) -> Result<Foo
         _ => FooterState::Both,
     };
     Ok(Footers { footer, state, end_at: end.map(|(_, at)| at) })
+}
+
+/// Whether it is the footer of a fixed disk, which has no copy: at offset 0 are the first bytes of the disk, whatever they look like.
+fn is_fixed(raw: &RawFooter) -> bool {
+    Footer::parse(raw, FileOffset(0)).is_ok_and(|footer| footer.kind == DiskKind::Fixed)
 }
 
 /// The footer at `at`, `None` if there is no sound one.
@@ -128,6 +138,16 @@ impl Image {
     pub fn open(container: Arc<dyn Container>, mode: Mode) -> Result<Self> {
         let size = container.size().map_err(Error::io("asking for the size of the container"))?;
         let footers = read_footers(&*container, size)?;
+        Self::open_with(container, mode, size, footers)
+    }
+
+    /// The same for a container of `size` whose footers were read.
+    pub(crate) fn open_with(
+        container: Arc<dyn Container>,
+        mode: Mode,
+        size: Bytes,
+        footers: Footers,
+    ) -> Result<Self> {
         let footer = footers.footer;
         if mode == Mode::ReadWrite {
             refuse_writing(&footer)?;
