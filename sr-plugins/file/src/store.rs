@@ -117,8 +117,8 @@ impl Store for FileStore {
         self.location.sync()
     }
 
-    fn create_containers(&self, names: &[&str], _size: Bytes) -> Result<(), Error> {
-        for name in names {
+    fn create_containers(&self, wanted: &[(&str, Bytes)]) -> Result<(), Error> {
+        for (name, _) in wanted {
             self.make(name)?;
         }
         // One barrier for all names. Until somebody has written and synced them they are empty, and nothing points at them.
@@ -176,10 +176,6 @@ impl Store for FileStore {
         // Who gets the descriptor expects plain blocking I/O; io_uring fails early on a nonblocking one.
         fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(failed("setting the mode of"))?;
         Ok(file)
-    }
-
-    fn deactivate(&self, name: &str) -> Result<(), Error> {
-        check_name(name)
     }
 
     fn grow(&self, name: &str, _size: Bytes) -> Result<(), Error> {

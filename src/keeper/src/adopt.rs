@@ -4,7 +4,7 @@
 //! paused, so not a byte of an adopted image changes before an administrator says so.
 
 use crate::failures::from_trouble;
-use crate::images::{new_image, unexpected};
+use crate::images::{container_name, new_image, unexpected};
 use crate::operations::new_vdi;
 use crate::owner::Owner;
 use crate::published::{Published, SrFacts};
@@ -45,13 +45,15 @@ pub(crate) type Found = (ContainerInfo, Result<ImageReport, Trouble>);
 
 /// Looks at every image of a store and says what it becomes. Changes nothing.
 pub(crate) fn survey(store: &dyn Store, small: &mut SmallWorker, sr: SrUuid) -> Result<Adoption, Failure> {
-    inspect(store, small, sr).map(adoption)
+    let mut adoption = inspect(store, small, sr).map(adoption)?;
+    adoption.leaves.iter_mut().for_each(|leaf| leaf.container = container_name(store, leaf));
+    Ok(adoption)
 }
 
 /// What every image of a store says of itself.
 pub(crate) fn inspect(store: &dyn Store, small: &mut SmallWorker, sr: SrUuid) -> Result<Vec<Found>, Failure> {
     let mut containers = store.list()?;
-    containers.retain(|info| info.name.to_ascii_lowercase().ends_with(".vhd"));
+    containers.retain(|info| store.may_be_image(&info.name));
     containers.sort_by(|a, b| a.name.cmp(&b.name));
     let mut found: Vec<Found> = Vec::with_capacity(containers.len());
     for batch in containers.chunks(BATCH) {

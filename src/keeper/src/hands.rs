@@ -27,16 +27,11 @@ pub(crate) struct Ready {
 
 /// Activates an image; for writing also locks it.
 pub(crate) fn ready(store: &dyn Store, image: &ImageRecord, access: Access) -> Result<Ready, Failure> {
-    let fd = store.activate(&image.container, access).map_err(|error| {
-        Failure::from(error).object("image", image.id).object("container", &image.container)
-    })?;
+    let fd = activate(store, image, access)?;
     if access == Access::ReadWrite {
         lock(&fd, &image.container, libc::F_WRLCK)?;
     }
-    Ok(Ready {
-        handed: Handed { id: image.id, format: image.format, any: image.state == ImageState::Orphan },
-        fd,
-    })
+    Ok(Ready { handed: hand(image), fd })
 }
 
 /// A chain for reading, leaf first, its leaf for writing if `leaf` says so.
@@ -45,19 +40,36 @@ pub(crate) fn ready_chain(
     chain: &[std::sync::Arc<ImageRecord>],
     leaf: Access,
 ) -> Result<(Vec<Handed>, Vec<OwnedFd>), Failure> {
-    let mut access = leaf;
-    if let (Some(image), Access::ReadOnly) = (chain.first(), leaf) {
-        settle(store, image)?;
+    let access = |n| if n == 0 { leaf } else { Access::ReadOnly };
+    let wanted: Vec<(&str, Access)> =
+        chain.iter().enumerate().map(|(n, image)| (image.container.as_str(), access(n))).collect();
+    let fds = match store.activate_all(&wanted) {
+        Ok(fds) => fds,
+        // One by one, so that the failure names its image.
+        Err(_) => chain
+            .iter()
+            .enumerate()
+            .map(|(n, image)| activate(store, image, access(n)))
+            .collect::<Result<_, _>>()?,
+    };
+    if let (Some(image), Some(fd)) = (chain.first(), fds.first()) {
+        match leaf {
+            Access::ReadWrite => lock(fd, &image.container, libc::F_WRLCK)?,
+            Access::ReadOnly => settle(store, image)?,
+        }
     }
-    let mut handed = Vec::with_capacity(chain.len());
-    let mut fds = Vec::with_capacity(chain.len());
-    for image in chain {
-        let one = ready(store, image, access)?;
-        handed.push(one.handed);
-        fds.push(one.fd);
-        access = Access::ReadOnly;
-    }
-    Ok((handed, fds))
+    Ok((chain.iter().map(|image| hand(image)).collect(), fds))
+}
+
+/// What a request says of an image.
+fn hand(image: &ImageRecord) -> Handed {
+    Handed { id: image.id, format: image.format, any: image.state == ImageState::Orphan }
+}
+
+fn activate(store: &dyn Store, image: &ImageRecord, access: Access) -> Result<OwnedFd, Failure> {
+    store
+        .activate(&image.container, access)
+        .map_err(|error| Failure::from(error).object("image", image.id).object("container", &image.container))
 }
 
 /// Locks a container that is written without being an image yet.

@@ -5,6 +5,7 @@ use crate::failures::from_trouble;
 use crate::hands::ready_new;
 use crate::owner::Owner;
 use catena_control::{Answer, CreateImage, Parent, Request};
+use catena_sr_api::Store;
 use catena_types::{
     BLOCK_BYTES, Bytes, ErrorName, Failure, Format, ImageId, ImageRecord, ImageState, JobRecord, Made,
     VHD_MAX_SIZE, VHD_MIN_SIZE,
@@ -30,20 +31,24 @@ pub(crate) fn empty_bytes(size: Bytes) -> Bytes {
     Bytes(8192 + u64::from(size.blocks()) * 5)
 }
 
-/// The row of an image that is to be made.
+/// The row of an image that is to be made; making it names its container.
 pub(crate) fn new_image(parent: Option<ImageId>, virtual_size: Bytes) -> ImageRecord {
-    let id = ImageId::random();
     ImageRecord {
-        id,
+        id: ImageId::random(),
         parent,
         format: Format::Vhd,
-        container: format!("{id}.{}", Format::Vhd.extension()),
+        container: String::new(),
         virtual_size,
         allocated: Bytes(0),
         state: ImageState::Ok,
         hidden: false,
         foreign: false,
     }
+}
+
+/// The name of the container that is to be made for an image.
+pub(crate) fn container_name(store: &dyn Store, image: &ImageRecord) -> String {
+    store.container_name(image.id, image.format.extension())
 }
 
 impl Owner {
@@ -60,6 +65,7 @@ impl Owner {
         images: &mut [ImageRecord],
         parents: &BTreeMap<ImageId, String>,
     ) -> Result<(), Failure> {
+        images.iter_mut().for_each(|image| image.container = container_name(&*self.store, image));
         let need: u64 = images.iter().map(|image| empty_bytes(image.virtual_size).0).sum();
         self.need_space(Bytes(need))?;
         let makes =
@@ -84,8 +90,9 @@ impl Owner {
         let created = Timestamp::now().as_second();
         let mut fds = Vec::with_capacity(images.len());
         let mut specs = Vec::with_capacity(images.len());
-        let names: Vec<&str> = images.iter().map(|image| image.container.as_str()).collect();
-        self.store.create_containers(&names, Bytes(0))?;
+        let wanted: Vec<(&str, Bytes)> =
+            images.iter().map(|image| (image.container.as_str(), Bytes(0))).collect();
+        self.store.create_containers(&wanted)?;
         for image in &*images {
             fds.push(ready_new(&*self.store, &image.container)?);
             specs.push(CreateImage {

@@ -70,8 +70,8 @@ impl Owner {
     }
 
     fn remove_made(&mut self, mut job: JobRecord) {
-        let mut made = job.effects.makes.iter();
-        if let Err(error) = made.try_for_each(|made| self.store.remove(&made.container).map(drop)) {
+        let made: Vec<&str> = job.effects.makes.iter().map(|made| made.container.as_str()).collect();
+        if let Err(error) = self.store.remove_all(&made) {
             tracing::error!(job = job.id, %error, "what a job made could not be removed and is tried again");
             job.attempts += 1;
             job.retry_at = Some(Timestamp::now() + back_off(job.attempts));

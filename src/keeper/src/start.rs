@@ -54,7 +54,9 @@ impl Starter {
     pub(crate) fn step(&mut self, request: &Request) -> Result<Begun, Failure> {
         match request.method.as_str() {
             "Keeper.start" => {
-                self.start = Some(params(request)?);
+                let start: KeeperStart = params(request)?;
+                self.plugins.iter().for_each(|plugin| plugin.prepare(&start.run_dir));
+                self.start = Some(start);
                 Ok(Begun::Said(json!({})))
             }
             "SR.attach" => self.attach(&params(request)?),

@@ -163,7 +163,8 @@ impl Owner {
         let containers: Vec<String> = removals(job).map(|(_, container)| container.clone()).collect();
         let (store, mailbox, id) = (Arc::clone(&self.store), self.mailbox.clone(), job.id);
         std::thread::spawn(move || {
-            let result = containers.iter().try_for_each(|name| store.remove(name).map(drop));
+            let names: Vec<&str> = containers.iter().map(String::as_str).collect();
+            let result = store.remove_all(&names);
             // Without an owner the keeper is ending; the row says what is left.
             let _ = mailbox.send(Mail::Removed(id, result.map_err(Failure::from)));
         });

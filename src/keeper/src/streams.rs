@@ -5,7 +5,7 @@ use crate::crash::{self, Phase};
 use crate::dispatch::params;
 use crate::failures::{bad_request, from_trouble, of_source, of_target};
 use crate::hands::{ready_chain, ready_new};
-use crate::images::{empty_bytes, new_image, unexpected};
+use crate::images::{container_name, empty_bytes, new_image, unexpected};
 use crate::long::{LongJob, Script};
 use crate::operations::new_vdi;
 use crate::owner::{Call, Given, Owner, Running};
@@ -67,7 +67,7 @@ impl Owner {
     pub(crate) fn begin_arrival(
         &mut self,
         work: Work,
-        new: Arriving,
+        mut new: Arriving,
         need: Bytes,
         request_id: Option<String>,
         lease: BTreeSet<ImageId>,
@@ -75,6 +75,7 @@ impl Owner {
     ) -> Result<Given, Failure> {
         let mut job = self.new_job(work, request_id);
         job.phase = "copying".to_owned();
+        new.image.container = container_name(&*self.store, &new.image);
         let container = new.image.container.clone();
         self.hold_space(job.id, &container, need)?;
         self.begin(&mut job, vec![Made { image: new.image.id, container: container.clone() }])?;

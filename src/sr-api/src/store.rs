@@ -1,7 +1,7 @@
 //! The two traits of a back end and the plain values they speak in.
 
 use crate::error::Error;
-use catena_types::{Bytes, SrUuid};
+use catena_types::{Bytes, ImageId, SrUuid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -119,9 +119,14 @@ pub struct Space {
 }
 
 /// A kind of storage repository.
+///
+/// A location is what an administrator gave: an absolute path, or several joined by commas where an SR has several devices.
 pub trait Plugin: Sync {
     /// The name in `--type`.
     fn kind(&self) -> &'static str;
+
+    /// Says, once and before anything else, where this process may keep what goes with the boot of the host (mount points).
+    fn prepare(&self, _run_dir: &Path) {}
 
     /// What is at the location. Changes nothing.
     fn probe(&self, location: &Path) -> Result<Probe, Error>;
@@ -161,17 +166,38 @@ pub trait Store: Send + Sync {
     /// Whether the storage is still the one that was opened (the marker can be read and names the same SR).
     fn check_marker(&self) -> Result<(), Error>;
 
-    /// Makes an empty container. `size` counts where sizing is explicit. Exists already: [`Error::Exists`].
-    /// Its name is durable when this returns.
+    /// The name of the container of an image that is made here.
+    fn container_name(&self, image: ImageId, extension: &str) -> String {
+        format!("{image}.{extension}")
+    }
+
+    /// Whether a container that was made by others may hold an image, as far as its name says.
+    fn may_be_image(&self, name: &str) -> bool {
+        let tail = name.len().checked_sub(4).and_then(|at| name.get(at..));
+        tail.is_some_and(|tail| tail.eq_ignore_ascii_case(".vhd"))
+    }
+
+    /// The size that a container made of, grown or shrunk to `size` really gets.
+    fn round(&self, size: Bytes) -> Bytes {
+        size
+    }
+
+    /// Makes an empty container. `size` counts where sizing is explicit; then it is ready for writing when this returns, but may
+    /// hold any bytes. Exists already: [`Error::Exists`]. Its name is durable when this returns.
     fn create_container(&self, name: &str, size: Bytes) -> Result<(), Error>;
 
     /// Makes several empty containers, whose names are durable together when this returns. After a failure some may be there.
-    fn create_containers(&self, names: &[&str], size: Bytes) -> Result<(), Error> {
-        names.iter().try_for_each(|name| self.create_container(name, size))
+    fn create_containers(&self, wanted: &[(&str, Bytes)]) -> Result<(), Error> {
+        wanted.iter().try_for_each(|(name, size)| self.create_container(name, *size))
     }
 
     /// Removes a container; durable when this returns. One that is not there is no error: `false`.
     fn remove(&self, name: &str) -> Result<bool, Error>;
+
+    /// Removes those of these containers that are there; durable when this returns. After a failure some may be gone.
+    fn remove_all(&self, names: &[&str]) -> Result<(), Error> {
+        names.iter().try_for_each(|name| self.remove(name).map(drop))
+    }
 
     /// All containers, and nothing else that lies about.
     fn list(&self) -> Result<Vec<ContainerInfo>, Error>;
@@ -183,8 +209,16 @@ pub trait Store: Send + Sync {
     /// a directory descriptor held since the SR was opened.
     fn activate(&self, name: &str, access: Access) -> Result<OwnedFd, Error>;
 
-    /// The counterpart of [`activate`](Self::activate), after the descriptor was closed.
-    fn deactivate(&self, name: &str) -> Result<(), Error>;
+    /// The same for several containers, at the cost of one where that can be. Their descriptors are in the order asked for.
+    fn activate_all(&self, wanted: &[(&str, Access)]) -> Result<Vec<OwnedFd>, Error> {
+        wanted.iter().map(|(name, access)| self.activate(name, *access)).collect()
+    }
+
+    /// Says which containers are in use now, and how: all others need not be ready any more, and what is only read need not be
+    /// ready for writing. What is still open may be left until the next time. Nothing is counted, so nothing can leak.
+    fn keep_active(&self, _wanted: &[(&str, Access)]) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Makes a container of explicit sizing larger. Nothing to do where sizing is automatic.
     fn grow(&self, name: &str, size: Bytes) -> Result<(), Error>;

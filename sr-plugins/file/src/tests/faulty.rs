@@ -256,10 +256,6 @@ impl Store for FaultyStore {
         }
     }
 
-    fn deactivate(&self, name: &str) -> Result<(), Error> {
-        self.store.deactivate(name)
-    }
-
     fn grow(&self, name: &str, size: Bytes) -> Result<(), Error> {
         self.store.grow(name, size)
     }

@@ -51,16 +51,16 @@ fn a_container_comes_and_goes(bench: &dyn Bench) {
         assert!(info.modified > 0, "a time of change: {info:?}");
     }
 
-    store.deactivate("a.vhd").expect("deactivate");
+    store.keep_active(&[]).expect("nothing is in use");
     assert!(store.remove("a.vhd").expect("remove"), "it was there");
     assert!(!store.remove("a.vhd").expect("remove again"), "it was not there any more");
     assert_eq!(names(&*store), ["b.vhd"]);
     store.create_container("a.vhd", SIZE).expect("the name is free again");
 
-    store.create_containers(&["c.vhd", "d.vhd"], SIZE).expect("create several");
+    store.create_containers(&[("c.vhd", SIZE), ("d.vhd", SIZE)]).expect("create several");
     assert_eq!(names(&*store), ["a.vhd", "b.vhd", "c.vhd", "d.vhd"]);
     assert_refused!(
-        store.create_containers(&["e.vhd", "d.vhd"], SIZE),
+        store.create_containers(&[("e.vhd", SIZE), ("d.vhd", SIZE)]),
         Error::Exists(_),
         "one name is taken"
     );
@@ -72,7 +72,6 @@ fn containers_outlive_the_open_sr(bench: &dyn Bench) {
         store.create_container(name, SIZE).expect("create a container");
     }
     open(&*store, "b.vhd", Access::ReadWrite).write_all_at(b"kept", 4096).expect("write");
-    store.deactivate("b.vhd").expect("deactivate");
     assert!(store.remove("a.vhd").expect("remove"));
     drop(store);
     let store = bench.plugin().open(place.location(), identity.uuid, &identity.owner, false).expect("open");
@@ -93,7 +92,8 @@ fn bad_names_are_refused(bench: &dyn Bench) {
         assert_refused!(store.info(name), Error::Unsupported(_), &what);
         assert_refused!(store.activate(name, Access::ReadOnly), Error::Unsupported(_), &what);
         assert_refused!(store.activate(name, Access::ReadWrite), Error::Unsupported(_), &what);
-        assert_refused!(store.deactivate(name), Error::Unsupported(_), &what);
+        assert_refused!(store.activate_all(&[(name, Access::ReadOnly)]), Error::Unsupported(_), &what);
+        assert_refused!(store.remove_all(&[name]), Error::Unsupported(_), &what);
         assert_refused!(store.grow(name, SIZE), Error::Unsupported(_), &what);
         assert_refused!(store.shrink(name, SIZE), Error::Unsupported(_), &what);
     }
@@ -111,9 +111,27 @@ fn access_is_as_asked_for(bench: &dyn Bench) {
     reader.read_exact_at(&mut bytes, 512).expect("read through a read-only descriptor");
     assert_eq!(&bytes, b"written", "both descriptors are of the same container");
     drop((reader, writer));
-    store.deactivate("a.vhd").expect("deactivate");
+    store.keep_active(&[]).expect("nothing is in use");
     drop(open(&*store, "a.vhd", Access::ReadOnly));
-    store.deactivate("a.vhd").expect("deactivate after it was activated again");
+    drop(open(&*store, "a.vhd", Access::ReadWrite));
+    store.keep_active(&[("a.vhd", Access::ReadOnly)]).expect("it is only read");
+    let mut bytes = [0; 7];
+    open(&*store, "a.vhd", Access::ReadOnly).read_exact_at(&mut bytes, 512).expect("read what is kept");
+    assert_eq!(&bytes, b"written");
+
+    store.create_container("b.vhd", SIZE).expect("create another");
+    let wanted = [("b.vhd", Access::ReadOnly), ("a.vhd", Access::ReadWrite)];
+    let files: Vec<File> =
+        store.activate_all(&wanted).expect("activate several").into_iter().map(File::from).collect();
+    assert_eq!(files.len(), 2);
+    assert!(files[0].write_all_at(b"x", 0).is_err(), "a read-only descriptor wrote");
+    files[1].write_all_at(b"again", 512).expect("write through the second descriptor");
+    let all = [("b.vhd", Access::ReadOnly), ("c.vhd", Access::ReadOnly)];
+    assert_refused!(store.activate_all(&all), Error::Missing(_), "one of several is not there");
+    drop(files);
+    store.keep_active(&[]).expect("nothing is in use");
+    store.remove_all(&["a.vhd", "c.vhd", "b.vhd"]).expect("remove several, one of which is not there");
+    assert_eq!(names(&*store), [""; 0]);
 }
 
 fn impostors_are_no_containers(bench: &dyn Bench) {
@@ -179,7 +197,6 @@ fn figures_grow_with_what_is_written(bench: &dyn Bench) {
     let info = store.info("a.vhd").expect("info");
     assert!(info.allocated >= SIZE && info.length >= SIZE, "so does the container: {info:?}");
     drop(file);
-    store.deactivate("a.vhd").expect("deactivate");
     assert!(store.remove("a.vhd").expect("remove"));
     let freed = store.stat().expect("stat");
     assert!(freed.used.0 + SIZE.0 <= after.used.0, "used shrinks by what was removed: {after:?}, {freed:?}");
