@@ -7,6 +7,7 @@
 pub(crate) mod attached;
 mod disks;
 pub(crate) mod guest;
+pub(crate) mod lab;
 pub(crate) mod mounted;
 pub(crate) mod nbd;
 pub(crate) mod qmp;
@@ -60,7 +61,8 @@ impl Agent {
 
     /// A fresh home without an agent. Short, since a socket's path is limited.
     pub(crate) fn stopped() -> Result<Self> {
-        Ok(Self { home: tempfile::Builder::new().prefix("cat").tempdir_in("/tmp")?, child: None })
+        let place = lab::inside().unwrap_or_else(|| "/tmp".into());
+        Ok(Self { home: tempfile::Builder::new().prefix("cat").tempdir_in(place)?, child: None })
     }
 
     /// Starts the agent, with a crash point if one is named, and waits until it answers or is dead.
@@ -257,6 +259,14 @@ impl Agent {
             child.wait()?;
         }
         wait_for_end(&family)
+    }
+
+    /// Kills the front alone and waits for nobody else: one of its family may hang.
+    pub(crate) fn abandon(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("the agent does not run")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
     }
 
     /// Stops the agent as an administrator does, and checks that it ends well.
