@@ -147,11 +147,7 @@ impl Owner {
             self.commit(changes)?;
             return Ok(Given::Answer(json!({})));
         }
-        let stopped = self.stop_serving(uuid);
-        if let Some(served) = self.serving.disks.get_mut(&uuid) {
-            served.stop_by = None;
-        }
-        stopped.inspect_err(|_| self.lose_served(uuid, Duration::ZERO))?;
+        self.stop_serving(uuid).inspect_err(|_| self.lose_served(uuid, Duration::ZERO))?;
         crash::pass(JobKind::Detach, Phase::Made);
         if row.mode == AttachMode::ReadWrite {
             self.stale.insert(leaf);
@@ -180,7 +176,9 @@ impl Owner {
         let now = Instant::now();
         let is_undecided = self.serving.is_undecided(vdi);
         let Some(served) = self.serving.disks.get_mut(&vdi) else { return Ok(true) };
-        if now >= *served.stop_by.get_or_insert(now + STOP) {
+        // It stands while somebody waits: who begins to wait after a failure has all of his time.
+        let by = served.stop_by.take().unwrap_or(now + STOP);
+        if now >= by {
             return Ok(true);
         }
         if served.link.is_none() && served.knock.is_none() && !is_undecided {
@@ -188,19 +186,20 @@ impl Owner {
                 return Ok(true);
             }
             let found = self.find_or_replace(vdi);
-            let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
-            if served.knock.is_none() {
+            if self.serving.disks.get(&vdi).is_none_or(|served| served.knock.is_none()) {
                 // There is nothing that could still answer.
-                found.inspect_err(|_| served.stop_by = None)?;
+                found?;
             }
         }
-        let link = self.serving.disks.get_mut(&vdi).and_then(|served| served.link.as_mut());
-        Ok(match link {
+        let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
+        let is_over = match &mut served.link {
             Some(link) if link.is_told_to_stop() => link.is_gone(),
             // D20: nobody of an undecided set is told anything.
             Some(link) if !is_undecided => link.stop().is_err(),
             _ => false,
-        })
+        };
+        served.stop_by = (!is_over).then_some(by);
+        Ok(is_over)
     }
 
     /// Whether neither a process nor its record of acknowledged writes is left: then nobody can end what was begun. Images are in order

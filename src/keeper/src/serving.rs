@@ -90,7 +90,7 @@ pub(crate) struct Served {
     pub(crate) link: Option<Link>,
     /// A process that was connected to and has not answered yet. It is not connected to again: when it answers it is taken up.
     pub(crate) knock: Option<Link>,
-    /// It was told to stop, or is to be told, and is waited for until then.
+    /// It was told to stop, or is to be told, and somebody waits for it until then.
     pub(crate) stop_by: Option<Instant>,
     /// The process, as it said; 0 before.
     pub(crate) pid: u32,
