@@ -14,6 +14,7 @@ use crash::mending;
 use crash::request::{Operation, Turn};
 use crash::serving::{self, Serving};
 use crash::stage::Stage;
+use crash::volumes::VOLUMES;
 use std::collections::BTreeSet;
 use std::process::Command;
 
@@ -288,6 +289,7 @@ fn every_point_of_every_program_has_a_scenario() -> Result<()> {
         .chain(SERVING.iter().map(|(at, _)| name_of(at)))
         .chain(LIFE.iter().map(|(at, _)| name_of(at)))
         .chain(SERVE.iter().copied())
+        .chain(VOLUMES.iter().map(|(at, _)| name_of(at)))
         .collect();
     let mut listed = BTreeSet::new();
     for program in [

@@ -11,3 +11,4 @@ pub(crate) mod mending;
 pub(crate) mod request;
 pub(crate) mod serving;
 pub(crate) mod stage;
+pub(crate) mod volumes;

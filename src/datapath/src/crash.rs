@@ -10,6 +10,8 @@ pub(crate) const CREATED: CrashPoint = CrashPoint("worker.created");
 pub(crate) const HIDDEN_SET: CrashPoint = CrashPoint("worker.hidden_set");
 /// An image has its new size; it is not closed.
 pub(crate) const GROWN: CrashPoint = CrashPoint("worker.grown");
+/// An image has its footer where its container ends or is to end; the keeper does not know.
+pub(crate) const FITTED: CrashPoint = CrashPoint("worker.fitted");
 /// A write has changed the image and is not flushed.
 pub(crate) const WRITE_UNFLUSHED: CrashPoint = CrashPoint("worker.write_unflushed");
 /// A merge is about to move a batch.
@@ -45,6 +47,7 @@ pub(crate) const ALL: &[CrashPoint] = &[
     CREATED,
     HIDDEN_SET,
     GROWN,
+    FITTED,
     WRITE_UNFLUSHED,
     BATCH,
     CHECKPOINT,

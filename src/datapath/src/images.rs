@@ -100,6 +100,7 @@ pub(crate) fn sizes(format: Format, virtual_size: Bytes) -> Answer {
 pub(crate) fn fit(handed: &Handed, before: Bytes, size: Bytes, fds: &mut Descriptors) -> Answered {
     let mut image = fds.image_to_fit(handed, before)?;
     image.fit(size).map_err(|error| from_vhd(&error))?;
+    crash::FITTED.pass();
     image.close().map_err(|error| from_vhd(&error))?;
     Ok(Answer::Done)
 }

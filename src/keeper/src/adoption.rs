@@ -109,6 +109,7 @@ impl Owner {
             }
             changes.push(Change::RemoveAttachment(row.vdi));
             changes.extend(self.without_move(row.vdi));
+            changes.extend(self.left_full(&row));
             let text = "the host was started anew: the disk is not attached any more";
             changes.push(self.event(Severity::Warning, "vdi.detached", Some(row.vdi), None, text));
         }

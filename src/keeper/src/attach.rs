@@ -19,7 +19,8 @@ use crate::serving::{PATIENCE, Served, silent};
 use catena_catalog::Change;
 use catena_rpc::{Attached, VdiAttachParams, VdiParams};
 use catena_types::{
-    AttachMode, AttachmentRecord, ErrorName, Failure, JobKind, JobRecord, JobState, Severity, VdiUuid, Work,
+    AttachMode, AttachmentRecord, Effects, ErrorName, Failure, ImageRecord, JobKind, JobRecord, JobState,
+    Severity, VdiUuid, Work,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -48,6 +49,9 @@ impl Owner {
         }
         if mode == AttachMode::ReadWrite {
             self.leave_to_readers(&vdi, leaf.id)?;
+            // It may be another one by now.
+            let leaf = self.leaf_of(uuid)?;
+            self.may_inflate(&leaf)?;
         }
         let attachment = AttachmentRecord {
             vdi: uuid,
@@ -56,7 +60,7 @@ impl Owner {
             boot: self.serving.boot.clone(),
             since: Timestamp::now(),
         };
-        let job = self.new_job(Work::Attach { vdi: uuid }, asked.request_id);
+        let mut job = self.new_job(Work::Attach { vdi: uuid }, asked.request_id);
         let answer = Attached { vdi: uuid, mode: mode.word().to_owned(), uri: self.serving.dir.uri(uuid) };
         let answer = serde_json::to_value(answer).unwrap_or_default();
         if count > 1 {
@@ -69,7 +73,8 @@ impl Owner {
         let served = Served { chain: Some(Vec::new()), ..Served::unknown() };
         self.serving.disks.insert(uuid, served);
         let made = self.serving.dir.make(uuid).map_err(|error| local(uuid, "its directory", &error));
-        let started = made.and_then(|()| self.start_serving(uuid));
+        let sized = made.and_then(|()| self.inflate_leaf(&mut job, uuid));
+        let started = sized.and_then(|()| self.start_serving(uuid));
         crash::pass(JobKind::Attach, Phase::Made);
         let outcome = started.and_then(|()| self.attached(job.clone(), Vec::new(), &answer));
         if let Err(failure) = outcome {
@@ -78,6 +83,20 @@ impl Owner {
         }
         crash::pass(JobKind::Attach, Phase::Done);
         Ok(Given::Answer(answer))
+    }
+
+    fn leaf_of(&self, vdi: VdiUuid) -> Result<ImageRecord, Failure> {
+        let row = self.catalog.state().vdis.get(&vdi).ok_or_else(|| no_such_vdi(&vdi.to_string()))?;
+        self.image(row.image).cloned()
+    }
+
+    /// Explicit sizing: what a guest writes takes every block.
+    fn inflate_leaf(&mut self, job: &mut JobRecord, vdi: VdiUuid) -> Result<(), Failure> {
+        if !self.is_written(vdi) {
+            return Ok(());
+        }
+        let leaf = self.leaf_of(vdi)?;
+        self.inflate_for_writing(job, &leaf)
     }
 
     fn attached(&mut self, job: JobRecord, mut changes: Vec<Change>, answer: &Value) -> Result<(), Failure> {
@@ -116,11 +135,15 @@ impl Owner {
             error: Some(why.clone()),
             request_id: job.request_id.clone().filter(|_| !why.retry),
             updated: Timestamp::now(),
+            effects: Effects { sizes: self.inflated(vdi), ..Effects::default() },
             ..job
         };
         let changes = vec![Change::RemoveAttachment(vdi), Change::PutJob(over)];
         match self.commit(changes) {
-            Ok(()) => self.forget_served(vdi),
+            Ok(()) => {
+                self.forget_served(vdi);
+                self.retry_leftovers();
+            }
             Err(failure) => tracing::error!(%vdi, %failure, "the end of an attach could not be recorded"),
         }
     }
@@ -156,7 +179,16 @@ impl Owner {
         changes.push(Change::RemoveAttachment(uuid));
         changes.extend(self.without_move(uuid));
         changes.push(self.event(Severity::Info, "vdi.detached", Some(uuid), Some(&job), "detached"));
-        changes.push(Change::PutJob(done(job, json!({}))));
+        let id = job.id;
+        let job = JobRecord { committed: true, answer: Some(json!({})), ..job };
+        // Before the row of the attachment goes: it says whether a guest has written.
+        let steps = if row.mode == AttachMode::ReadWrite { self.deflating(leaf) } else { Vec::new() };
+        let over = steps.is_empty();
+        let job = match over {
+            true => done(job, json!({})),
+            false => JobRecord { effects: Effects { steps, ..Effects::default() }, ..job },
+        };
+        changes.push(Change::PutJob(job));
         if let Err(failure) = self.commit(changes) {
             self.lose_served(uuid, Duration::ZERO);
             return Err(failure);
@@ -166,6 +198,9 @@ impl Owner {
         if let Some(merge) = self.current.filter(|current| current.leaf_merge_of() == Some(uuid)) {
             self.live.remove(&merge.job);
             self.merge_over(merge.job);
+        }
+        if !over {
+            self.run_steps(id);
         }
         Ok(Given::Answer(json!({})))
     }

@@ -240,7 +240,7 @@ impl Checker {
         let awaited = steps.any(|step| match step {
             Step::Reparent { images, .. } => images.contains(&row.id),
             Step::SetHidden { image, .. } => *image == row.id,
-            Step::Remove { .. } => false,
+            Step::Remove { .. } | Step::Deflate { .. } | Step::Inflate { .. } => false,
         });
         if awaited {
             return Expected::default();

@@ -5,7 +5,10 @@ use catena_types::{CrashPoint, JobKind};
 
 /// Every point of this program.
 pub(crate) fn all() -> impl Iterator<Item = &'static CrashPoint> {
-    JOBS.iter().chain(catena_catalog::CRASH_POINTS).chain(catena_catalog::SALVAGE_POINTS)
+    JOBS.iter()
+        .chain(crate::sizing::POINTS)
+        .chain(catena_catalog::CRASH_POINTS)
+        .chain(catena_catalog::SALVAGE_POINTS)
 }
 
 /// Between two effects of a job.

@@ -15,8 +15,8 @@ use crate::owner::{Given, Owner};
 use crate::serving::silent;
 use catena_catalog::Change;
 use catena_types::{
-    AttachMode, CHAIN_LIMIT, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId, Severity, VdiKind,
-    VdiRecord, VdiUuid, Work,
+    AttachMode, Bytes, CHAIN_LIMIT, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobId, Severity,
+    VdiKind, VdiRecord, VdiUuid, Work,
 };
 use serde_json::json;
 use std::sync::Arc;
@@ -83,6 +83,7 @@ impl Owner {
         let still = leaf.id;
         let mut job = self.new_job(Work::Snapshot { vdi: uuid, others: Vec::new() }, None);
         let mut images = [new_image(Some(still), leaf.virtual_size)];
+        self.size_leaves(&mut [(&vdi, &mut images[0])], &[&leaf], Bytes(0))?;
         self.make(&mut job, &mut images)?;
         let [above] = images;
         let text = "what the disk holds now is kept for a job that reads it";

@@ -4,6 +4,7 @@ use crate::crash::{self, Phase};
 use crate::failures::from_trouble;
 use crate::hands::ready_new;
 use crate::owner::Owner;
+use crate::sizing::Target;
 use catena_control::{Answer, CreateImage, Parent, Request};
 use catena_sr_api::Store;
 use catena_types::{
@@ -53,7 +54,8 @@ pub(crate) fn container_name(store: &dyn Store, image: &ImageRecord) -> String {
 
 impl Owner {
     /// Journals the job, then makes the images: containers, then formats, each durable. Their rows are changed to what they
-    /// take. On failure everything made is removed again.
+    /// take; where containers must be sized they say before how large those are to be, or nothing for empty images. On failure
+    /// everything made is removed again.
     pub(crate) fn make(&mut self, job: &mut JobRecord, images: &mut [ImageRecord]) -> Result<(), Failure> {
         self.make_on(job, images, &BTreeMap::new())
     }
@@ -66,7 +68,13 @@ impl Owner {
         parents: &BTreeMap<ImageId, String>,
     ) -> Result<(), Failure> {
         images.iter_mut().for_each(|image| image.container = container_name(&*self.store, image));
-        let need: u64 = images.iter().map(|image| empty_bytes(image.virtual_size).0).sum();
+        let mut need = 0;
+        for image in &mut *images {
+            if image.allocated == Bytes(0) {
+                self.size_new(image, Target::Fitted)?;
+            }
+            need += if self.is_sized() { image.allocated.0 } else { empty_bytes(image.virtual_size).0 };
+        }
         self.need_space(Bytes(need))?;
         let makes =
             images.iter().map(|image| Made { image: image.id, container: image.container.clone() }).collect();
@@ -91,7 +99,7 @@ impl Owner {
         let mut fds = Vec::with_capacity(images.len());
         let mut specs = Vec::with_capacity(images.len());
         let wanted: Vec<(&str, Bytes)> =
-            images.iter().map(|image| (image.container.as_str(), Bytes(0))).collect();
+            images.iter().map(|image| (image.container.as_str(), image.allocated)).collect();
         self.store.create_containers(&wanted)?;
         for image in &*images {
             fds.push(ready_new(&*self.store, &image.container)?);

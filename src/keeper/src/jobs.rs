@@ -9,7 +9,9 @@ use crate::steps::back_off;
 use catena_catalog::Change;
 use catena_control::{Progress, Trouble, TroubleKind};
 use catena_rpc::{Id, JobParams, Text};
-use catena_types::{Bytes, Effects, ErrorName, Failure, JobId, JobRecord, JobState, Made, Severity, Work};
+use catena_types::{
+    Bytes, Effects, ErrorName, Failure, ImageId, JobId, JobRecord, JobState, Made, Severity, Work,
+};
 use jiff::{Timestamp, Zoned};
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -70,9 +72,8 @@ impl Owner {
     }
 
     fn remove_made(&mut self, mut job: JobRecord) {
-        let made: Vec<&str> = job.effects.makes.iter().map(|made| made.container.as_str()).collect();
-        if let Err(error) = self.store.remove_all(&made) {
-            tracing::error!(job = job.id, %error, "what a job made could not be removed and is tried again");
+        if let Err(failure) = self.take_back(&mut job) {
+            tracing::error!(job = job.id, %failure, "what a job made could not be removed and is tried again");
             job.attempts += 1;
             job.retry_at = Some(Timestamp::now() + back_off(job.attempts));
         } else {
@@ -84,6 +85,15 @@ impl Owner {
         if let Err(failure) = self.commit(vec![Change::PutJob(job)]) {
             tracing::error!(job = id, %failure, "the end of a job could not be recorded");
         }
+    }
+
+    /// What the job made goes, and what it made larger is cut again.
+    fn take_back(&mut self, job: &mut JobRecord) -> Result<(), Failure> {
+        let made: Vec<&str> = job.effects.makes.iter().map(|made| made.container.as_str()).collect();
+        self.store.remove_all(&made)?;
+        let grown: Vec<ImageId> = job.effects.sizes.iter().map(|resized| resized.image).collect();
+        self.settle_sizes(job)?;
+        grown.into_iter().try_for_each(|image| self.deflate(image))
     }
 
     /// Runs `make`; if it fails, the job is undone and the failure goes on.

@@ -6,14 +6,15 @@ use crate::failures::bad_request;
 use crate::images::{checked_size, new_image};
 use crate::lookup::{no_such_vdi, vdi_uuid};
 use crate::owner::{Call, Given, Owner};
+use crate::sizing::{self, Role, Target};
 use crate::tree::Rows;
 use catena_catalog::Change;
 use catena_coalesce::can_shorten;
 use catena_control::Pause;
 use catena_rpc::{VdiCloneParams, VdiCreateParams, VdiParams, VdiSnapshotParams};
 use catena_types::{
-    AttachMode, CHAIN_LIMIT, CHAIN_WARNING, ErrorName, Failure, ImageId, ImageRecord, ImageState, JobRecord,
-    JobState, Severity, Step, VdiKind, VdiRecord, VdiUuid, Work,
+    AttachMode, Bytes, CHAIN_LIMIT, CHAIN_WARNING, ErrorName, Failure, ImageId, ImageRecord, ImageState,
+    JobRecord, JobState, Severity, Step, VdiKind, VdiRecord, VdiUuid, Work,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -47,6 +48,8 @@ impl Owner {
         let uuid = VdiUuid::random();
         let mut job = self.new_job(Work::Create { vdi: uuid }, asked.request_id);
         let mut images = [new_image(None, size)];
+        let target = sizing::target(Role::Disk, false, self.allocation());
+        self.size_new(&mut images[0], target)?;
         self.make(&mut job, &mut images)?;
         let [image] = images;
         let vdi = VdiRecord {
@@ -83,6 +86,7 @@ impl Owner {
         let child = |leaf: &ImageRecord| new_image(Some(leaf.id), leaf.virtual_size);
         let mut images: Vec<ImageRecord> =
             disks.iter().flat_map(|(_, leaf)| [child(leaf), child(leaf)]).collect();
+        self.size_pairs(&disks, &mut images)?;
         self.make(&mut job, &mut images)?;
         let leaves: Vec<(VdiUuid, ImageRecord)> = disks
             .iter()
@@ -102,6 +106,23 @@ impl Owner {
         }
         changes.extend(images.into_iter().map(Change::PutImage));
         self.become_bases(job, disks, changes, json!({"vdis": taken}), &leaves)
+    }
+
+    /// The sizes of the containers of two new leaves for each disk: its own, and that of its snapshot.
+    fn size_pairs(
+        &mut self,
+        disks: &[(VdiRecord, ImageRecord)],
+        images: &mut [ImageRecord],
+    ) -> Result<(), Failure> {
+        let (mut own, mut others) = (Vec::new(), 0);
+        for ((disk, _), pair) in disks.iter().zip(images.chunks_exact_mut(2)) {
+            let [leaf, snapshot] = pair else { continue };
+            self.size_new(snapshot, Target::Fitted)?;
+            others += snapshot.allocated.0;
+            own.push((disk, leaf));
+        }
+        let bases: Vec<&ImageRecord> = disks.iter().map(|(_, base)| base).collect();
+        self.size_leaves(&mut own, &bases, Bytes(others))
     }
 
     /// The disks of these names, each once.
@@ -136,8 +157,13 @@ impl Owner {
         let base = if bare { leaf.parent } else { Some(leaf.id) };
         let mut job = self.new_job(Work::Clone { vdi: origin.uuid }, asked.request_id);
         let mut images: Vec<ImageRecord> = (0..count).map(|_| new_image(base, leaf.virtual_size)).collect();
+        let target = sizing::target(Role::Disk, false, self.allocation());
+        images.iter_mut().try_for_each(|image| self.size_new(image, target))?;
         if !bare {
-            images.push(new_image(base, leaf.virtual_size));
+            let mut own = new_image(base, leaf.virtual_size);
+            let others = Bytes(images.iter().map(|image| image.allocated.0).sum());
+            self.size_leaves(&mut [(&origin, &mut own)], &[&leaf], others)?;
+            images.push(own);
         }
         self.make(&mut job, &mut images)?;
         let mut changes: Vec<Change> = images.iter().cloned().map(Change::PutImage).collect();
@@ -306,7 +332,13 @@ impl Owner {
             if !leaf.foreign {
                 steps.push(Step::SetHidden { image: leaf.id, hidden: true });
             }
+            if !leaf.foreign {
+                steps.extend(self.deflating(leaf.id));
+            }
             changes.push(Change::PutImage(ImageRecord { hidden: true, ..leaf }));
+        }
+        for (vdi, leaf) in leaves {
+            steps.extend(self.or_undo(&job, |owner| owner.inflating(leaf, *vdi))?);
         }
         let pause = self.or_undo(&job, |owner| owner.pause(leaves))?;
         crash::pass(job.work.kind(), Phase::Paused);

@@ -189,6 +189,8 @@ impl Owner {
         if let Err(failure) = self.measure_all() {
             tracing::warn!(sr = %self.sr.uuid, %failure, "what the images take could not be measured");
         }
+        // What a crash has left.
+        self.keep_active();
         while !self.leaving {
             match mail.try_recv() {
                 Ok(one) => self.take(one),
@@ -246,6 +248,8 @@ impl Owner {
         }
         self.go_on_detaching();
         self.publish();
+        // Nobody waits for it.
+        self.keep_active();
     }
 
     /// Commits changes; on success events go to the front. An unknown outcome is resolved before anything else happens (D19):

@@ -11,7 +11,7 @@ use catena_catalog::{Change, Meta};
 use catena_coalesce::{Starvation, Verdict};
 use catena_control::Pace;
 use catena_rpc::SrPolicyParams;
-use catena_types::{Bytes, Failure, IoClass, Policy, Severity};
+use catena_types::{Allocation, Bytes, ErrorName, Failure, IoClass, Policy, Severity};
 use jiff::{Timestamp, Zoned};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -81,6 +81,9 @@ impl Owner {
         let mut said = Vec::new();
         for (key, value) in &asked.policy {
             policy.set(key, &text(value)).map_err(|error| bad_request(error).hint(allowed(key)))?;
+        }
+        if policy.allocation != Allocation::Thin && !self.is_sized() {
+            return Err(only_thin());
         }
         for (key, _) in Policy::KEYS.iter().filter(|(key, _)| asked.policy.contains_key(*key)) {
             let (before, after) = (old.get(key), policy.get(key).unwrap_or_default());
@@ -163,6 +166,11 @@ impl Owner {
             tracing::error!(sr = %self.sr.uuid, %failure, "the end of a pause could not be recorded");
         }
     }
+}
+
+/// Storage whose containers grow by themselves has nothing to be thick with.
+pub(crate) fn only_thin() -> Failure {
+    Failure::new(ErrorName::Unsupported, "file SRs are thin")
 }
 
 /// A value as it may come over the wire.

@@ -6,6 +6,7 @@
 //! | the row says | answer |
 //! |---|---|
 //! | header bytes planned (D5) | they are written again: the header may be torn |
+//! | containers that were made larger | their images are brought to that size; what is done with them comes later |
 //! | not committed, makes containers | they are removed, the job has failed |
 //! | not committed, an attach | its process is ended, its attachment removed |
 //! | not committed, a resize | the leaf's own size decides: it has grown, or the job has failed |
@@ -22,7 +23,7 @@ use catena_types::{ErrorName, Failure, HeaderPatch, JobRecord, JobState, Step, W
 impl Owner {
     /// Answers what a crash has left.
     pub(crate) fn recover(&mut self) -> Result<(), Failure> {
-        let left: Vec<JobRecord> = self
+        let mut left: Vec<JobRecord> = self
             .catalog
             .state()
             .unfinished()
@@ -30,8 +31,12 @@ impl Owner {
             .map(|job| (**job).clone())
             .collect();
         self.adopt_served()?;
-        for job in &left {
+        for job in &mut left {
             self.mend_headers(job)?;
+            if let Err(failure) = self.mend_sizes(job) {
+                // The copy of the footer counts until it can be done.
+                tracing::error!(job = job.id, %failure, "an image is not brought to the size of its container");
+            }
         }
         let is_resize = |job: &JobRecord| matches!(job.work, Work::Resize { .. }) && !job.committed;
         let (resizes, others): (Vec<_>, Vec<_>) = left.into_iter().partition(is_resize);
@@ -80,6 +85,15 @@ impl Owner {
         let mut patches = patches;
         patches.retain(|patch| self.writer_of(patch.image).is_none());
         self.apply_patches(&patches)
+    }
+
+    /// A crash between the growth of a container and the move of the footer leaves an old one, or none, at its end.
+    fn mend_sizes(&mut self, job: &mut JobRecord) -> Result<(), Failure> {
+        if job.effects.sizes.is_empty() {
+            return Ok(());
+        }
+        self.settle_sizes(job)?;
+        self.commit(vec![Change::PutJob(job.clone())])
     }
 
     /// The worker takes the job up again. A mover that outlived its keeper may still be landing its last request: nobody reads

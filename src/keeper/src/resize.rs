@@ -46,8 +46,14 @@ impl Owner {
         }
         let mut job = self.new_job(Work::Resize { vdi: disk.uuid, image: leaf.id, size }, asked.request_id);
         job.phase = "growing".to_owned();
-        self.hold_space(job.id, &leaf.container, growth(&self.measured(&leaf), size))?;
+        if !self.is_sized() {
+            self.hold_space(job.id, &leaf.container, growth(&self.measured(&leaf), size))?;
+        }
         self.begin(&mut job, Vec::new())?;
+        if let Err(failure) = self.inflate_for_growth(&mut job, &leaf, size) {
+            self.undo(job, JobState::Failed, &failure);
+            return Err(failure);
+        }
         let written = self.is_written(disk.uuid);
         let mut asked = !written;
         let grown = match written {

@@ -7,6 +7,7 @@ use crate::failures::bad_request;
 use crate::images::new_image;
 use crate::lookup::{no_such_vdi, vdi_uuid};
 use crate::owner::{Call, Given, Owner};
+use crate::sizing::{self, Role};
 use catena_catalog::Change;
 use catena_rpc::VdiRevertParams;
 use catena_types::{AttachMode, Failure, Severity, VdiKind, VdiRecord, Work};
@@ -36,6 +37,12 @@ impl Owner {
         let mut images = vec![new_image(base, leaf.virtual_size)];
         if !bare {
             images.push(new_image(base, leaf.virtual_size));
+        }
+        let target = sizing::target(Role::Disk, false, self.allocation());
+        self.size_new(&mut images[0], target)?;
+        if let [first, own] = images.as_mut_slice() {
+            let others = first.allocated;
+            self.size_leaves(&mut [(&snapshot, own)], &[&leaf], others)?;
         }
         self.make(&mut job, &mut images)?;
         let mut changes = self.discarded(&given_up);

@@ -6,12 +6,13 @@ use crate::dispatch::params;
 use crate::failures::{bad_request, from_catalog};
 use crate::introduce::{lost, nothing_is_left, unmake};
 use crate::owner::{Mail, Owner};
+use crate::priority::only_thin;
 use crate::published::SrFacts;
 use crate::rundir::RunDir;
 use catena_catalog::{Catalog, Error as CatalogError, Meta};
 use catena_rpc::{KeeperStart, Request, SrCreateParams, SrOwner, SrParams, SrProbed, Writer};
-use catena_sr_api::{Error as StoreError, HostIdentity, Plugin, Probe, SrIdentity, Store};
-use catena_types::{ErrorName, Failure, SrUuid};
+use catena_sr_api::{Error as StoreError, HostIdentity, Plugin, Probe, Sizing, SrIdentity, Store};
+use catena_types::{Allocation, ErrorName, Failure, SrUuid};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -122,10 +123,10 @@ impl Starter {
 
     fn create(&self, asked: &SrCreateParams) -> Result<Begun, Failure> {
         let (start, plugin) = self.start()?;
-        if asked.allocation.as_deref().is_some_and(|allocation| allocation != "thin") {
-            return Err(
-                Failure::new(ErrorName::Unsupported, "file SRs are thin").hint("leave --allocation out")
-            );
+        let allocation: Allocation =
+            asked.allocation.as_deref().unwrap_or("thin").parse().map_err(bad_request)?;
+        if allocation != Allocation::Thin && plugin.sizing() == Sizing::Automatic {
+            return Err(only_thin().hint("leave --allocation out"));
         }
         let location = Path::new(&start.location);
         // An SR with the very id that this one is to have was made by the first run of this request.
@@ -137,7 +138,11 @@ impl Starter {
             };
         }
         let store = plugin.create(location, &identity(start, &asked.name_label))?;
-        let catalog = match Catalog::create(store.catalog_dir(), meta(start.sr, &asked.name_label)) {
+        let mut meta = meta(start.sr, &asked.name_label);
+        if allocation != Allocation::Thin {
+            meta.other.insert("allocation".to_owned(), allocation.word().to_owned());
+        }
+        let catalog = match Catalog::create(store.catalog_dir(), meta) {
             Ok(catalog) => catalog,
             Err(error) => {
                 unmake(&*store);

@@ -38,6 +38,8 @@ impl Owner {
                     self.reparent(&mut job, &images, patches)?;
                     self.stale.extend(images);
                 }
+                Step::Deflate { image } => self.deflate(image)?,
+                Step::Inflate { image } => self.inflate_late(&mut job, image)?,
                 Step::Remove { .. } => {
                     self.start_removal(&job);
                     return Ok(());

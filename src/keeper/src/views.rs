@@ -37,7 +37,7 @@ impl View {
             name_label: state.meta.name_label.clone(),
             kind: sr.kind.clone(),
             state: SrState::Attached,
-            allocation: "thin".to_owned(),
+            allocation: Policy::stored(&state.meta.other).allocation.word().to_owned(),
             location: sr.location.clone(),
             physical_size: stat.total,
             physical_utilisation: stat.used,

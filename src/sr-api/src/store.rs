@@ -125,6 +125,11 @@ pub trait Plugin: Sync {
     /// The name in `--type`.
     fn kind(&self) -> &'static str;
 
+    /// How containers of its SRs get their size.
+    fn sizing(&self) -> Sizing {
+        Sizing::Automatic
+    }
+
     /// Says, once and before anything else, where this process may keep what goes with the boot of the host (mount points).
     fn prepare(&self, _run_dir: &Path) {}
 

@@ -291,6 +291,16 @@ pub enum Step {
         /// The bytes, once they are planned; empty before.
         patches: Vec<HeaderPatch>,
     },
+    /// Cut the container of an image, which is of explicit size, to what the image needs, unless it is to take every block now.
+    Deflate {
+        /// The image.
+        image: ImageId,
+    },
+    /// Make the container of an image large enough for every block, if it is to take them.
+    Inflate {
+        /// The image.
+        image: ImageId,
+    },
     /// Remove the container and then the row of a garbage image.
     Remove {
         /// The image.

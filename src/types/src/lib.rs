@@ -18,7 +18,7 @@ pub use ids::{IdError, ImageId, SrUuid, VdiUuid};
 pub use job::{
     Effects, HeaderPatch, JobId, JobKind, JobRecord, JobState, Made, PatchWrite, Resized, Step, Work,
 };
-pub use policy::{IoClass, Policy, Window};
+pub use policy::{Allocation, IoClass, Policy, Window};
 pub use records::{
     AttachMode, AttachmentRecord, EventRecord, Format, ImageRecord, ImageState, Severity, VdiKind, VdiRecord,
 };

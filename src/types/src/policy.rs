@@ -1,4 +1,4 @@
-//! The policy of an SR's coalesce worker: what an administrator may set, as text and as values.
+//! The policy of an SR: what an administrator may set, as text and as values; most of it is about the coalesce worker.
 //!
 //! Pure: the clock is a parameter. Stored in the catalog's free keys under the names of [`Policy::KEYS`]; a key that is not
 //! there has its default. Used by the keeper (which decides by it), the wire and the command line.
@@ -146,10 +146,42 @@ fn time_of_day(text: &str) -> Option<Time> {
     Time::new(hour, minute, 0, 0).ok()
 }
 
-/// How the worker behaves.
+/// How large the containers of images are that nobody writes, where they must be sized.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Allocation {
+    /// As large as what they hold.
+    #[default]
+    Thin,
+    /// Those of disks are always large enough for every block.
+    Thick,
+}
+
+impl Allocation {
+    /// Its word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Thin => "thin",
+            Self::Thick => "thick",
+        }
+    }
+}
+
+impl FromStr for Allocation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = [Self::Thin, Self::Thick].into_iter().find(|one| one.word() == text);
+        known.ok_or_else(|| format!("'{text}' is not an allocation: give thin or thick"))
+    }
+}
+
+/// How the worker behaves, and how space is allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Policy {
+    /// How large the containers of images are that nobody writes.
+    pub allocation: Allocation,
     /// Whether it works at all.
     #[serde(rename = "coalesce.enabled")]
     pub enabled: bool,
@@ -173,6 +205,7 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
+            allocation: Allocation::Thin,
             enabled: true,
             io_class: IoClass::Idle,
             rate: Bytes(0),
@@ -185,7 +218,8 @@ impl Default for Policy {
 
 impl Policy {
     /// The names, in the order in which they are shown, and what may be set.
-    pub const KEYS: [(&str, &str); 6] = [
+    pub const KEYS: [(&str, &str); 7] = [
+        ("allocation", "thin or thick"),
         ("coalesce.enabled", "true or false"),
         ("coalesce.io_class", "idle, best-effort, or best-effort:0 to :7"),
         ("coalesce.rate", "bytes a second, such as 20MiB; 0 is no limit"),
@@ -209,6 +243,7 @@ impl Policy {
     /// Sets one key; the error says what may be set.
     pub fn set(&mut self, key: &str, text: &str) -> Result<(), String> {
         match key {
+            "allocation" => self.allocation = text.parse()?,
             "coalesce.enabled" => {
                 self.enabled = text.parse().map_err(|_| format!("'{text}' is neither true nor false"))?;
             }
@@ -228,6 +263,7 @@ impl Policy {
     /// The value of a key as text that [`Policy::set`] takes; `None` if there is no such key.
     pub fn get(&self, key: &str) -> Option<String> {
         Some(match key {
+            "allocation" => self.allocation.word().to_owned(),
             "coalesce.enabled" => self.enabled.to_string(),
             "coalesce.io_class" => self.io_class.to_string(),
             "coalesce.rate" => self.rate.0.to_string(),
@@ -280,6 +316,7 @@ mod tests {
     #[test]
     fn what_is_set_is_read_back_and_stored() {
         for (key, text, back) in [
+            ("allocation", "thick", "thick"),
             ("coalesce.enabled", "false", "false"),
             ("coalesce.io_class", "best-effort", "best-effort:4"),
             ("coalesce.io_class", "best-effort:0", "best-effort:0"),
@@ -305,6 +342,7 @@ mod tests {
     fn what_cannot_be_is_refused_and_changes_nothing() {
         let mut policy = Policy::default();
         for (key, text) in [
+            ("allocation", "fat"),
             ("coalesce.enabled", "maybe"),
             ("coalesce.io_class", "best-effort:8"),
             ("coalesce.io_class", "realtime"),

@@ -1,0 +1,258 @@
+//! Storage whose containers must be sized: what the owner does about that in its operations (`sizing` has the rules). On storage whose
+//! containers grow by themselves nothing here does anything.
+//!
+//! A container grows in a job whose row names it until it is done; it is cut by a step after a commit ([`Step::Deflate`]), when no guest
+//! waits for it.
+
+use crate::owner::Owner;
+use crate::serving::silent;
+use crate::sizing::{self, Role, Sizes, Target};
+use catena_catalog::Change;
+use catena_sr_api::Sizing;
+use catena_types::{
+    Allocation, AttachMode, AttachmentRecord, Bytes, Effects, ErrorName, Failure, ImageId, ImageRecord,
+    ImageState, JobRecord, JobState, Resized, Step, VdiKind, VdiRecord, VdiUuid, Work,
+};
+
+impl Owner {
+    /// Whether containers must be sized.
+    pub(crate) fn is_sized(&self) -> bool {
+        self.store.capabilities().sizing == Sizing::Explicit
+    }
+
+    /// The sizes of containers for images like this one.
+    pub(crate) fn sizes_of(&mut self, image: &ImageRecord) -> Result<Sizes, Failure> {
+        let small = &mut self.small;
+        Sizes::of(&*self.store, image, &mut |request, fds| small.call(request, fds))
+    }
+
+    /// The size that an image is to have, as things are.
+    pub(crate) fn target_of(&self, image: ImageId) -> Target {
+        match self.catalog.state().vdi_of(image) {
+            Some(vdi) => self.leaf_target(vdi),
+            None => sizing::target(Role::Base, false, self.allocation()),
+        }
+    }
+
+    /// How large the containers of images are that nobody writes.
+    pub(crate) fn allocation(&self) -> Allocation {
+        self.policy().allocation
+    }
+
+    /// The size that the leaf of this VDI is to have.
+    pub(crate) fn leaf_target(&self, vdi: &VdiRecord) -> Target {
+        let role = if vdi.kind == VdiKind::Disk { Role::Disk } else { Role::Snapshot };
+        sizing::target(role, self.is_written(vdi.uuid), self.allocation())
+    }
+
+    /// Says in the row of an image that is to be made how large its container is to be.
+    pub(crate) fn size_new(&mut self, image: &mut ImageRecord, target: Target) -> Result<(), Failure> {
+        if self.is_sized() {
+            image.allocated = self.sizes_of(image)?.get(target);
+        }
+        Ok(())
+    }
+
+    /// The same for new leaves of these VDIs, as large as those are to be. Where there is no room for that now, but there will be when the
+    /// `bases` below them are cut, they are made empty and grow after that. Refused where there is no room in the end either.
+    pub(crate) fn size_leaves(
+        &mut self,
+        leaves: &mut [(&VdiRecord, &mut ImageRecord)],
+        bases: &[&ImageRecord],
+        others: Bytes,
+    ) -> Result<(), Failure> {
+        if !self.is_sized() {
+            return Ok(());
+        }
+        let mut need = others;
+        for (vdi, leaf) in &mut *leaves {
+            self.size_new(leaf, self.leaf_target(vdi))?;
+            need.0 += leaf.allocated.0;
+        }
+        let free = self.unpromised(self.store.space()?.allocatable);
+        if need <= free {
+            return Ok(());
+        }
+        for (vdi, _) in &*leaves {
+            if self.is_written(vdi.uuid) {
+                // Its blocks are on the image afterwards, so that it says what it needs.
+                self.while_paused(vdi.uuid, |_, _| Ok(()))?;
+            }
+        }
+        let mut gain = Bytes(0);
+        for base in bases {
+            let small = &mut self.small;
+            let needed = sizing::needed(&*self.store, base, &mut |request, fds| small.call(request, fds))?;
+            gain.0 += sizing::length(&*self.store, base)?.0.saturating_sub(needed.0);
+        }
+        if need.0 > free.0 + gain.0 {
+            return self.need_space(Bytes(need.0 - gain.0));
+        }
+        leaves.iter_mut().try_for_each(|(_, leaf)| self.size_new(leaf, Target::Fitted))
+    }
+
+    /// Makes a container large enough for every block of its image, if it is not. The job's row is written; it names the container from
+    /// before it grows until its image is brought to the new size.
+    pub(crate) fn inflate(
+        &mut self,
+        job: &mut JobRecord,
+        image: &ImageRecord,
+        to: Bytes,
+    ) -> Result<(), Failure> {
+        let before = sizing::length(&*self.store, image)?;
+        if before >= to {
+            return Ok(());
+        }
+        self.need_space(Bytes(to.0 - before.0))?;
+        job.effects.sizes = vec![Resized { image: image.id, container: image.container.clone(), before }];
+        self.commit(vec![Change::PutJob(job.clone())])?;
+        sizing::JOURNALED.pass();
+        let small = &mut self.small;
+        sizing::grow_to(&*self.store, image, to, &mut |request, fds| small.call(request, fds))?;
+        sizing::INFLATED.pass();
+        job.effects.sizes.clear();
+        let row = self.measured(self.image(image.id)?);
+        self.commit(vec![Change::PutImage(row), Change::PutJob(job.clone())])
+    }
+
+    /// The same for a leaf that is about to be written by a guest.
+    pub(crate) fn inflate_for_writing(
+        &mut self,
+        job: &mut JobRecord,
+        image: &ImageRecord,
+    ) -> Result<(), Failure> {
+        if !self.is_sized() {
+            return Ok(());
+        }
+        let full = self.sizes_of(image)?.full;
+        self.inflate(job, image, full).map_err(|failure| match failure.name {
+            ErrorName::NoSpace => Failure { name: ErrorName::OverProvisionedAttach, ..failure }
+                .hint("delete what is not needed, make the storage larger, or attach with --read-only"),
+            _ => failure,
+        })
+    }
+
+    /// Makes the container of a detached leaf large enough for what is to be written into it without an attachment; it is cut again
+    /// afterwards. Needs no row: if it is not, the next detach does it, and the copy of the footer counts until then.
+    pub(crate) fn make_room_in(&mut self, image: &ImageRecord) -> Result<(), Failure> {
+        if !self.is_sized() {
+            return Ok(());
+        }
+        self.may_inflate(image)?;
+        let full = self.sizes_of(image)?.full;
+        let small = &mut self.small;
+        sizing::grow_to(&*self.store, image, full, &mut |request, fds| small.call(request, fds))
+    }
+
+    /// Refuses what [`Self::inflate_for_writing`] would refuse, before anything is done.
+    pub(crate) fn may_inflate(&mut self, image: &ImageRecord) -> Result<(), Failure> {
+        if !self.is_sized() {
+            return Ok(());
+        }
+        let (full, now) = (self.sizes_of(image)?.full, sizing::length(&*self.store, image)?);
+        self.need_space(Bytes(full.0.saturating_sub(now.0))).map_err(|failure| {
+            Failure { name: ErrorName::OverProvisionedAttach, ..failure }
+                .hint("delete what is not needed, make the storage larger, or attach with --read-only")
+        })
+    }
+
+    /// The leaf of a VDI whose attach is undone, which may have grown for that: for the row of a job that has failed.
+    pub(crate) fn inflated(&self, vdi: VdiUuid) -> Vec<Resized> {
+        let state = self.catalog.state();
+        let leaf = state.vdis.get(&vdi).and_then(|row| state.images.get(&row.image));
+        let written = leaf.filter(|_| self.is_sized() && self.is_written(vdi));
+        let grown = written.and_then(|leaf| {
+            let before = sizing::length(&*self.store, leaf).ok()?;
+            Some(Resized { image: leaf.id, container: leaf.container.clone(), before })
+        });
+        grown.into_iter().collect()
+    }
+
+    /// Makes room in a leaf for the blocks of a disk that is to have another size, if it is to take every block of that.
+    pub(crate) fn inflate_for_growth(
+        &mut self,
+        job: &mut JobRecord,
+        leaf: &ImageRecord,
+        size: Bytes,
+    ) -> Result<(), Failure> {
+        if !self.is_sized() || self.target_of(leaf.id) != Target::Full {
+            return Ok(());
+        }
+        let full = self.sizes_of(&ImageRecord { virtual_size: size, ..leaf.clone() })?.full;
+        self.inflate(job, leaf, full)
+    }
+
+    /// The job that cuts a leaf whose attachment has ended without a detach.
+    pub(crate) fn left_full(&mut self, attachment: &AttachmentRecord) -> Option<Change> {
+        let leaf = self.catalog.state().vdis.get(&attachment.vdi).map(|vdi| vdi.image)?;
+        let effects = Effects { steps: self.deflating(leaf), ..Effects::default() };
+        if effects.steps.is_empty() || attachment.mode == AttachMode::ReadOnly {
+            return None;
+        }
+        let job = self.new_job(Work::Detach { vdi: attachment.vdi }, None);
+        Some(Change::PutJob(JobRecord { committed: true, state: JobState::Queued, effects, ..job }))
+    }
+
+    /// The steps by which a leaf that nobody writes any more loses what it does not need.
+    pub(crate) fn deflating(&self, image: ImageId) -> Vec<Step> {
+        if self.is_sized() { vec![Step::Deflate { image }] } else { Vec::new() }
+    }
+
+    /// The step of a leaf that was made smaller than it is to be.
+    pub(crate) fn inflating(&mut self, leaf: &ImageRecord, vdi: VdiUuid) -> Result<Vec<Step>, Failure> {
+        let Some(vdi) = self.catalog.state().vdis.get(&vdi).cloned().filter(|_| self.is_sized()) else {
+            return Ok(Vec::new());
+        };
+        let wanted = self.leaf_target(&vdi);
+        let is_small = wanted == Target::Full && leaf.allocated < self.sizes_of(leaf)?.full;
+        Ok(if is_small { vec![Step::Inflate { image: leaf.id }] } else { Vec::new() })
+    }
+
+    /// [`Step::Deflate`].
+    pub(crate) fn deflate(&mut self, image: ImageId) -> Result<(), Failure> {
+        let Some(row) = self.catalog.state().images.get(&image).cloned() else { return Ok(()) };
+        let is_there = !matches!(row.state, ImageState::Garbage | ImageState::Missing);
+        // What a merge writes is its business.
+        let is_merged = self.current.is_some_and(|current| current.images().any(|one| one == image));
+        if !self.is_sized() || !is_there || row.foreign || is_merged || self.target_of(image) == Target::Full
+        {
+            return Ok(());
+        }
+        if let Some(vdi) = self.writer_of(image) {
+            // D12: it has not said yet that it writes to its new leaf.
+            return Err(silent(vdi));
+        }
+        let small = &mut self.small;
+        sizing::deflate(&*self.store, &row, &mut |request, fds| small.call(request, fds))?;
+        self.stale.insert(image);
+        Ok(())
+    }
+
+    /// [`Step::Inflate`] of a committed job.
+    pub(crate) fn inflate_late(&mut self, job: &mut JobRecord, image: ImageId) -> Result<(), Failure> {
+        let Some(row) = self.catalog.state().images.get(&image).cloned() else { return Ok(()) };
+        if !self.is_sized() || self.target_of(image) != Target::Full {
+            return Ok(());
+        }
+        let full = self.sizes_of(&row)?.full;
+        match self.writer_of(image) {
+            Some(vdi) => Err(silent(vdi)),
+            None => self.inflate(job, &row, full),
+        }
+    }
+
+    /// Brings images to the sizes of their containers which a job was making larger when it ended or was interrupted, and cuts them
+    /// again where they are not to be full. The row names none of them any more.
+    pub(crate) fn settle_sizes(&mut self, job: &mut JobRecord) -> Result<(), Failure> {
+        for Resized { image, before, .. } in &job.effects.sizes {
+            let row = self.catalog.state().images.get(image).cloned();
+            // A process that has it open has done so itself.
+            let Some(row) = row.filter(|row| self.writer_of(row.id).is_none()) else { continue };
+            let small = &mut self.small;
+            sizing::settle(&*self.store, &row, *before, &mut |request, fds| small.call(request, fds))?;
+            self.stale.insert(*image);
+        }
+        job.effects.sizes.clear();
+        Ok(())
+    }
+}
