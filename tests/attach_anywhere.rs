@@ -1,5 +1,5 @@
-//! Datapath, keeper and front killed at any moment while a disk in use is written, snapshotted, cloned, made larger and merged: the
-//! client goes on, and everything that was answered is there.
+//! Datapath, keeper and front killed at any moment while a disk in use is written, snapshotted, cloned, made larger and merged:
+//! the client goes on, and everything that was answered is there.
 //!
 //! Random; the seed is printed, and `CATENA_SEED` repeats it.
 

@@ -1,5 +1,5 @@
-//! Exports and copies of a disk that a guest writes all the time: what comes out is what the disk was at one instant, the guest goes
-//! on, and nothing that can be seen is left, however the job ends.
+//! Exports and copies of a disk that a guest writes all the time: what comes out is what the disk was at one instant, the guest
+//! goes on, and nothing that can be seen is left, however the job ends.
 
 mod harness;
 

@@ -1,5 +1,5 @@
-//! The leaf of a disk that is in use is merged by the process that serves it, while a guest writes all the time: paused, cancelled,
-//! interrupted by operations on the chain and by the death of everybody, it costs nothing and comes to its end.
+//! The leaf of a disk that is in use is merged by the process that serves it, while a guest writes all the time: paused,
+//! cancelled, interrupted by operations on the chain and by the death of everybody, it costs nothing and comes to its end.
 
 mod harness;
 

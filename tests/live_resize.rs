@@ -146,7 +146,8 @@ fn the_largest_disk_is_grown_to_in_one_step() -> Result<()> {
     scene.ends_with(largest)
 }
 
-/// The process that serves the disk dies before each of its answers: that writes are held back, that it has grown, that it goes on.
+/// The process that serves the disk dies before each of its answers: that writes are held back, that it has grown, that it goes
+/// on.
 #[test]
 fn a_datapath_that_dies_while_it_grows() -> Result<()> {
     for answer in 1..=3 {

@@ -1,5 +1,6 @@
-//! A disk in use while everything happens to it at random: snapshots, clones, merges, detaches, and deaths of every process. What its
-//! client was answered is there at any time, at the end, and after all merges; snapshots taken while it held still are what it held.
+//! A disk in use while everything happens to it at random: snapshots, clones, merges, detaches, and deaths of every process.
+//! What its client was answered is there at any time, at the end, and after all merges; snapshots taken while it held still are
+//! what it held.
 
 mod harness;
 

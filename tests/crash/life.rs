@@ -1,4 +1,5 @@
-//! The life of an SR, interrupted: create, introduce, open again, destroy. Each has a keeper of its own that the front starts for it.
+//! The life of an SR, interrupted: create, introduce, open again, destroy. Each has a keeper of its own that the front starts
+//! for it.
 
 use super::request::Answer;
 use super::stage::{PATIENCE, SIZE, Stage};

@@ -1,5 +1,5 @@
-//! A guest works on a served disk that is snapshotted, merged and made larger, while front, keeper and datapath are killed: it notices
-//! nothing but the new size, what it wrote is there, and its file system is in order.
+//! A guest works on a served disk that is snapshotted, merged and made larger, while front, keeper and datapath are killed: it
+//! notices nothing but the new size, what it wrote is there, and its file system is in order.
 
 #[path = "../harness/mod.rs"]
 mod harness;

@@ -1,7 +1,7 @@
 //! Goes through all states of a model, the nearest first, so that the way to a fault is a shortest one.
 //!
-//! The models of several crates include this file (`#[path]`): they are tests of what those crates keep to themselves, and no crate is
-//! below all of them. A state is known by a fingerprint of 64 bits.
+//! The models of several crates include this file (`#[path]`): they are tests of what those crates keep to themselves, and no
+//! crate is below all of them. A state is known by a fingerprint of 64 bits.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};

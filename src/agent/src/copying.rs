@@ -1,5 +1,5 @@
-//! `VDI.copy`: within an SR its keeper does it. Into another SR the front connects an export of the one keeper with the other keeper's
-//! intake by a pipe, and has no part in what flows.
+//! `VDI.copy`: within an SR its keeper does it. Into another SR the front connects an export of the one keeper with the other
+//! keeper's intake by a pipe, and has no part in what flows.
 //!
 //! ```text
 //!  origin's keeper ──VDI.export──▶ worker ══ pipe ══▶ worker ◀──Keeper.copy_receive── copy's keeper: the client's job

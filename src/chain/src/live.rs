@@ -35,9 +35,9 @@ pub trait Recall: Layer {
     /// What is known of the block.
     fn known(&self, block: BlockIndex) -> Result<Known, Error>;
 
-    /// Takes up what stands at `at`, where [`Known::At`] said. Ignored if the block is known by now: what is known in memory is newer. What
-    /// was not learnt before the block was changed must not be learnt after it: one read of a block at a time, which all
-    /// share who need it, and no write to a block that is being read like this.
+    /// Takes up what stands at `at`, where [`Known::At`] said. Ignored if the block is known by now: what is known in memory is
+    /// newer. What was not learnt before the block was changed must not be learnt after it: one read of a block at a time,
+    /// which all share who need it, and no write to a block that is being read like this.
     fn learn(&self, block: BlockIndex, at: FileOffset, raw: &[u8]) -> Result<(), Error>;
 }
 

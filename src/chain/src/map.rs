@@ -115,8 +115,8 @@ enum Word {
     Mixed(u32),
 }
 
-/// The words of all blocks, 8 MiB for a disk of 2 TiB: as a kind and a number, both 0 for what is unknown, so that the memory of blocks
-/// that nobody asks for is never touched.
+/// The words of all blocks, 8 MiB for a disk of 2 TiB: as a kind and a number, both 0 for what is unknown, so that the memory
+/// of blocks that nobody asks for is never touched.
 #[derive(Debug, Clone)]
 struct Words(Vec<[u32; 2]>);
 

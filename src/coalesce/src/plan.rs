@@ -231,8 +231,8 @@ fn hold(tree: &impl Tree, moment: &Moment, task: Task) -> Option<Hold> {
 }
 
 /// Whether the merge would pull the rug from under a disk that is being served: its own leaf is written and merged by its process
-/// alone, if that is there and writes; and a base copy that grows moves blocks, which a process that has it open would look for where
-/// they were.
+/// alone, if that is there and writes; and a base copy that grows moves blocks, which a process that has it open would look for
+/// where they were.
 fn disturbs_attached(tree: &impl Tree, moment: &Moment, task: Task) -> bool {
     let size = |id: ImageId| tree.image(id).map_or(Bytes(0), |image| image.virtual_size);
     match task {

@@ -1,9 +1,10 @@
-//! The pause of writers, as both of its ends play it; without I/O. [`Holding`] is what a process that serves a disk has prepared and
-//! holds back, [`Pause`] the disks that a keeper holds back for one commit, [`found`] what a keeper does with a process that it finds.
+//! The pause of writers, as both of its ends play it; without I/O. [`Holding`] is what a process that serves a disk has
+//! prepared and holds back, [`Pause`] the disks that a keeper holds back for one commit, [`found`] what a keeper does with a
+//! process that it finds.
 //!
-//! Invariants (D20): nobody but the keeper ends a quiesce; how one ends is never remembered, the catalog says it; nothing is committed
-//! unless every disk of the set has said that it is quiesced and its process is still there. `tests/snapshot_set` goes through all
-//! orders of messages and deaths. Called by the keeper (`pausing`, `adoption`) and by `serve` (`disk/change`).
+//! Invariants (D20): nobody but the keeper ends a quiesce; how one ends is never remembered, the catalog says it; nothing is
+//! committed unless every disk of the set has said that it is quiesced and its process is still there. `tests/snapshot_set`
+//! goes through all orders of messages and deaths. Called by the keeper (`pausing`, `adoption`) and by `serve` (`disk/change`).
 
 use crate::serving::Hello;
 use catena_types::{ImageId, VdiUuid};
@@ -130,7 +131,8 @@ impl<L> Holding<L> {
         self.prepared = None;
     }
 
-    /// Begins to hold writes back: a quiesce when what was answered so far is stored, which whoever calls this begins. A stop ends a quiesce: its question, if it has no answer yet, comes back.
+    /// Begins to hold writes back: a quiesce when what was answered so far is stored, which whoever calls this begins. A stop
+    /// ends a quiesce: its question, if it has no answer yet, comes back.
     ///
     /// # Errors
     /// Writes are held back already.
@@ -153,8 +155,8 @@ impl<L> Holding<L> {
     }
 
     /// What is done next. `idle`: no request that changes the disk is under way. `failed`: nothing can be made durable any more.
-    /// `done`: what [`Next::Commit`], or the beginning of a quiesce, has asked for is done. A commit that was begun for an earlier quiesce does not do: it does not
-    /// cover what was answered between the two.
+    /// `done`: what [`Next::Commit`], or the beginning of a quiesce, has asked for is done. A commit that was begun for an
+    /// earlier quiesce does not do: it does not cover what was answered between the two.
     pub fn next(&mut self, idle: bool, done: bool, failed: bool) -> Option<Next> {
         let hold = self.hold.as_mut()?;
         if hold.stage == Stage::Coming && (done || failed) {

@@ -1,7 +1,7 @@
 //! `SR.check`, `SR.scan`, and what else concerns the SR as a whole.
 //!
-//! A check compares three things: what the catalog says, what the containers are, and what the images say of themselves. It changes
-//! nothing. Merges stand still while it runs, since it leases every image.
+//! A check compares three things: what the catalog says, what the containers are, and what the images say of themselves. It
+//! changes nothing. Merges stand still while it runs, since it leases every image.
 
 use crate::dispatch::params;
 use crate::failures::{bad_request, from_catalog};

@@ -1,5 +1,6 @@
-//! `VDI.copy`: the content of a disk, snapshot or base copy becomes a disk of its own, without a parent. The chain is leased, so that
-//! it stays as it is, and a disk that a guest writes is first frozen (`freezing`); the copy is a job, and appears with its commit.
+//! `VDI.copy`: the content of a disk, snapshot or base copy becomes a disk of its own, without a parent. The chain is leased,
+//! so that it stays as it is, and a disk that a guest writes is first frozen (`freezing`); the copy is a job, and appears with
+//! its commit.
 //!
 //! Into another SR it goes through a pipe: the front asks the keeper of the origin what it is ([`copy_origin`]), gives the
 //! reading end to the keeper of the copy ([`copy_receive`]) and the writing end to an export of the origin. What comes is a VHD

@@ -1,5 +1,5 @@
-//! Disks whose storage has failed under the process that serves them. Of what it was storing nobody knows any more what lasts, so it
-//! writes nothing from then on and every request that would is answered with an error; reads go on.
+//! Disks whose storage has failed under the process that serves them. Of what it was storing nobody knows any more what lasts,
+//! so it writes nothing from then on and every request that would is answered with an error; reads go on.
 //!
 //! ```text
 //!  serving ─ the storage fails ─▶ failing ─ a rest ─▶ tried ─ works ─▶ ended, and another process takes over
@@ -7,9 +7,9 @@
 //!                                    └─────── a longer rest ─────────┘
 //! ```
 //!
-//! The next process stores what was acknowledged (D8), as after a death; what the failed flush was to make durable may be lost, and
-//! the client was told so by that flush. A storage that fails again and again is tried more and more seldom. To try is to open the
-//! leaf for writing and to flush it, in a thread that nobody waits for. Called by `adoption`.
+//! The next process stores what was acknowledged (D8), as after a death; what the failed flush was to make durable may be lost,
+//! and the client was told so by that flush. A storage that fails again and again is tried more and more seldom. To try is to
+//! open the leaf for writing and to flush it, in a thread that nobody waits for. Called by `adoption`.
 
 use crate::adoption::end_now;
 use crate::owner::{Mail, Owner};

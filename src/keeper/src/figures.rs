@@ -1,8 +1,8 @@
 //! Figures of served disks, for `Agent.stats` and `VDI.get_record`: asked of the processes, and left out where one does not answer
 //! at once.
 //!
-//! The owner asks; a thread of its own waits for that, so that neither a busy owner nor a disk that hangs holds up what is answered
-//! from the snapshot.
+//! The owner asks; a thread of its own waits for that, so that neither a busy owner nor a disk that hangs holds up what is
+//! answered from the snapshot.
 
 use crate::owner::{Mail, Owner};
 use crate::published::Board;

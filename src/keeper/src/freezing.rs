@@ -5,9 +5,9 @@
 //! ```text
 //!  vdi ─▶ L ─▶ ...    pause, [commit], resume    vdi ─▶ A ─▶ L ─▶ ...    L and all below are read, the guest writes to A
 //! ```
-//! It is a snapshot without a VDI: the same job and the same pause, so a crash is answered in the same way. From its [commit] on L is
-//! an ordinary base copy. The reader's lease keeps it from being merged; when the job is over, however it ended, nothing is to be
-//! undone and the worker merges L in its turn. Called by export, copy and attach.
+//! It is a snapshot without a VDI: the same job and the same pause, so a crash is answered in the same way. From its [commit]
+//! on L is an ordinary base copy. The reader's lease keeps it from being merged; when the job is over, however it ended,
+//! nothing is to be undone and the worker merges L in its turn. Called by export, copy and attach.
 
 use crate::images::new_image;
 use crate::lookup::no_such_vdi;

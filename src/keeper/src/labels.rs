@@ -3,9 +3,9 @@
 //!
 //! They follow every commit in one place: a leaf that gets a VDI is labelled just before the commit, since a label takes space
 //! that the commit records, and one that has lost its VDI loses its labels after it, or is marked as unused if it is no base copy.
-//! So at any instant a VDI is named by its leaf of before, by that of after, or by both, and who reads that prefers the child; only a
-//! disk that is being deleted is named no more a moment before the commit. A crash in between is answered when the SR is opened
-//! again. No operation fails because of a label.
+//! So at any instant a VDI is named by its leaf of before, by that of after, or by both, and who reads that prefers the child;
+//! only a disk that is being deleted is named no more a moment before the commit. A crash in between is answered when the SR is
+//! opened again. No operation fails because of a label.
 
 use crate::owner::Owner;
 use catena_catalog::{Change, State};

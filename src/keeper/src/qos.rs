@@ -1,5 +1,5 @@
-//! Limits of a disk: free keys of a VDI whose names begin with `qos.`, so that they are set, shown, copied and kept as all free keys
-//! are. What they mean is decided here; the process that serves the disk keeps to it.
+//! Limits of a disk: free keys of a VDI whose names begin with `qos.`, so that they are set, shown, copied and kept as all free
+//! keys are. What they mean is decided here; the process that serves the disk keeps to it.
 //!
 //! The catalog is what counts: a process is told when it is taken up and when a key changes, and one that cannot be told is asked
 //! anew what it serves before anything else, which tells it again.

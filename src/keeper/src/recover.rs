@@ -1,7 +1,7 @@
 //! What is done when an SR is opened, before its first request: every job row that a crash has left is answered.
 //!
-//! First the processes of attached disks are taken up, and told what the catalog says; those that have died get successors when all
-//! of this is done.
+//! First the processes of attached disks are taken up, and told what the catalog says; those that have died get successors when
+//! all of this is done.
 //!
 //! | the row says | answer |
 //! |---|---|

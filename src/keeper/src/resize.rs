@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Growing an image ends with the write of its footer, so a crash leaves it at the old size or at the new one, and its own header
-//! says which: recovery asks it, and so does a resize whose worker or process has died. Where it cannot be asked, the job stays open
-//! and nothing is built on the disk until it can.
+//! says which: recovery asks it, and so does a resize whose worker or process has died. Where it cannot be asked, the job stays
+//! open and nothing is built on the disk until it can.
 //!
 //! The leaf decides, not the catalog, so a guest need not wait for the commit: what it may write past the old end meanwhile is on
 //! a leaf that has the size for it, and whoever comes after a crash commits that size.

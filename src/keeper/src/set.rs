@@ -1,5 +1,5 @@
-//! `VDI.set`: names and free keys of a VDI. They are in the catalog alone, so one commit is all of it; limits among them are told to
-//! the process that serves the disk afterwards.
+//! `VDI.set`: names and free keys of a VDI. They are in the catalog alone, so one commit is all of it; limits among them are
+//! told to the process that serves the disk afterwards.
 
 use crate::crash::{self, Phase};
 use crate::dispatch::params;

@@ -2,8 +2,8 @@
 //!
 //! Invariants: a row says what its container takes whenever the image was written and the change is published, that of an image
 //! which a guest writes what it took a minute ago; the figures of the SR are the sum of the rows, of its metadata and of what lies
-//! beside them. Invariant 10: what an operation will still take is held from its first step to its end, so no other is promised the
-//! same bytes.
+//! beside them. Invariant 10: what an operation will still take is held from its first step to its end, so no other is promised
+//! the same bytes.
 
 use crate::holds::Claim;
 use crate::owner::Owner;

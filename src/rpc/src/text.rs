@@ -1,5 +1,5 @@
-//! A result as the text that it has on the wire, until somebody looks into it: a list of ten thousand disks passes three processes,
-//! and only its maker and its reader need to know what it says.
+//! A result as the text that it has on the wire, until somebody looks into it: a list of ten thousand disks passes three
+//! processes, and only its maker and its reader need to know what it says.
 //!
 //! Invariant: the text is one JSON value without newlines.
 

@@ -1,7 +1,7 @@
 //! Which slot the next block gets: a freed one if there is one, else the end of the data.
 //!
-//! Pure bookkeeping over sectors. A slot is offered again only after it was [`release`](Space::release)d, which the writer does when
-//! nothing durable names it any more (D2). Used by images that are open for writing.
+//! Pure bookkeeping over sectors. A slot is offered again only after it was [`release`](Space::release)d, which the writer does
+//! when nothing durable names it any more (D2). Used by images that are open for writing.
 
 use crate::error::{Error, Result};
 use crate::footer::FOOTER_BYTES;

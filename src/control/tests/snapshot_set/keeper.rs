@@ -1,5 +1,5 @@
-//! A keeper that takes snapshots of all disks at one instant, and looks after their processes: as in `keeper/{pausing,adoption}`, one
-//! message at a time, with [`Pause`] and [`found`].
+//! A keeper that takes snapshots of all disks at one instant, and looks after their processes: as in
+//! `keeper/{pausing,adoption}`, one message at a time, with [`Pause`] and [`found`].
 
 use crate::world::{Asked, Dropped, Leaf, Said, State, Steps, image, vdi};
 use catena_control::{Found, Hello, Member, Pause, found};

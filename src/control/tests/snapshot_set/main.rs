@@ -1,11 +1,12 @@
-//! Every order of messages, deaths and troubles of a snapshot of disks in use, on the functions with which keeper and datapath decide:
-//! [`catena_control::Holding`], [`catena_control::Pause`], [`catena_control::found`]. Whoever drives them drops the rules (D19, D20) one by
-//! one, and each time a snapshot is torn, changes, or loses something; with all rules nothing does, and everything comes to rest.
+//! Every order of messages, deaths and troubles of a snapshot of disks in use, on the functions with which keeper and datapath
+//! decide: [`catena_control::Holding`], [`catena_control::Pause`], [`catena_control::found`]. Whoever drives them drops the
+//! rules (D19, D20) one by one, and each time a snapshot is torn, changes, or loses something; with all rules nothing does, and
+//! everything comes to rest.
 //!
-//! A guest writes to the disks in turn, each write begun when the one before is answered: so a snapshot that has a write and not the one
-//! before it is of no instant. A power cut needs no step of its own: what the catalog has made a base must be stored at any moment. (The
-//! barrier behind its last pointers comes a moment later, before anybody is told of the snapshot, and is tried on the simulated disk.)
-//! The two explorations have about 251,000 and 95,000 states.
+//! A guest writes to the disks in turn, each write begun when the one before is answered: so a snapshot that has a write and
+//! not the one before it is of no instant. A power cut needs no step of its own: what the catalog has made a base must be
+//! stored at any moment. (The barrier behind its last pointers comes a moment later, before anybody is told of the snapshot,
+//! and is tried on the simulated disk.) The two explorations have about 251,000 and 95,000 states.
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 #[path = "../../../../tests/harness/explore.rs"]
@@ -34,8 +35,8 @@ fn bounds() -> Vec<Bounds> {
     ]
 }
 
-/// Gives how many states there are, or the way to a fault, or to a state from which nothing comes to rest any more. That is asked only
-/// with all rules: who drops one may stop at anything.
+/// Gives how many states there are, or the way to a fault, or to a state from which nothing comes to rest any more. That is
+/// asked only with all rules: who drops one may stop at anything.
 fn explore(bounds: Bounds, dropped: Dropped) -> Result<usize, String> {
     let next = |state: &State| {
         let steps = state.next(dropped).into_iter();

@@ -1,4 +1,5 @@
-//! A process that serves a disk: requests, the commit, the keeper's questions, as in `serve/disk/{change,commit}` with [`Holding`].
+//! A process that serves a disk: requests, the commit, the keeper's questions, as in `serve/disk/{change,commit}` with
+//! [`Holding`].
 
 use crate::world::{Asked, Disk, Dropped, Leaf, Said, State, Steps, Write};
 use catena_control::{Holding, Next, Purpose, Resumed};

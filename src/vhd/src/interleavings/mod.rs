@@ -460,7 +460,8 @@ impl Hash for State {
     }
 }
 
-/// Goes through all states. Gives how many there are, or the shortest way to a fault, or to where nothing comes to an end any more.
+/// Goes through all states. Gives how many there are, or the shortest way to a fault, or to where nothing comes to an end any
+/// more.
 fn explore(dropped: Dropped) -> Result<usize, String> {
     // A state is looked at once, and not for each way that leads there: all that a power cut may leave of it is read.
     let next = |state: &State| match state.fault() {
