@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 /// The back ends of this build.
-static PLUGINS: &[&dyn catena_keeper::Plugin] = &[&catena_sr_file::FilePlugin];
+static LVM: catena_sr_lvm::LvmPlugin = catena_sr_lvm::LvmPlugin::new();
+static PLUGINS: &[&dyn catena_keeper::Plugin] = &[&catena_sr_file::FilePlugin, &LVM];
 
 fn main() -> ExitCode {
     catena_keeper::run(PLUGINS)

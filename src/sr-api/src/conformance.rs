@@ -32,6 +32,16 @@ pub trait Bench {
     /// The plugin under test.
     fn plugin(&self) -> &dyn Plugin;
 
+    /// Whether there are such places. A device that is absent, for one, is no place to create an SR at.
+    fn has(&self, _fixture: Fixture) -> bool {
+        true
+    }
+
+    /// Whether an SR is found wherever its storage is by now, whatever the location says: devices change their names.
+    fn finds_anywhere(&self) -> bool {
+        false
+    }
+
     /// A fresh place. It is taken down when dropped.
     fn place(&self, fixture: Fixture) -> Box<dyn Place>;
 }
@@ -58,9 +68,29 @@ pub type Contents = BTreeMap<String, String>;
 
 /// Tries every rule. Panics at the first that does not hold.
 pub fn run(bench: &dyn Bench) {
+    lifecycle(bench);
+    ownership(bench);
+    containers(bench);
+}
+
+/// Tries the rules about making, finding, looking at and taking down an SR.
+pub fn lifecycle(bench: &dyn Bench) {
     lifecycle::run(bench);
+}
+
+/// Tries the rules about who may open an SR.
+pub fn ownership(bench: &dyn Bench) {
     ownership::run(bench);
+}
+
+/// Tries the rules about containers and figures.
+pub fn containers(bench: &dyn Bench) {
     containers::run(bench);
+}
+
+/// Those of the fixtures that the plugin has.
+fn those(bench: &dyn Bench, fixtures: impl IntoIterator<Item = Fixture>) -> Vec<Fixture> {
+    fixtures.into_iter().filter(|fixture| bench.has(*fixture)).collect()
 }
 
 /// A place with an SR of [`identity`] and the open SR.

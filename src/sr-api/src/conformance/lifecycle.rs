@@ -1,6 +1,6 @@
 //! Rules about making, finding, looking at and taking down an SR.
 
-use super::{Bench, Fixture, assert_kept, assert_refused, fresh, identity};
+use super::{Bench, Fixture, assert_kept, assert_refused, fresh, identity, those};
 use crate::{Access, Error, Probe};
 use catena_types::Bytes;
 
@@ -17,7 +17,7 @@ pub(super) fn run(bench: &dyn Bench) {
 }
 
 fn probe_tells_the_cases_apart_and_changes_nothing(bench: &dyn Bench) {
-    for fixture in [Fixture::Absent, Fixture::Empty, Fixture::Foreign, Fixture::Images] {
+    for fixture in those(bench, [Fixture::Absent, Fixture::Empty, Fixture::Foreign, Fixture::Images]) {
         let place = bench.place(fixture);
         let before = place.contents();
         let probe = bench.plugin().probe(place.location()).expect("probe");
@@ -40,7 +40,7 @@ fn probe_tells_the_cases_apart_and_changes_nothing(bench: &dyn Bench) {
 }
 
 fn create_makes_an_sr_where_nothing_is(bench: &dyn Bench) {
-    for fixture in [Fixture::Absent, Fixture::Empty] {
+    for fixture in those(bench, [Fixture::Absent, Fixture::Empty]) {
         let place = bench.place(fixture);
         let identity = identity();
         let store = bench.plugin().create(place.location(), &identity).expect("create");
@@ -54,7 +54,7 @@ fn create_makes_an_sr_where_nothing_is(bench: &dyn Bench) {
 }
 
 fn create_refuses_what_holds_anything(bench: &dyn Bench) {
-    for fixture in [Fixture::Foreign, Fixture::Images] {
+    for fixture in those(bench, [Fixture::Foreign, Fixture::Images]) {
         let place = bench.place(fixture);
         let before = place.contents();
         assert_refused!(bench.plugin().create(place.location(), &identity()), Error::Foreign(_), "create");
@@ -93,7 +93,7 @@ fn adopt_takes_images_as_they_are(bench: &dyn Bench) {
 }
 
 fn adopt_refuses_a_place_without_images(bench: &dyn Bench) {
-    for fixture in [Fixture::Absent, Fixture::Empty, Fixture::Foreign] {
+    for fixture in those(bench, [Fixture::Absent, Fixture::Empty, Fixture::Foreign]) {
         let place = bench.place(fixture);
         let before = place.contents();
         assert_refused!(
@@ -121,8 +121,10 @@ fn look_reads_and_changes_nothing(bench: &dyn Bench) {
     refused_while_looking(store.destroy(), "destroy");
     assert_eq!(place.contents(), before, "looking changed something");
 
-    let absent = bench.place(Fixture::Absent);
-    assert_refused!(bench.plugin().look(absent.location()), Error::Unavailable(_), "look at nothing");
+    for fixture in those(bench, [Fixture::Absent]) {
+        let absent = bench.place(fixture);
+        assert_refused!(bench.plugin().look(absent.location()), Error::Unavailable(_), "look at nothing");
+    }
 }
 
 fn refused_while_looking<T>(result: Result<T, Error>, what: &str) {

@@ -1,6 +1,6 @@
 //! Rules about who may open an SR.
 
-use super::{Bench, Fixture, assert_refused, fresh, host, identity, refused};
+use super::{Bench, Fixture, assert_refused, fresh, host, identity, refused, those};
 use crate::{Error, HostIdentity, Probe};
 use catena_types::SrUuid;
 
@@ -44,11 +44,12 @@ fn only_the_sr_that_is_meant_opens(bench: &dyn Bench) {
         );
     }
     assert_eq!(place.contents(), before, "a refused open changed something");
-    for fixture in [Fixture::Absent, Fixture::Empty, Fixture::Foreign, Fixture::Images] {
+    let uuid = if bench.finds_anywhere() { SrUuid::random() } else { identity.uuid };
+    for fixture in those(bench, [Fixture::Absent, Fixture::Empty, Fixture::Foreign, Fixture::Images]) {
         let place = bench.place(fixture);
         let before = place.contents();
         assert_refused!(
-            bench.plugin().open(place.location(), identity.uuid, &identity.owner, true),
+            bench.plugin().open(place.location(), uuid, &identity.owner, true),
             Error::Unavailable(_),
             &format!("open where no SR is ({fixture:?})")
         );

@@ -1,0 +1,132 @@
+//! Opening an SR: found on its devices, or wherever they are now; locked; given to this host; mounted.
+//!
+//! Invariant: whoever is refused has changed nothing but what is active. Used by the plugin.
+
+use crate::home::{self, Home, Mounted, OwnerLock, Seen};
+use crate::location;
+use crate::lvm2::{Lvm2, Scope, Volumes};
+use crate::make::{of, only};
+use crate::marker::{self, CATALOG, Kind};
+use crate::report::Group;
+use crate::shared::mend;
+use crate::store::LvmStore;
+use crate::tags::PREFIX;
+use catena_sr_api::{Access, Error, HostIdentity, SrIdentity};
+use catena_types::SrUuid;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// How often the catalog is made active while a predecessor makes it inactive.
+const TRIES: usize = 5;
+
+/// Opens the SR for this host.
+pub(crate) fn open(
+    location: &Path,
+    uuid: SrUuid,
+    host: &HostIdentity,
+    take_over: bool,
+    run_dir: &Path,
+) -> Result<LvmStore, Error> {
+    let (group, identity) = find(location, uuid)?;
+    refuse_others(&identity, host, take_over)?;
+    let own = marker::system_id(&host.host);
+    let mut lvm = Lvm2 {
+        scope: Scope::Devices(group.devices.clone()),
+        taken_from: Some(group.system_id.clone()).filter(|id| *id != own),
+        system_id: Some(own),
+    };
+    let node = home::node(&group);
+    let Some(lock) = OwnerLock::take(&node, catalog(&lvm, &group)?)? else {
+        return Err(Error::InUse(format!(
+            "the SR {uuid} is open already, by its owner {} as far as its marker says",
+            identity.owner.host
+        )));
+    };
+    // What was read before the lock may have been another owner's last word but one.
+    let (group, mut identity) = of(vec![only(&lvm, &group.name)?], uuid).ok_or_else(|| gone(uuid))?;
+    refuse_others(&identity, host, take_over)?;
+    if lvm.taken_from.take().is_some() {
+        let taking = Lvm2 { taken_from: Some(group.system_id.clone()), ..lvm.clone() };
+        taking.give_group(&group.name, &marker::system_id(&host.host))?;
+    }
+    if identity.owner != *host {
+        tracing::info!(sr = %uuid, from = ?identity.owner, to = ?host, "the owner in the marker changes");
+        identity.owner = host.clone();
+        let tags = marker::all_tags(&identity);
+        let old = group.tags.iter().filter(|tag| tag.starts_with(PREFIX) && !tags.contains(*tag));
+        let new = tags.difference(&group.tags).cloned().collect();
+        lvm.tag_group(&group.name, &new, &old.cloned().collect())?;
+    }
+    mend(&lvm, &group)?;
+    let group = only(&lvm, &group.name)?;
+    let mounted = Mounted::new(&node, &home::place(run_dir, uuid))?;
+    Ok(LvmStore::owned(lvm, group, identity, Home { mounted, _lock: lock }))
+}
+
+/// Looks at the one group on the devices.
+pub(crate) fn look(location: &Path, run_dir: &Path) -> Result<LvmStore, Error> {
+    let devices = location::devices(location)?;
+    let found = Lvm2::reading(Scope::Devices(devices)).report(None)?.pop();
+    let group =
+        found.ok_or_else(|| Error::Unavailable(format!("{} is no volume group", location.display())))?;
+    let lvm = Lvm2 {
+        system_id: Some(group.system_id.clone()).filter(|id| !id.is_empty()),
+        ..Lvm2::reading(Scope::Devices(group.devices.clone()))
+    };
+    let Kind::Sr(identity) = marker::kind(&group) else {
+        return Ok(LvmStore::looked_at(lvm, group, None, Seen::Nowhere));
+    };
+    let node = home::node(&group);
+    let owners = home::place(run_dir, identity.uuid);
+    let seen = if home::is_mounted(&node, &owners)? {
+        Seen::Owners(owners)
+    } else {
+        drop(catalog(&lvm, &group)?);
+        let name = format!("{}.look-{}", identity.uuid, std::process::id());
+        Seen::At(Mounted::to_look(&node, &owners.with_file_name(name))?)
+    };
+    Ok(LvmStore::looked_at(lvm, group, Some(identity), seen))
+}
+
+/// The SR's group: on the devices of the location, or on those that have other names by now.
+fn find(location: &Path, uuid: SrUuid) -> Result<(Group, SrIdentity), Error> {
+    let (devices, missing) = location::present(location)?;
+    if missing.is_empty() {
+        let groups = Lvm2::reading(Scope::Devices(devices)).report(None)?;
+        if let Some(found) = of(groups, uuid).filter(|(group, _)| group.missing == 0) {
+            return Ok(found);
+        }
+    }
+    let found = of(Lvm2::reading(Scope::All).report(None)?, uuid);
+    let (group, identity) = found.ok_or_else(|| gone(uuid))?;
+    if group.missing > 0 {
+        let (missing, name) = (group.missing, &group.name);
+        return Err(Error::Unavailable(format!("{missing} devices of the volume group {name} are missing")));
+    }
+    tracing::info!(sr = %uuid, location = %location.display(), devices = ?group.devices, "its devices have other names");
+    Ok((group, identity))
+}
+
+fn refuse_others(identity: &SrIdentity, host: &HostIdentity, take_over: bool) -> Result<(), Error> {
+    if identity.owner.host == host.host || take_over {
+        return Ok(());
+    }
+    let (uuid, owner) = (identity.uuid, &identity.owner.host);
+    Err(Error::InUse(format!("the SR {uuid} belongs to the host {owner}")))
+}
+
+/// The device of the catalog, made active if it is not.
+fn catalog(lvm: &Lvm2, group: &Group) -> Result<OwnedFd, Error> {
+    let node = home::node(group);
+    for _ in 0..TRIES {
+        if let Some(device) = node.open(Access::ReadOnly)? {
+            return Ok(device);
+        }
+        lvm.activate(Volumes { group: &group.name, names: &[CATALOG], read_only: &[] })?;
+    }
+    Err(Error::Unavailable(format!("the catalog of the volume group {} does not stay active", group.name)))
+}
+
+fn gone(uuid: SrUuid) -> Error {
+    Error::Unavailable(format!("there is no SR {uuid} on the devices of this host"))
+}

@@ -1,0 +1,419 @@
+//! An open SR in a volume group: containers are its plain logical volumes.
+//!
+//! Invariants: questions are answered from memory; every change is one command for all that it is about; a volume is active for
+//! writing only while somebody is to write it. What happens to be active is no state that is kept anywhere: the keeper says what
+//! is in use. Called by the keeper from any thread.
+
+use crate::home::{self, Home};
+use crate::labeller::Labeller;
+use crate::lvm2::{Lvm2, Volumes};
+use crate::marker::{self, CATALOG, Kind};
+use crate::report::{Active, Group};
+use crate::shared::{Shared, missing};
+use crate::tags;
+use catena_sr_api::{
+    Access, Capabilities, ContainerInfo, Error, Labels, Sizing, SrIdentity, Store, StoreStat,
+};
+use catena_types::{Bytes, ImageId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What the names of images made here begin with.
+const OWN: &str = "vhd-";
+/// What the names of XenServer's images begin with.
+const XENSERVER: &str = "VHD-";
+/// The most bytes in a name: device-mapper's names have 127 with the group's, and dashes count twice.
+const LONGEST_NAME: usize = 64;
+/// How often a volume is made active that somebody else makes inactive.
+const TRIES: usize = 3;
+
+/// An SR that is owned, or only looked at.
+#[derive(Debug)]
+pub(crate) struct LvmStore {
+    shared: Arc<Shared>,
+    catalog_dir: PathBuf,
+    /// Its marker when it was opened; absent where there was none.
+    identity: Option<SrIdentity>,
+    /// The owner's part; absent while only looking, and when the SR was destroyed.
+    owner: Mutex<Option<Owner>>,
+    /// What has been made active while only looking.
+    looked_at: Mutex<BTreeSet<String>>,
+    /// The catalog, mounted by who only looks.
+    _mounted: Option<home::Mounted>,
+}
+
+/// What only an owner has. The last labels are written before the lock goes.
+#[derive(Debug)]
+struct Owner {
+    labeller: Option<Labeller>,
+    _home: Home,
+}
+
+impl LvmStore {
+    /// The SR of this process.
+    pub(crate) fn owned(lvm: Lvm2, group: Group, identity: SrIdentity, home: Home) -> Self {
+        let shared = Arc::new(Shared::new(lvm, group));
+        let catalog_dir = home.mounted.path().to_owned();
+        let labeller = Labeller::start(&shared);
+        Self {
+            shared,
+            catalog_dir,
+            identity: Some(identity),
+            owner: Mutex::new(Some(Owner { labeller: Some(labeller), _home: home })),
+            looked_at: Mutex::default(),
+            _mounted: None,
+        }
+    }
+
+    /// A group in which nothing may change, with its catalog where it is an SR.
+    pub(crate) fn looked_at(
+        lvm: Lvm2,
+        group: Group,
+        identity: Option<SrIdentity>,
+        catalog: home::Seen,
+    ) -> Self {
+        let (catalog_dir, mounted) = catalog.into_parts();
+        Self {
+            shared: Arc::new(Shared::new(lvm, group)),
+            catalog_dir,
+            identity,
+            owner: Mutex::new(None),
+            looked_at: Mutex::default(),
+            _mounted: mounted,
+        }
+    }
+
+    fn owner(&self) -> Result<MutexGuard<'_, Option<Owner>>, Error> {
+        let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
+        if owner.is_some() {
+            return Ok(owner);
+        }
+        Err(Error::Unsupported("the SR was opened only to look at it".to_owned()))
+    }
+
+    fn check_owner(&self) -> Result<(), Error> {
+        self.owner().map(drop)
+    }
+
+    /// Gives a container another size; `grows` says which way, the other way does nothing.
+    fn resize(&self, name: &str, size: Bytes, grows: bool) -> Result<(), Error> {
+        check_name(name)?;
+        self.check_owner()?;
+        self.shared.command(|lvm| {
+            let (group, extents, read_only) = {
+                let known = self.shared.known();
+                let volume = known.group.container(name).ok_or_else(|| missing(&known.group, name))?;
+                let extents = known.group.extents_of(size);
+                if if grows { extents <= volume.extents } else { extents >= volume.extents } {
+                    return Ok(());
+                }
+                known.group.need(extents.saturating_sub(volume.extents))?;
+                (known.group.name.clone(), extents, volume.active == Active::ReadOnly)
+            };
+            let names = [name];
+            let volume =
+                Volumes { group: &group, names: &names, read_only: if read_only { &names } else { &[] } };
+            let done = if grows { lvm.extend(volume, extents) } else { lvm.reduce(volume, extents) };
+            done?;
+            self.shared.known().group.resized(name, extents);
+            Ok(())
+        })
+    }
+}
+
+impl Store for LvmStore {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { sizing: Sizing::Explicit, ..Capabilities::default() }
+    }
+
+    fn catalog_dir(&self) -> &Path {
+        &self.catalog_dir
+    }
+
+    fn check_marker(&self) -> Result<(), Error> {
+        self.shared.command(|lvm| self.shared.read(lvm))?;
+        let known = self.shared.known();
+        let name = &known.group.name;
+        let Some(meant) = &self.identity else { return Ok(()) };
+        match marker::kind(&known.group) {
+            Kind::Sr(found) if found.uuid != meant.uuid => {
+                Err(Error::Unavailable(format!("the volume group {name} holds the SR {}", found.uuid)))
+            }
+            Kind::Sr(found) if found.owner != meant.owner => {
+                Err(Error::InUse(format!("the host {} has taken the SR over", found.owner.host)))
+            }
+            Kind::Sr(_) if known.group.missing > 0 => {
+                let missing = known.group.missing;
+                Err(Error::Unavailable(format!("{missing} devices of the volume group {name} are missing")))
+            }
+            Kind::Sr(_) => Ok(()),
+            _ => Err(Error::Unavailable(format!("the volume group {name} is no SR any more"))),
+        }
+    }
+
+    fn container_name(&self, image: ImageId, _extension: &str) -> String {
+        format!("{OWN}{image}")
+    }
+
+    fn may_be_image(&self, name: &str) -> bool {
+        is_image(name)
+    }
+
+    fn round(&self, size: Bytes) -> Bytes {
+        let known = self.shared.known();
+        known.group.bytes(known.group.extents_of(size))
+    }
+
+    fn create_container(&self, name: &str, size: Bytes) -> Result<(), Error> {
+        self.create_containers(&[(name, size)])
+    }
+
+    fn create_containers(&self, wanted: &[(&str, Bytes)]) -> Result<(), Error> {
+        wanted.iter().try_for_each(|(name, _)| check_name(name))?;
+        self.check_owner()?;
+        self.shared.command(|lvm| {
+            let (group, sizes) = {
+                let known = self.shared.known();
+                if let Some((name, _)) =
+                    wanted.iter().find(|(name, _)| known.group.volumes.contains_key(*name))
+                {
+                    let group = &known.group.name;
+                    return Err(Error::Exists(format!("{name:?} exists in the volume group {group}")));
+                }
+                let sizes: Vec<u64> = wanted.iter().map(|(_, size)| known.group.extents_of(*size)).collect();
+                known.group.need(sizes.iter().sum())?;
+                (known.group.name.clone(), sizes)
+            };
+            for ((name, _), extents) in wanted.iter().zip(sizes) {
+                lvm.make_volume(&group, name, extents, &BTreeSet::new())?;
+                self.shared.known().group.made(name, extents, now(), BTreeSet::new());
+            }
+            Ok(())
+        })
+    }
+
+    fn remove(&self, name: &str) -> Result<bool, Error> {
+        check_name(name)?;
+        self.check_owner()?;
+        let there = self.shared.known().group.container(name).is_some();
+        self.remove_all(&[name])?;
+        Ok(there)
+    }
+
+    fn remove_all(&self, names: &[&str]) -> Result<(), Error> {
+        names.iter().try_for_each(|name| check_name(name))?;
+        self.check_owner()?;
+        self.shared.command(|lvm| {
+            let (group, there) = {
+                let known = self.shared.known();
+                let there = names.iter().copied().filter(|name| known.group.container(name).is_some());
+                (known.group.name.clone(), there.collect::<BTreeSet<&str>>())
+            };
+            if there.is_empty() {
+                return Ok(());
+            }
+            let names: Vec<&str> = there.into_iter().collect();
+            lvm.remove(Volumes { group: &group, names: &names, read_only: &[] })?;
+            let mut known = self.shared.known();
+            for name in names {
+                known.group.removed(name);
+                known.meant.remove(name);
+            }
+            Ok(())
+        })
+    }
+
+    fn list(&self) -> Result<Vec<ContainerInfo>, Error> {
+        let known = self.shared.known();
+        Ok(known.group.containers().map(|(name, volume)| known.group.describe(name, volume)).collect())
+    }
+
+    fn info(&self, name: &str) -> Result<ContainerInfo, Error> {
+        check_name(name)?;
+        let known = self.shared.known();
+        let volume = known.group.container(name).ok_or_else(|| missing(&known.group, name))?;
+        Ok(known.group.describe(name, volume))
+    }
+
+    fn activate(&self, name: &str, access: Access) -> Result<OwnedFd, Error> {
+        let mut fds = self.activate_all(&[(name, access)])?;
+        fds.pop().ok_or_else(|| missing(&self.shared.known().group, name))
+    }
+
+    fn activate_all(&self, wanted: &[(&str, Access)]) -> Result<Vec<OwnedFd>, Error> {
+        wanted.iter().try_for_each(|(name, _)| check_name(name))?;
+        if wanted.iter().any(|(_, access)| *access == Access::ReadWrite) {
+            self.check_owner()?;
+        }
+        for _ in 0..TRIES {
+            if let Some(fds) = self.shared.open(wanted)? {
+                return Ok(fds);
+            }
+            if self.check_owner().is_err() {
+                let known = self.shared.known();
+                let new = wanted.iter().map(|(name, _)| *name);
+                let new = new.filter(|name| {
+                    known.group.container(name).is_some_and(|volume| volume.active == Active::No)
+                });
+                let mut looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+                looked_at.extend(new.map(str::to_owned));
+            }
+            self.shared.make_ready(wanted)?;
+        }
+        let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
+        Err(Error::Unavailable(format!("of {names:?} some do not stay active")))
+    }
+
+    fn keep_active(&self, wanted: &[(&str, Access)]) -> Result<(), Error> {
+        self.check_owner()?;
+        let mut kept: BTreeMap<&str, Access> = BTreeMap::new();
+        for (name, access) in wanted {
+            let one = kept.entry(*name).or_insert(*access);
+            if *access == Access::ReadWrite {
+                *one = Access::ReadWrite;
+            }
+        }
+        let sort = |group: &Group| {
+            let (mut idle, mut read) = (Vec::new(), Vec::new());
+            for (name, volume) in group.containers() {
+                match (volume.active, kept.get(name)) {
+                    (Active::No, _) => {}
+                    (_, None) => idle.push(name.to_owned()),
+                    (Active::ReadWrite, Some(Access::ReadOnly)) => read.push(name.to_owned()),
+                    _ => {}
+                }
+            }
+            (idle, read)
+        };
+        let nothing = |(idle, read): (Vec<String>, Vec<String>)| idle.is_empty() && read.is_empty();
+        if nothing(sort(&self.shared.known().group)) {
+            return Ok(());
+        }
+        self.shared.command(|lvm| {
+            let (group, (idle, read)) = {
+                let known = self.shared.known();
+                (known.group.name.clone(), sort(&known.group))
+            };
+            let idle: Vec<&str> = idle.iter().map(String::as_str).collect();
+            self.shared.deactivate(lvm, &idle)?;
+            let read: Vec<&str> = read.iter().map(String::as_str).collect();
+            if !read.is_empty() {
+                lvm.refresh(Volumes { group: &group, names: &read, read_only: &read })?;
+                self.shared.known().group.set_active(&read, Active::ReadOnly);
+            }
+            Ok(())
+        })
+    }
+
+    fn grow(&self, name: &str, size: Bytes) -> Result<(), Error> {
+        self.resize(name, size, true)
+    }
+
+    fn shrink(&self, name: &str, size: Bytes) -> Result<(), Error> {
+        self.resize(name, size, false)
+    }
+
+    fn set_labels(&self, name: &str, labels: &Labels) -> Result<(), Error> {
+        check_name(name)?;
+        self.check_owner()?;
+        let mut known = self.shared.known();
+        if known.group.container(name).is_none() {
+            return Err(missing(&known.group, name));
+        }
+        known.meant.insert(name.to_owned(), tags::write(labels));
+        drop(known);
+        self.shared.changed.notify_all();
+        Ok(())
+    }
+
+    fn labels(&self, name: &str) -> Result<Labels, Error> {
+        check_name(name)?;
+        let known = self.shared.known();
+        let volume = known.group.container(name).ok_or_else(|| missing(&known.group, name))?;
+        Ok(tags::read(known.meant.get(name).unwrap_or(&volume.tags)))
+    }
+
+    fn stat(&self) -> Result<StoreStat, Error> {
+        let known = self.shared.known();
+        let group = &known.group;
+        let used = group.bytes(group.extents.saturating_sub(group.free));
+        Ok(StoreStat {
+            total: group.bytes(group.extents),
+            used,
+            allocatable: group.bytes(group.allocatable()),
+        })
+    }
+
+    fn destroy(&self) -> Result<(), Error> {
+        let mut owner = self.owner()?;
+        let Some(identity) = &self.identity else { return Ok(()) };
+        self.shared.known().meant.clear();
+        // It waits for its turn with a command, and must not do so while this has it.
+        drop(owner.as_mut().and_then(|owner| owner.labeller.take()));
+        self.shared.command(|lvm| {
+            self.shared.read(lvm)?;
+            let group = self.shared.known().group.clone();
+            let own = group.name == marker::group_name(identity.uuid);
+            let kept = if own { marker::first_tag(identity.uuid) } else { BTreeSet::new() };
+            let ours = group.tags.iter().filter(|tag| tag.starts_with(tags::PREFIX));
+            let gone = ours.filter(|tag| !kept.contains(*tag)).cloned().collect();
+            // D1: what points goes durably before what it points at. A crash leaves no SR without its catalog.
+            lvm.tag_group(&group.name, &BTreeSet::new(), &gone)?;
+            // The mount and the lock keep the catalog's volume open.
+            drop(owner.take());
+            if own && group.volumes.keys().all(|name| name == CATALOG) {
+                lvm.remove_group(&group.name)?;
+                return lvm.unmake_physical(&group.devices);
+            }
+            lvm.remove(Volumes { group: &group.name, names: &[CATALOG], read_only: &[] })?;
+            if own { Ok(()) } else { lvm.give_group(&group.name, "") }
+        })
+    }
+}
+
+impl Drop for LvmStore {
+    /// What nobody has open is made inactive: the devices may go now.
+    fn drop(&mut self) {
+        let owner = self.owner.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let looked_at = std::mem::take(self.looked_at.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let names: Vec<String> = if owner.is_some() {
+            let known = self.shared.known();
+            let active = known.group.volumes.iter().filter(|(_, volume)| volume.active != Active::No);
+            active.map(|(name, _)| name.clone()).collect()
+        } else {
+            looked_at.into_iter().collect()
+        };
+        drop(owner);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        if let Err(error) = self.shared.command(|lvm| self.shared.deactivate(lvm, &names)) {
+            tracing::warn!(%error, "volumes stay active");
+        }
+    }
+}
+
+/// Whether a volume of that name may hold an image.
+pub(crate) fn is_image(name: &str) -> bool {
+    name.starts_with(OWN) || name.starts_with(XENSERVER)
+}
+
+/// Refuses what cannot name a container.
+fn check_name(name: &str) -> Result<(), Error> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"+_.-".contains(&byte);
+    let why = match name {
+        "" => "is empty",
+        _ if name.starts_with(['.', '-']) => "starts with a dot or a dash",
+        _ if name.len() > LONGEST_NAME => "is longer than 64 bytes",
+        _ if !name.bytes().all(plain) => "has characters in it that lvm2 does not take",
+        _ => return Ok(()),
+    };
+    Err(Error::Unsupported(format!("the container name {name:?} {why}")))
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+}
