@@ -24,8 +24,9 @@ impl Front {
     /// `SR.create`.
     pub(crate) fn create(&self, access: Access, params: Params) -> Outcome {
         let mut params: SrCreateParams = read(params)?;
-        params.location = self.location(access, &params.location)?;
-        let mut entry = new_entry(&params.kind, &params.location, &params.name_label);
+        let mut entry = self.entry_at(access, &params.kind, &params.location, &params.devices)?;
+        entry.name_label.clone_from(&params.name_label);
+        (params.location, params.devices) = (entry.location.clone(), Vec::new());
         let request_id = params.request_id.clone();
         // A crash after the SR was made and before it is remembered: the repeated request names the same SR, and its keeper
         // finds it made.
@@ -38,8 +39,9 @@ impl Front {
     /// `SR.introduce`.
     pub(crate) fn introduce(&self, access: Access, params: Params) -> Outcome {
         let mut params: SrIntroduceParams = read(params)?;
-        params.location = self.location(access, &params.location)?;
-        let entry = new_entry(&params.kind, &params.location, params.name_label.as_deref().unwrap_or(""));
+        let mut entry = self.entry_at(access, &params.kind, &params.location, &params.devices)?;
+        entry.name_label = params.name_label.clone().unwrap_or_default();
+        (params.location, params.devices) = (entry.location.clone(), Vec::new());
         if params.dry_run {
             if let Some(sr) = self.table.at(&entry.location) {
                 answered_or_refused(&sr, None)?;
@@ -56,9 +58,9 @@ impl Front {
     /// `SR.probe`.
     pub(crate) fn probe(&self, access: Access, params: Params) -> Outcome {
         let params: SrProbeParams = read(params)?;
-        let location = self.location(access, &params.location)?;
-        let mut probed = self.look(&new_entry(&params.kind, &location, ""))?;
-        probed.known = self.table.at(&location).is_some_and(|sr| Some(sr.uuid()) == probed.uuid);
+        let entry = self.entry_at(access, &params.kind, &params.location, &params.devices)?;
+        let mut probed = self.look(&entry)?;
+        probed.known = self.table.at(&entry.location).is_some_and(|sr| Some(sr.uuid()) == probed.uuid);
         wire(&probed)
     }
 
@@ -134,8 +136,10 @@ impl Front {
         if let Err(error) = self.store.save(&entry) {
             keeper.end();
             return Err(not_remembered(uuid, &error).hint(format!(
-                "then: catena sr introduce --type {} --location {}",
-                entry.kind, entry.location
+                "then: catena sr introduce --type {} --{} {}",
+                entry.kind,
+                if entry.on_devices { "devices" } else { "location" },
+                entry.location
             )));
         }
         tracing::info!(sr = %uuid, location = entry.location, "SR taken in");
@@ -271,6 +275,38 @@ impl Front {
         Ok(())
     }
 
+    /// A new SR at the location or on the devices that a request names; without a name yet.
+    fn entry_at(
+        &self,
+        access: Access,
+        kind: &str,
+        location: &str,
+        devices: &[String],
+    ) -> Result<SrEntry, Failure> {
+        let location = match (location, devices) {
+            ("", []) => return Err(bad_request("neither a location nor devices are named")),
+            (one, []) => self.location(access, one)?,
+            ("", several) => {
+                if let Some(path) = several.iter().find(|path| path.contains(',')) {
+                    return Err(bad_request(format!("'{path}' has a comma, which stands between devices")));
+                }
+                let paths: Result<Vec<String>, Failure> =
+                    several.iter().map(|path| self.location(access, path)).collect();
+                paths?.join(",")
+            }
+            _ => return Err(bad_request("an SR has either a location or devices")),
+        };
+        Ok(SrEntry {
+            uuid: SrUuid::random(),
+            kind: kind.to_owned(),
+            name_label: String::new(),
+            location,
+            on_devices: !devices.is_empty(),
+            attach: true,
+            made_by: None,
+        })
+    }
+
     /// A location as it is kept: absolute, without detours. Compared as text: a look at the storage might hang.
     fn location(&self, access: Access, location: &str) -> Result<String, Failure> {
         if access != Access::Root && !self.private {
@@ -304,17 +340,6 @@ fn answered_or_refused(sr: &Sr, request_id: Option<&str>) -> Result<Option<Value
             let answer = request_id.and_then(repeated).filter(|answer| introduced(answer).is_ok());
             answer.map(Some).ok_or_else(|| taken(sr))
         }
-    }
-}
-
-fn new_entry(kind: &str, location: &str, label: &str) -> SrEntry {
-    SrEntry {
-        uuid: SrUuid::random(),
-        kind: kind.to_owned(),
-        name_label: label.to_owned(),
-        location: location.to_owned(),
-        attach: true,
-        made_by: None,
     }
 }
 
@@ -424,6 +449,14 @@ mod tests {
         for location in ["srv/a", "", "/srv/../a"] {
             let text = front.location(Access::Root, location).unwrap_err().message;
             assert!(text.contains("absolute"), "{text}");
+        }
+        let at = |location: &str, devices: &[&str]| {
+            let devices: Vec<String> = devices.iter().copied().map(str::to_owned).collect();
+            front.entry_at(Access::Root, "lvm", location, &devices).map(|entry| entry.location)
+        };
+        assert_eq!(at("", &["/dev//sdb", "/dev/sdc"]).unwrap(), "/dev/sdb,/dev/sdc");
+        for (location, devices) in [("", &[][..]), ("/a", &["/b"]), ("", &["/a,/b"]), ("", &["sdb"])] {
+            assert_eq!(at(location, devices).unwrap_err().name, ErrorName::BadRequest, "{location} {devices:?}");
         }
     }
 

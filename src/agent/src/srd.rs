@@ -13,22 +13,65 @@ use std::path::{Path, PathBuf};
 
 /// What is known of an SR.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "EntryFile", into = "EntryFile")]
 pub(crate) struct SrEntry {
     /// Its id.
     pub(crate) uuid: SrUuid,
     /// The back end.
-    #[serde(rename = "type")]
     pub(crate) kind: String,
     /// Its name.
     pub(crate) name_label: String,
-    /// Where it is, an absolute path.
+    /// Where it is, an absolute path; or several, of devices, joined by commas.
     pub(crate) location: String,
+    /// Whether the location is a list of devices.
+    pub(crate) on_devices: bool,
     /// Whether it is to be attached when the agent starts.
     pub(crate) attach: bool,
     /// The request that made it known, so that its repetition gets the same answer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) made_by: Option<MadeBy>,
+}
+
+/// The same as a file has it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EntryFile {
+    uuid: SrUuid,
+    #[serde(rename = "type")]
+    kind: String,
+    name_label: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    location: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    devices: Vec<String>,
+    attach: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made_by: Option<MadeBy>,
+}
+
+impl TryFrom<EntryFile> for SrEntry {
+    type Error = &'static str;
+
+    fn try_from(file: EntryFile) -> Result<Self, Self::Error> {
+        let EntryFile { uuid, kind, name_label, location, devices, attach, made_by } = file;
+        let on_devices = !devices.is_empty();
+        let location = match location {
+            Some(location) if !on_devices => location,
+            None if on_devices => devices.join(","),
+            _ => return Err("an SR has either a location or devices"),
+        };
+        Ok(Self { uuid, kind, name_label, location, on_devices, attach, made_by })
+    }
+}
+
+impl From<SrEntry> for EntryFile {
+    fn from(entry: SrEntry) -> Self {
+        let SrEntry { uuid, kind, name_label, location, on_devices, attach, made_by } = entry;
+        let (location, devices) = match on_devices {
+            true => (None, location.split(',').map(str::to_owned).collect()),
+            false => (Some(location), Vec::new()),
+        };
+        Self { uuid, kind, name_label, location, devices, attach, made_by }
+    }
 }
 
 /// A request and its answer.
@@ -140,6 +183,7 @@ mod tests {
             kind: "file".into(),
             name_label: "fast \"one\"".into(),
             location: "/srv/sr".into(),
+            on_devices: false,
             attach: true,
             made_by: Some(MadeBy { request_id: "r".into(), answer: "{\"uuid\":\"x\"}".into() }),
         }
@@ -159,6 +203,18 @@ mod tests {
         store.remove(one.uuid).unwrap();
         assert!(store.load().unwrap().0.is_empty());
         assert_eq!(fs::read_dir(directory.path().join("sr.d")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn devices_are_a_list() {
+        let mut devices = entry();
+        devices.location = "/dev/sdb,/dev/sdc".into();
+        devices.on_devices = true;
+        let text = toml::to_string(&devices).unwrap();
+        assert!(text.contains(r#"devices = ["/dev/sdb", "/dev/sdc"]"#) && !text.contains("location"), "{text}");
+        assert_eq!(toml::from_str::<SrEntry>(&text).unwrap(), devices);
+        let both = format!("location = \"/srv\"\n{text}");
+        assert!(toml::from_str::<SrEntry>(&both).is_err());
     }
 
     #[test]

@@ -152,6 +152,7 @@ pub(crate) fn entry(label: &str) -> SrEntry {
         kind: "file".into(),
         name_label: label.into(),
         location: format!("/srv/{label}"),
+        on_devices: false,
         attach: true,
         made_by: None,
     }

@@ -76,13 +76,17 @@ pub(crate) struct NoParams {}
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SrCreateParams {
-    /// `file`.
+    /// `file` or `lvm`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Its name.
     pub name_label: String,
-    /// An absolute path.
+    /// An absolute path, or `devices`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub location: String,
+    /// Absolute paths of block devices, where the back end takes whole devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
     /// `thin` or `thick`, where the back end has a choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allocation: Option<String>,
@@ -95,11 +99,15 @@ pub struct SrCreateParams {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SrIntroduceParams {
-    /// `file`.
+    /// `file` or `lvm`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// An absolute path.
+    /// An absolute path, or `devices`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub location: String,
+    /// Absolute paths of block devices, where the back end takes whole devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
     /// Its name; the directory's by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name_label: Option<String>,
@@ -133,11 +141,15 @@ pub struct SrPolicyParams {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SrProbeParams {
-    /// `file`.
+    /// `file` or `lvm`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// An absolute path.
+    /// An absolute path, or `devices`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub location: String,
+    /// Absolute paths of block devices, where the back end takes whole devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
 }
 
 /// `SR.check`.

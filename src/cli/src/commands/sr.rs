@@ -49,18 +49,37 @@ pub(crate) enum SrCommand {
     Destroy(Destroy),
 }
 
+/// Where an SR is.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Place {
+    /// The directory of a file SR
+    #[arg(long, value_name = "DIR")]
+    location: Option<PathBuf>,
+    /// The block devices of an LVM SR
+    #[arg(long, value_name = "DEV", value_delimiter = ',')]
+    devices: Vec<PathBuf>,
+}
+
+impl Place {
+    /// As the agent wants it: absolute paths, since its working directory is another.
+    fn words(&self) -> Result<(String, Vec<String>), CliError> {
+        let location = self.location.as_deref().map_or_else(|| Ok(String::new()), absolute)?;
+        Ok((location, self.devices.iter().map(|device| absolute(device)).collect::<Result<_, _>>()?))
+    }
+}
+
 /// A new SR.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
-    /// The back end: file
+    /// The back end: file or lvm
     #[arg(long = "type", value_name = "TYPE")]
     kind: String,
     /// Its name
     #[arg(long, value_name = "LABEL")]
     name: String,
-    /// Its directory
-    #[arg(long, value_name = "DIR")]
-    location: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// How disks take space
     #[arg(long, value_parser = ["thin", "thick"])]
     allocation: Option<String>,
@@ -69,12 +88,11 @@ pub(crate) struct Create {
 /// An SR that exists.
 #[derive(Debug, Args)]
 pub(crate) struct Introduce {
-    /// The back end: file
+    /// The back end: file or lvm
     #[arg(long = "type", value_name = "TYPE")]
     kind: String,
-    /// Its directory
-    #[arg(long, value_name = "DIR")]
-    location: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// Its name; the directory's by default
     #[arg(long, value_name = "LABEL")]
     name: Option<String>,
@@ -89,12 +107,11 @@ pub(crate) struct Introduce {
 /// A place to look at.
 #[derive(Debug, Args)]
 pub(crate) struct Probe {
-    /// The back end: file
+    /// The back end: file or lvm
     #[arg(long = "type", value_name = "TYPE")]
     kind: String,
-    /// The directory
-    #[arg(long, value_name = "DIR")]
-    location: PathBuf,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// Which SR.
@@ -190,7 +207,7 @@ fn plain(method: &str, params: &SrParams, agent: &mut Client, out: &mut Output) 
     Ok(Exit::OK)
 }
 
-/// The location as the agent wants it: absolute, since its working directory is another.
+/// An absolute path, as text.
 fn absolute(location: &Path) -> Result<String, CliError> {
     let location = path::absolute(location).map_err(|error| CliError::file("use", location, &error))?;
     let name = location.display().to_string();
@@ -198,10 +215,12 @@ fn absolute(location: &Path) -> Result<String, CliError> {
 }
 
 fn create(create: Create, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    let (location, devices) = create.place.words()?;
     let params = SrCreateParams {
         kind: create.kind,
         name_label: create.name,
-        location: absolute(&create.location)?,
+        location,
+        devices,
         allocation: create.allocation,
         request_id: None,
     };
@@ -211,9 +230,11 @@ fn create(create: Create, agent: &mut Client, out: &mut Output) -> Result<Exit, 
 }
 
 fn introduce_params(introduce: Introduce) -> Result<SrIntroduceParams, CliError> {
+    let (location, devices) = introduce.place.words()?;
     Ok(SrIntroduceParams {
         kind: introduce.kind,
-        location: absolute(&introduce.location)?,
+        location,
+        devices,
         name_label: introduce.name,
         dry_run: introduce.dry_run,
         take_over: introduce.take_over,
@@ -263,7 +284,8 @@ fn policy_keys() -> String {
 }
 
 fn probe(probe: Probe, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
-    let params = SrProbeParams { kind: probe.kind, location: absolute(&probe.location)? };
+    let (location, devices) = probe.place.words()?;
+    let params = SrProbeParams { kind: probe.kind, location, devices };
     let document = agent.call("SR.probe", &params)?;
     out.show(&document, || Ok(probed(&read(&document)?)))?;
     Ok(Exit::OK)
