@@ -14,7 +14,7 @@ use crash::mending;
 use crash::request::{Operation, Turn};
 use crash::serving::{self, Serving};
 use crash::stage::Stage;
-use crash::volumes::VOLUMES;
+use crash::volumes::{MERGES_THERE, VOLUMES};
 use std::collections::BTreeSet;
 use std::process::Command;
 
@@ -290,6 +290,7 @@ fn every_point_of_every_program_has_a_scenario() -> Result<()> {
         .chain(LIFE.iter().map(|(at, _)| name_of(at)))
         .chain(SERVE.iter().copied())
         .chain(VOLUMES.iter().map(|(at, _)| name_of(at)))
+        .chain(MERGES_THERE.iter().map(|(at, _)| name_of(at)))
         .collect();
     let mut listed = BTreeSet::new();
     for program in [

@@ -10,7 +10,7 @@
 use crate::tree::Tree;
 use catena_types::{BLOCK_BYTES, Bytes, CHAIN_LIMIT, ImageId, ImageRecord, ImageState, VdiKind, VdiUuid};
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Something the worker can do.
@@ -115,6 +115,9 @@ pub struct Moment {
     pub free: Bytes,
     /// Merges need no space, because blocks can be shared.
     pub reflink: bool,
+    /// Where containers have an explicit size: what the merges of these images were found to need. Of others nothing is known, and they
+    /// may be tried. `None` where containers grow by themselves.
+    pub known_needs: Option<BTreeMap<ImageId, Bytes>>,
 }
 
 /// Everything that could be done.
@@ -260,6 +263,9 @@ fn has_attached(tree: &impl Tree, moment: &Moment, image: ImageId) -> bool {
 /// merge, which gives back behind itself; nothing where blocks are shared, which a process that serves a disk does not do.
 pub fn need(tree: &impl Tree, moment: &Moment, task: Task) -> Bytes {
     const LEAF_WINDOW: u64 = 32 * BLOCK_BYTES;
+    if let Some(known) = &moment.known_needs {
+        return known.get(&task.image()).copied().unwrap_or_default();
+    }
     let owned = tree.image(task.image()).map_or(0, |image| image.allocated.0);
     match task {
         Task::LeafMerge { vdi, .. } if moment.live.contains(&vdi) => Bytes(owned.min(LEAF_WINDOW)),

@@ -214,7 +214,15 @@ pub enum Request {
         /// Priority.
         pace: Pace,
     },
-    /// Read a stream into a new image. Reports progress. Descriptors: the stream, the new container read-write.
+    /// How large must containers be for `into` to take in all that `from` owns? Changes nothing. Descriptors: the two, read-only.
+    Room {
+        /// The child.
+        from: Handed,
+        /// Its parent.
+        into: Handed,
+    },
+    /// Read a stream into a new image. Reports progress, and may ask for a larger container ([`Reply::Wants`]). Descriptors: the
+    /// stream, the new container read-write.
     Import {
         /// What the stream holds.
         format: ImportFormat,
@@ -225,8 +233,8 @@ pub enum Request {
         /// Its time of birth, in seconds since 1970.
         created: i64,
     },
-    /// Copy a disk into a new image without a parent. Reports progress. Descriptors: the chain, leaf first,
-    /// then the new container read-write.
+    /// Copy a disk into a new image without a parent. Reports progress, and may ask for a larger container ([`Reply::Wants`]).
+    /// Descriptors: the chain, leaf first, then the new container read-write.
     Copy {
         /// The chain.
         chain: Vec<Handed>,
@@ -246,6 +254,12 @@ pub enum Request {
     },
     /// The running merge is to be paced otherwise from its next batch on. No descriptors, no answer of its own.
     Pace(Pace),
+    /// To [`Reply::Wants`]: the size that the container has now. One that is smaller than what was asked for says that there is no
+    /// space. No descriptors, no answer of its own.
+    Enlarged {
+        /// In bytes.
+        size: Bytes,
+    },
     /// Stop the running job at the next checkpoint. No descriptors, no answer of its own.
     Stop,
 }
@@ -358,6 +372,13 @@ pub enum Answer {
         /// Bytes that came free.
         freed: Bytes,
     },
+    /// To `Room`, in bytes.
+    Room {
+        /// What `from` uses of its container as it is.
+        from: Bytes,
+        /// What `into` must have once all of `from` is in it.
+        into: Bytes,
+    },
     /// To `Import` and `Copy`.
     Imported {
         /// What came in.
@@ -415,6 +436,11 @@ pub type Answered = Result<Answer, Trouble>;
 pub enum Reply {
     /// A long job goes on.
     Progress(Progress),
+    /// What a long job fills has an explicit size, which is too small: it goes on with [`Request::Enlarged`].
+    Wants {
+        /// Bytes that the container must have at least.
+        size: Bytes,
+    },
     /// The request is over.
     End {
         /// How.

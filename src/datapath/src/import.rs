@@ -330,4 +330,6 @@ fn length(bytes: u64) -> usize {
 }
 
 #[cfg(test)]
+mod growing;
+#[cfg(test)]
 mod tests;

@@ -68,7 +68,7 @@ impl Intake {
         if let Piece::Data(bytes) = piece {
             for (at, part) in worth_storing(at.0, bytes) {
                 self.reach(at + part.len() as u64)?;
-                write_layer(&mut self.image, None, GuestOffset(at), part)?;
+                self.write(GuestOffset(at), part, supervisor)?;
                 self.pending += 1;
                 crash::IMPORTING.pass();
             }
@@ -78,6 +78,18 @@ impl Intake {
             self.pending = 0;
         }
         supervisor.advance(length)
+    }
+
+    /// Writes; a container of explicit size that is too small is made larger.
+    fn write(&mut self, at: GuestOffset, part: &[u8], supervisor: &mut Supervisor<'_>) -> Result<(), Error> {
+        loop {
+            let written = write_layer(&mut self.image, None, at, part);
+            let is_full = matches!(&written, Err(error) if error.raw_os_error() == Some(nix::libc::ENOSPC));
+            match self.image.wanted_for_a_block()? {
+                Some(wanted) if is_full => self.image.fit(supervisor.enlarged(wanted)?)?,
+                _ => return written,
+            }
+        }
     }
 
     /// Makes the disk reach to `end`, which a disk can.

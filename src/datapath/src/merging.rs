@@ -42,6 +42,13 @@ pub(crate) fn move_down(
     end(moved, [parent, leaf])
 }
 
+/// How large the containers must be for a merge.
+pub(crate) fn room(from: &Handed, into: &Handed, fds: &mut Descriptors) -> Answered {
+    let source = fds.image(from, Mode::ReadOnly, Caching::Buffered)?;
+    let target = fds.image(into, Mode::ReadOnly, Caching::Buffered)?;
+    Ok(Answer::Room { from: source.info().physical_end, into: target.room_for(&source) })
+}
+
 /// D6: a layer is clipped at its own size, so the target is brought to the source's before it takes anything in.
 fn fit(source: &Image, target: &mut Image) -> Result<(), Trouble> {
     if target.virtual_size() < source.virtual_size() {

@@ -65,6 +65,31 @@ impl<'a> Supervisor<'a> {
         !self.stopped
     }
 
+    /// Has the keeper make the container that is being filled larger: at least `wanted` bytes. Returns what it has then.
+    ///
+    /// # Errors
+    /// `Stopped` when the keeper wants no more, `ENOSPC` where the storage has no more.
+    pub(crate) fn enlarged(&mut self, wanted: Bytes) -> Result<Bytes, Error> {
+        if !self.wanted() || self.channel.send(&Reply::Wants { size: wanted }, &[]).is_err() {
+            return Err(Error::Stopped);
+        }
+        loop {
+            match self.channel.receive::<Request>() {
+                Ok(Some(Packet { message: Request::Enlarged { size }, .. })) if size >= wanted => {
+                    return Ok(size);
+                }
+                Ok(Some(Packet { message: Request::Enlarged { .. }, .. })) => {
+                    return Err(Error::io("making room for the new image")(Errno::ENOSPC.into()));
+                }
+                Ok(Some(Packet { message: Request::Pace(pace), .. })) => self.pace(pace),
+                _ => {
+                    self.stopped = true;
+                    return Err(Error::Stopped);
+                }
+            }
+        }
+    }
+
     /// Waits until the stream behind `fd` is ready for `events`, or has come to an end.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use catena_control::{Answered, Channel, ChannelError, Packet, Reply, Request};
 /// Serves requests until the keeper has gone.
 pub(crate) fn serve(channel: &Channel) -> Result<(), ChannelError> {
     while let Some(Packet { message, fds }) = channel.receive::<Request>()? {
-        if matches!(message, Request::Stop | Request::Pace(_)) {
+        if matches!(message, Request::Stop | Request::Pace(_) | Request::Enlarged { .. }) {
             // It was meant for a job that has just ended.
             continue;
         }
@@ -46,6 +46,7 @@ fn handle(channel: &Channel, request: &Request, mut fds: Descriptors) -> Answere
         Request::MoveDown { from, into, give_back, pace } => {
             merging::move_down(from, into, *give_back, fds, &mut Supervisor::paced(channel, *pace))
         }
+        Request::Room { from, into } => merging::room(from, into, fds),
         Request::Import { format, id, image_format: catena_types::Format::Vhd, created } => {
             import::import(*format, *id, *created, fds, &mut Supervisor::new(channel))
         }
@@ -55,6 +56,6 @@ fn handle(channel: &Channel, request: &Request, mut fds: Descriptors) -> Answere
         Request::Export { chain, format } => {
             export::export(chain, *format, fds, &mut Supervisor::new(channel))
         }
-        Request::Stop | Request::Pace(_) => Ok(catena_control::Answer::Done),
+        Request::Stop | Request::Pace(_) | Request::Enlarged { .. } => Ok(catena_control::Answer::Done),
     }
 }

@@ -31,6 +31,8 @@ pub(crate) struct Current {
     pub(crate) job: JobId,
     /// The task as the plan had it.
     pub(crate) task: Task,
+    /// Its parent is only being made large enough.
+    pub(crate) growing: bool,
 }
 
 impl Current {
@@ -69,10 +71,14 @@ impl Owner {
         }
         self.retry_wanting();
         let ready = self.ready();
-        match ready.first().copied() {
-            Some(Task::Remove { .. }) => self.start_garbage(&ready),
-            Some(task) => self.start_merge(task),
-            None => {}
+        self.cut_roomy(&ready);
+        for task in &ready {
+            match *task {
+                Task::Remove { .. } => return self.start_garbage(&ready),
+                task if self.start_merge(task) => return,
+                // There is no room for it, as the next plan knows.
+                _ => {}
+            }
         }
     }
 
@@ -111,6 +117,7 @@ impl Owner {
         let mut moment = Moment {
             free: self.unpromised(self.board.stat().allocatable),
             reflink: self.sr.reflink,
+            known_needs: self.is_sized().then(|| self.known_needs().collect()),
             ..Moment::default()
         };
         for running in self.running.values() {
@@ -163,7 +170,7 @@ impl Owner {
         if let Err(failure) = self.commit(vec![Change::PutJob(job)]) {
             return tracing::error!(job = id, %failure, "a job could not be taken up again");
         }
-        self.current = task.map(|task| Current { job: id, task });
+        self.current = task.map(|task| Current { job: id, task, growing: false });
         self.run_steps(id);
         self.merge_over(id);
     }
@@ -188,7 +195,7 @@ impl Owner {
             return tracing::error!(sr = %self.sr.uuid, %failure, "a removal could not begin");
         }
         crash::pass(JobKind::Garbage, Phase::Journaled);
-        self.current = Some(Current { job: id, task: Task::Remove { image: first } });
+        self.current = Some(Current { job: id, task: Task::Remove { image: first }, growing: false });
         self.run_steps(id);
     }
 

@@ -9,13 +9,14 @@
 //! [`copy_origin`]: Owner::copy_origin
 //! [`copy_receive`]: Owner::copy_receive
 
+use crate::arrival::{Arriving, Filling};
 use crate::dispatch::params;
 use crate::failures::bad_request;
+use crate::failures::from_trouble;
 use crate::hands::ready_chain;
-use crate::images::{empty_bytes, new_image};
-use crate::long::Script;
+use crate::images::{empty_bytes, new_image, unexpected};
 use crate::owner::{Call, Given, Owner};
-use crate::streams::{Arriving, descriptor, trouble};
+use crate::streams::descriptor;
 use catena_control::{Answer, ImportFormat, Request, Trouble, TroubleKind};
 use catena_rpc::{CopyOrigin, KeeperOrigin, KeeperReceive, VdiCopyParams};
 use catena_sr_api::Access;
@@ -23,6 +24,7 @@ use catena_types::{Bytes, Failure, ImageRecord, VdiUuid, Work};
 use jiff::Timestamp;
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 impl Owner {
     /// `VDI.copy` within this SR.
@@ -43,16 +45,11 @@ impl Owner {
         let lease = chain.iter().map(|image| image.id).collect();
         let (id, image_format) = (image.id, image.format);
         let new = Arriving { image, name_label: asked.name_label.unwrap_or(origin.name_label) };
-        self.begin_arrival(work, new, origin.bytes, asked.request_id, lease, |owner, container| {
+        self.begin_arrival(work, new, origin.bytes, asked.request_id, lease, |owner| {
             let (handed, fds) = ready_chain(&*owner.store, &chain, Access::ReadOnly)?;
             let created = Timestamp::now().as_second();
             let request = Request::Copy { chain: handed, id, image_format, created };
-            let fds = fds.into_iter().chain([container]).collect();
-            let script: Script = Box::new(move |session| match session.call(&request, fds)? {
-                Answer::Imported { source } => Ok(json!(source.virtual_size)),
-                _ => Err(trouble()),
-            });
-            Ok(script)
+            Ok(Filling { request, fds, meaning: |trouble| trouble })
         })
     }
 
@@ -82,16 +79,9 @@ impl Owner {
         };
         let new = Arriving { image, name_label: asked.origin.name_label };
         let need = asked.origin.bytes;
-        let begun =
-            self.begin_arrival(work, new, need, asked.request_id, BTreeSet::new(), |_, container| {
-                let script: Script = Box::new(move |session| {
-                    match session.call(&request, vec![stream, container]).map_err(incomplete)? {
-                        Answer::Imported { source } => Ok(json!(source.virtual_size)),
-                        _ => Err(trouble()),
-                    }
-                });
-                Ok(script)
-            })?;
+        let begun = self.begin_arrival(work, new, need, asked.request_id, BTreeSet::new(), |_| {
+            Ok(Filling { request, fds: vec![stream], meaning: incomplete })
+        })?;
         Ok(match begun {
             Given::Answer(job) => Given::Answer(json!({"begun": job})),
             other => other,
@@ -103,17 +93,37 @@ impl Owner {
         let chain = self.chain_that_can_be_kept(uuid)?;
         let vdi = self.catalog.state().vdi_of(image);
         let name_label = vdi.map(|vdi| vdi.name_label.clone()).unwrap_or_default();
-        // What a guest writes may have grown since its row was written.
-        let chain: Vec<ImageRecord> = chain.iter().map(|image| self.measured(image)).collect();
-        Ok(CopyOrigin { image, bytes: most_bytes(&chain), name_label })
+        let taken = self.used_by(&chain)?;
+        let size = chain.first().map_or(Bytes(0), |leaf| leaf.virtual_size);
+        // What a copy takes at most.
+        let bytes = Bytes(taken.0.min(size.0) + empty_bytes(size).0);
+        Ok(CopyOrigin { image, bytes, name_label })
     }
-}
 
-/// What a copy of the chain takes at most.
-fn most_bytes(chain: &[ImageRecord]) -> Bytes {
-    let all: u64 = chain.iter().map(|image| image.allocated.0).sum();
-    let size = chain.first().map_or(Bytes(0), |leaf| leaf.virtual_size);
-    Bytes(all.min(size.0) + empty_bytes(size).0)
+    /// What these images hold, together.
+    fn used_by(&mut self, chain: &[Arc<ImageRecord>]) -> Result<Bytes, Failure> {
+        // What a guest writes may have grown since its row was written.
+        let allocated: Vec<u64> = chain.iter().map(|image| self.measured(image).allocated.0).collect();
+        let format = match chain.first() {
+            Some(leaf) if self.is_sized() => leaf.format,
+            _ => return Ok(Bytes(allocated.iter().sum())),
+        };
+        // A container may be larger than its image.
+        let wanted: Vec<(&str, Access)> =
+            chain.iter().map(|image| (image.container.as_str(), Access::ReadOnly)).collect();
+        let fds = self.store.activate_all(&wanted)?;
+        let reports = match self.small.call(&Request::Inspect { format, count: fds.len() }, fds) {
+            Ok(Answer::Reports { reports }) => reports,
+            Ok(_) => return Err(unexpected()),
+            Err(trouble) => return Err(from_trouble(&trouble)),
+        };
+        let used = reports.into_iter().zip(allocated).map(|(report, allocated)| match report {
+            Ok(report) => report.needs.0,
+            // One that a guest changes just now may not be read whole.
+            Err(_) => allocated,
+        });
+        Ok(Bytes(used.sum()))
+    }
 }
 
 /// The stream is our own: one that is no whole VHD has been cut off, and its sender knows why.

@@ -18,6 +18,8 @@ pub(crate) enum Phase {
     Journaled,
     /// A process has begun with it.
     Begun,
+    /// A container that was too small for it has grown, which is not recorded.
+    Grown,
     /// What it makes is made, its change of the tree is not committed.
     Made,
     /// The writes of attached disks are held back for the commit.
@@ -64,9 +66,9 @@ points! {
     Import "import": Journaled "journaled", Made "made", Done "done";
     Export "export": Journaled "journaled", Made "made", Done "done";
     Introduce "introduce": Journaled "journaled", Made "made", Done "done";
-    Merge "merge": Journaled "journaled", Made "made", Committed "committed", Planned "planned", Stepped "stepped",
+    Merge "merge": Journaled "journaled", Grown "grown", Made "made", Committed "committed", Planned "planned", Stepped "stepped",
         Done "done";
-    LeafMerge "leaf_merge": Journaled "journaled", Begun "begun", Made "made", Committed "committed", Released "released",
+    LeafMerge "leaf_merge": Journaled "journaled", Grown "grown", Begun "begun", Made "made", Committed "committed", Released "released",
         Closed "closed", Stepped "stepped", Done "done";
     Garbage "garbage": Journaled "journaled", Stepped "stepped", Done "done";
     Check "check": Journaled "journaled", Done "done";

@@ -23,6 +23,16 @@ pub(crate) fn from_trouble(trouble: &Trouble) -> Failure {
     Failure::new(name, trouble.message.clone()).hint(hint)
 }
 
+/// A failure of the keeper's own in the thread of a job, which ends with a worker's trouble.
+pub(crate) fn to_trouble(failure: &Failure) -> Trouble {
+    let kind = match failure.name {
+        ErrorName::NoSpace => TroubleKind::NoSpace,
+        ErrorName::VdiLoad => TroubleKind::Damaged,
+        _ => TroubleKind::Io,
+    };
+    Trouble { kind, message: failure.message.clone() }
+}
+
 /// What went wrong with an import: what is damaged or out of range is what came in, not an image of the SR.
 pub(crate) fn of_source(failure: Failure) -> Failure {
     match failure.name {

@@ -164,8 +164,9 @@ impl Owner {
             let state = if cancelled { JobState::Cancelled } else { JobState::Failed };
             self.stream_ended(row, end, state);
         }
-        // A repair goes on with its second check.
-        if !self.running.contains_key(&job) {
+        // A repair goes on with its second check, a merge that has got its room in the process of its disk.
+        let moves = self.catalog.state().jobs.get(&job).is_some_and(|row| row.is_open_move());
+        if !self.running.contains_key(&job) && !moves {
             self.live.remove(&job);
         }
         for call in std::mem::take(&mut self.parked) {

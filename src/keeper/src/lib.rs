@@ -13,6 +13,7 @@
 
 mod adopt;
 mod adoption;
+mod arrival;
 mod attach;
 mod cgroup;
 mod check;
@@ -35,6 +36,7 @@ mod labels;
 mod live_merge;
 mod long;
 mod lookup;
+mod merge_room;
 mod merges;
 mod operations;
 mod owner;

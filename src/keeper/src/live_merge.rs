@@ -143,11 +143,11 @@ impl Owner {
         Ok(())
     }
 
-    /// What the parent may grow by. Where there is room for less the leaf gives back behind itself.
+    /// What the parent may grow by; nothing where it has its size already. Where there is room for less the leaf gives back behind itself.
     fn need_of_move(&self, job: &JobRecord) -> Bytes {
         let (Some(task), moment) = (task_of_work(&job.work), self.moment()) else { return Bytes(0) };
         let owned = self.image(task.image()).map_or(Bytes(0), |row| row.allocated);
-        let roomy = moment.free.0 >= owned.0.saturating_mul(2);
+        let roomy = !self.is_sized() && moment.free.0 >= owned.0.saturating_mul(2);
         if roomy { owned } else { need(&Rows(self.catalog.state()), &moment, task) }
     }
 
@@ -226,7 +226,7 @@ impl Owner {
         let need = self.need_of_move(&job);
         let job = JobRecord { state: JobState::Running, phase: "moving".to_owned(), retry_at: None, ..job };
         self.commit(vec![Change::PutJob(job)])?;
-        self.current = Some(Current { job: id, task: Task::LeafMerge { vdi, from, into } });
+        self.current = Some(Current { job: id, task: Task::LeafMerge { vdi, from, into }, growing: false });
         let pid = self.serving.disks.get(&vdi).map_or(0, |served| served.pid);
         self.live.insert(id, Live::new(pid));
         let container = self.image(into)?.container.clone();
@@ -299,6 +299,7 @@ impl Owner {
             self.merge_stopped(job, cancelled);
             return Ok(());
         }
+        self.leave_room(&job);
         self.commit(vec![Change::PutJob(job)])
     }
 

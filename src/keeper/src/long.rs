@@ -8,12 +8,17 @@ use crate::ioclass;
 use crate::owner::Mail;
 use crate::worker::{self, Worker};
 use catena_control::{Answered, Channel, Pace, Progress, Request, Trouble};
-use catena_types::JobId;
+use catena_types::{Bytes, JobId};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::mpsc::Sender;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How often a thread that waits for its owner looks whether it is still wanted.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// News of a long job.
 #[derive(Debug)]
@@ -29,18 +34,78 @@ pub(crate) struct Session<'a> {
     worker: &'a mut Worker,
     mailbox: &'a Sender<Mail>,
     job: JobId,
+    wanted: Arc<AtomicBool>,
 }
 
 impl Session<'_> {
     /// One request to the process; its progress goes to the owner.
     pub(crate) fn call(&mut self, request: &Request, fds: Vec<OwnedFd>) -> Answered {
-        let (mailbox, job) = (self.mailbox, self.job);
-        self.worker.call(request, fds, |progress| tell(mailbox, job, News::Progress(progress)))
+        self.call_filling(request, fds, &mut |_| Bytes(0))
+    }
+
+    /// The same for a request that fills a container: if that has an explicit size and is too small, `enlarge` is asked for so many
+    /// bytes at least, and says what it has then.
+    pub(crate) fn call_filling(
+        &mut self,
+        request: &Request,
+        fds: Vec<OwnedFd>,
+        enlarge: &mut dyn FnMut(Bytes) -> Bytes,
+    ) -> Answered {
+        let mut ear = Ear { mailbox: self.mailbox, job: self.job, enlarge };
+        self.worker.call(request, fds, &mut ear)
+    }
+
+    /// A line to the owner.
+    pub(crate) fn line(&self) -> Line {
+        Line { mailbox: self.mailbox.clone(), job: self.job, wanted: Arc::clone(&self.wanted) }
     }
 
     /// Progress that the script itself has made.
     pub(crate) fn progress(&self, progress: Progress) {
         tell(self.mailbox, self.job, News::Progress(progress));
+    }
+}
+
+/// Asks the owner, in the name of a job.
+#[derive(Debug, Clone)]
+pub(crate) struct Line {
+    mailbox: Sender<Mail>,
+    job: JobId,
+    wanted: Arc<AtomicBool>,
+}
+
+impl Line {
+    /// Whether the job may take so many bytes more for the container: it is promised them then. Not if it is to stop.
+    pub(crate) fn may_take(&self, container: &str, bytes: Bytes) -> bool {
+        let (answer, heard) = channel();
+        let asked = Mail::MayTake { job: self.job, container: container.to_owned(), bytes, answer };
+        let mut asked = self.mailbox.send(asked).is_ok();
+        while asked && self.wanted.load(Ordering::Relaxed) {
+            // An owner that is ending stops its jobs, and answers nobody.
+            match heard.recv_timeout(LOOK) {
+                Ok(granted) => return granted,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => asked = false,
+            }
+        }
+        false
+    }
+}
+
+/// Hears the process of a session.
+struct Ear<'a> {
+    mailbox: &'a Sender<Mail>,
+    job: JobId,
+    enlarge: &'a mut dyn FnMut(Bytes) -> Bytes,
+}
+
+impl worker::Listener for Ear<'_> {
+    fn progress(&mut self, news: Progress) {
+        tell(self.mailbox, self.job, News::Progress(news));
+    }
+
+    fn enlarge(&mut self, wanted: Bytes) -> Bytes {
+        (self.enlarge)(wanted)
     }
 }
 
@@ -54,6 +119,8 @@ pub(crate) struct LongJob {
     pid: u32,
     /// Whether the number is still that of its process, which is not reaped then.
     alive: Arc<Mutex<bool>>,
+    /// Whether it is to go on.
+    wanted: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -63,20 +130,22 @@ impl LongJob {
         let mut worker = Worker::start()?;
         let (handle, pid) = (worker.handle()?, worker.pid());
         let alive = Arc::new(Mutex::new(true));
-        let (mailbox, ending) = (mailbox.clone(), Arc::clone(&alive));
+        let wanted = Arc::new(AtomicBool::new(true));
+        let (mailbox, ending, goes_on) = (mailbox.clone(), Arc::clone(&alive), Arc::clone(&wanted));
         let thread = std::thread::spawn(move || {
-            let mut session = Session { worker: &mut worker, mailbox: &mailbox, job };
+            let mut session = Session { worker: &mut worker, mailbox: &mailbox, job, wanted: goes_on };
             let end = script(&mut session);
             *ending.lock().unwrap_or_else(PoisonError::into_inner) = false;
             drop(worker);
             tell(&mailbox, job, News::End(end));
         });
-        Ok(Self { handle, pid, alive, thread: Some(thread) })
+        Ok(Self { handle, pid, alive, wanted, thread: Some(thread) })
     }
 
     /// Asks it to stop; its end comes to the mailbox. May be said again: one that stands still may not have heard it.
     pub(crate) fn stop(&self) {
         worker::tell(&self.handle, &Request::Stop);
+        self.wanted.store(false, Ordering::Relaxed);
     }
 
     /// Gives a merge another pace: its threads have the class at once, so that a batch that starves is helped too; the rest it

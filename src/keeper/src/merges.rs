@@ -17,9 +17,11 @@ use crate::crash::{self, Phase};
 use crate::failures::from_trouble;
 use crate::hands::ready;
 use crate::long::{LongJob, Script};
+use crate::merge_room::{Room, is_lack};
 use crate::operations::garbage;
 use crate::owner::{Owner, Running};
 use crate::priority::Priority;
+use crate::sizing;
 use crate::steps::back_off;
 use crate::tree::Rows;
 use catena_catalog::Change;
@@ -33,23 +35,31 @@ use catena_types::{
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 impl Owner {
-    /// Begins a merge: its row, then its mover.
-    pub(crate) fn start_merge(&mut self, task: Task) {
-        let Some(mut job) = self.merge_job(task) else { return };
-        let Some(into) = task.target().and_then(|id| self.catalog.state().images.get(&id).cloned()) else {
-            return;
+    /// Begins a merge: its row, then the room for it, then its mover. False if there is no room.
+    pub(crate) fn start_merge(&mut self, task: Task) -> bool {
+        let room = match self.room_of(task) {
+            Err(failure) if is_lack(&failure) => return false,
+            other => other,
         };
-        let live = matches!(task, Task::LeafMerge { vdi, .. } if self.catalog.state().attachments.contains_key(&vdi));
+        let Some(mut job) = self.merge_job(task) else { return true };
+        let Some(into) = task.target().and_then(|id| self.catalog.state().images.get(&id).cloned()) else {
+            return true;
+        };
+        let growing = !matches!(room, Ok(None));
         if let Work::LeafMerge { live: row, .. } = &mut job.work {
-            *row = live;
+            // The process gets the parent when that has its size.
+            *row = self.is_served(task) && !growing;
         }
         job.state = JobState::Running;
-        job.phase = if live { "moving" } else { "copying" }.to_owned();
+        job.phase = if growing { "growing" } else { phase_of(&job) }.to_owned();
         job.error = None;
         job.retry_at = None;
         job.updated = Timestamp::now();
+        job.effects.sizes = room.iter().flatten().flat_map(Room::changes).collect();
         let id = job.id;
         let mixed = ImageRecord { state: ImageState::Mixed, ..(*into).clone() };
         let text =
@@ -58,11 +68,26 @@ impl Owner {
         let mut changes = vec![Change::PutJob(job.clone()), Change::PutImage(mixed), event];
         changes.extend(self.rewound(into.id));
         if let Err(failure) = self.commit(changes) {
-            return tracing::error!(sr = %self.sr.uuid, %failure, "a merge could not begin");
+            tracing::error!(sr = %self.sr.uuid, %failure, "a merge could not begin");
+            return true;
         }
         crash::pass(job.work.kind(), Phase::Journaled);
-        self.current = Some(Current { job: id, task });
-        if live {
+        self.current = Some(Current { job: id, task, growing });
+        match room {
+            Ok(None) => self.begin_merge(job),
+            Ok(Some(room)) => {
+                if let Err(failure) = self.make_room(&job, room) {
+                    self.merge_failed(job, failure);
+                }
+            }
+            Err(failure) => self.merge_failed(job, failure),
+        }
+        true
+    }
+
+    /// The containers have room: the mover begins, or the process of the disk.
+    pub(crate) fn begin_merge(&mut self, job: JobRecord) {
+        if job.is_open_move() {
             return self.start_move(job);
         }
         let policy = self.policy();
@@ -100,18 +125,20 @@ impl Owner {
     pub(crate) fn end_superseded(&mut self) {
         let state = self.catalog.state();
         let tree = Rows(state);
-        let superseded = |job: &&std::sync::Arc<JobRecord>| {
+        let superseded = |job: &&Arc<JobRecord>| {
             let waits = job.state == JobState::Queued && !job.committed;
             task_of_work(&job.work).filter(|_| waits).is_some_and(|task| match tree.image(task.image()) {
                 None => true,
                 Some(image) => task_of(&tree, image).is_some_and(|now| now != task),
             })
         };
-        let end = |job: &std::sync::Arc<JobRecord>| {
+        let end = |job: &Arc<JobRecord>| {
             let (state, phase, updated) = (JobState::Cancelled, "superseded".to_owned(), Timestamp::now());
-            Change::PutJob(JobRecord { state, phase, updated, retry_at: None, ..(**job).clone() })
+            JobRecord { state, phase, updated, retry_at: None, ..(**job).clone() }
         };
-        let changes: Vec<Change> = state.unfinished().filter(superseded).map(end).collect();
+        let ended: Vec<JobRecord> = state.unfinished().filter(superseded).map(end).collect();
+        ended.iter().for_each(|job| self.leave_room(job));
+        let changes: Vec<Change> = ended.into_iter().map(Change::PutJob).collect();
         if !changes.is_empty()
             && let Err(failure) = self.commit(changes)
         {
@@ -126,7 +153,7 @@ impl Owner {
     /// The row of this very merge if it waits; otherwise a new one, which goes on at the cursor of one that was cancelled: what
     /// `into` has taken in since then is still there, because nobody else writes to it.
     fn merge_job(&mut self, task: Task) -> Option<JobRecord> {
-        let same = |job: &&std::sync::Arc<JobRecord>| task_of_work(&job.work) == Some(task) && !job.committed;
+        let same = |job: &&Arc<JobRecord>| task_of_work(&job.work) == Some(task) && !job.committed;
         let last = self.catalog.state().unfinished().rev().find(same).cloned();
         if let Some(job) = last.as_ref().filter(|job| !job.state.is_over()) {
             return Some((**job).clone());
@@ -141,7 +168,10 @@ impl Owner {
 
     fn start_mover(&mut self, job: &JobRecord, pace: Pace) -> Result<LongJob, Failure> {
         let task = task_of_work(&job.work);
+        let sized = self.is_sized();
         let mut need = task.map_or(Bytes(0), |task| need(&Rows(self.catalog.state()), &self.moment(), task));
+        let rests = task.filter(|task| sized && self.fits_at_rest(*task)).and_then(Task::target);
+        let rests = rests.map(|into| self.image(into).cloned()).transpose()?;
         let (request, fds) = match &job.work {
             Work::Merge { from, into, cursor } => {
                 let from = ready(&*self.store, self.image(*from)?, Access::ReadOnly)?;
@@ -151,8 +181,8 @@ impl Owner {
             }
             Work::LeafMerge { from, into, .. } => {
                 let owned = self.image(*from)?.allocated.0;
-                let give_back = self.moment().free.0 < owned.saturating_mul(2);
-                if !give_back && !self.sr.reflink {
+                let give_back = !sized && self.moment().free.0 < owned.saturating_mul(2);
+                if !sized && !give_back && !self.sr.reflink {
                     need = Bytes(owned);
                 }
                 let from = ready(&*self.store, self.image(*from)?, Access::ReadWrite)?;
@@ -162,10 +192,22 @@ impl Owner {
             }
             _ => return Err(Failure::new(ErrorName::Unsupported, "not a merge")),
         };
-        if let Some(into) = task.and_then(Task::target) {
+        // Where sizes are sized the parent has what it needs.
+        if let Some(into) = task.and_then(Task::target).filter(|_| !sized) {
             self.hold_space(job.id, &self.container_of(into), need)?;
         }
-        let script: Script = Box::new(move |session| session.call(&request, fds).map(|_| Value::Null));
+        let store = Arc::clone(&self.store);
+        let script: Script = Box::new(move |session| {
+            session.call(&request, fds)?;
+            if let Some(into) = rests {
+                // What an earlier try left too large. A merge that is done is not undone by that.
+                let mut call = |request: &Request, fds: Vec<OwnedFd>| session.call(request, fds);
+                if let Err(failure) = sizing::deflate(&*store, &into, &mut call) {
+                    tracing::warn!(container = into.container, %failure, "a container stays too large");
+                }
+            }
+            Ok(Value::Null)
+        });
         LongJob::start(job.id, &self.mailbox, script).map_err(|trouble| from_trouble(&trouble))
     }
 
@@ -189,11 +231,14 @@ impl Owner {
         }
     }
 
-    /// The mover has ended.
+    /// The mover has ended, or who made room for it.
     pub(crate) fn merge_ended(&mut self, id: JobId, end: Result<Value, Trouble>, cancelled: bool) {
         let Some(job) = self.catalog.state().jobs.get(&id).map(|row| (**row).clone()) else {
             return self.merge_over(id);
         };
+        if let Some(Current { task, growing: true, .. }) = self.current {
+            return self.room_made(job, task, end, cancelled);
+        }
         match end {
             Ok(_) => {
                 crash::pass(job.work.kind(), Phase::Made);
@@ -270,6 +315,7 @@ impl Owner {
         job.phase = "waiting".to_owned();
         job.retry_at = cancelled.then(|| Timestamp::now() + CANCELLED_REST);
         job.updated = Timestamp::now();
+        self.leave_room(&job);
         if let Err(failure) = self.commit(vec![Change::PutJob(job)]) {
             tracing::error!(job = id, %failure, "a stopped merge could not be recorded");
         }
@@ -286,9 +332,15 @@ impl Owner {
         job.updated = Timestamp::now();
         let event = self.event(Severity::Error, "merge.failed", None, Some(&job), failure.message.clone());
         job.error = Some(failure);
+        self.leave_room(&job);
         if let Err(failure) = self.commit(vec![Change::PutJob(job), event]) {
             tracing::error!(job = id, %failure, "a failed merge could not be recorded");
         }
         self.merge_over(id);
     }
+}
+
+/// What a merge does, for people.
+const fn phase_of(job: &JobRecord) -> &'static str {
+    if job.is_open_move() { "moving" } else { "copying" }
 }

@@ -2,6 +2,7 @@
 //! thread has it.
 
 use crate::adoption::Serving;
+use crate::arrival::Arriving;
 use crate::coalescing::Current;
 use crate::failures::from_catalog;
 use crate::holds::Holds;
@@ -9,7 +10,6 @@ use crate::long::{LongJob, News};
 use crate::priority::Priority;
 use crate::published::{Board, Live, SrFacts};
 use crate::serving::Heard;
-use crate::streams::Arriving;
 use crate::tree::Rows;
 use crate::worker::SmallWorker;
 use catena_catalog::{Catalog, Change, Error as CatalogError};
@@ -39,6 +39,17 @@ pub(crate) enum Mail {
     Call(Call),
     /// A long job has news.
     Long(JobId, News),
+    /// The thread of a job wants so many bytes more for a container than the job was promised.
+    MayTake {
+        /// The job.
+        job: JobId,
+        /// The container that is to grow.
+        container: String,
+        /// By how much.
+        bytes: Bytes,
+        /// Whether it may.
+        answer: Sender<bool>,
+    },
     /// The containers of a job's removal steps are gone, or not.
     Removed(JobId, Result<(), Failure>),
     /// The process of a served disk is heard of, under the incarnation that it had.
@@ -127,6 +138,10 @@ pub(crate) struct Owner {
     pub(crate) serving: Serving,
     /// What running jobs will still take.
     pub(crate) holds: Holds,
+    /// Merges that have no room: into which image, and how many bytes they need.
+    pub(crate) lacking: BTreeMap<ImageId, (ImageId, Bytes)>,
+    /// Images that merges have left in containers that are larger than they need, and when these may be cut.
+    pub(crate) roomy: BTreeMap<ImageId, Instant>,
     /// What containers take that the catalog does not know.
     pub(crate) beside: Bytes,
     /// Images that were written since their rows were: the next commit measures them.
@@ -176,6 +191,8 @@ impl Owner {
             no_labels: false,
             serving,
             holds: Holds::default(),
+            lacking: BTreeMap::new(),
+            roomy: BTreeMap::new(),
             beside: Bytes(0),
             stale: BTreeSet::new(),
             served_measured: Instant::now(),
@@ -236,6 +253,10 @@ impl Owner {
             Mail::Call(call) => self.handle(call),
             Mail::Long(job, News::Progress(progress)) => self.progressed(job, progress),
             Mail::Long(job, News::End(end)) => self.long_ended(job, end),
+            Mail::MayTake { job, container, bytes, answer } => {
+                // A thread that has given up needs no answer.
+                let _ = answer.send(self.promise_more(job, &container, bytes));
+            }
             Mail::Removed(job, result) => self.removed(job, result),
             Mail::Served(vdi, incarnation, heard) => self.heard(vdi, incarnation, heard),
             Mail::Figures(of, to) => {
@@ -281,6 +302,12 @@ impl Owner {
                 return Err(from_catalog(&error));
             }
         };
+        if wanted.iter().any(|change| {
+            matches!(change, Change::PutMeta(_) | Change::PutAttachment(_) | Change::RemoveAttachment(_))
+        }) {
+            // What merges need depends on who uses a disk, and on the policy.
+            self.lacking.clear();
+        }
         for change in &wanted {
             // What a job is promised ends when it does not run any more.
             if let Change::PutJob(job) = change
@@ -291,7 +318,10 @@ impl Owner {
         }
         touched.extend(self.touched(&wanted));
         let tree = Rows(self.catalog.state());
-        touched.into_iter().for_each(|image| self.candidates.touched(&tree, image));
+        for image in touched {
+            self.candidates.touched(&tree, image);
+            self.lacking.retain(|from, (into, _)| *from != image && *into != image);
+        }
         self.relabel(&labelled.left);
         self.stale.extend(labelled.left);
         for (mut event, id) in events.into_iter().zip(ids) {

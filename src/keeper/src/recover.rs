@@ -113,6 +113,7 @@ impl Owner {
                     drop(ready(&*self.store, &row, Access::ReadWrite)?);
                 }
             }
+            self.leave_room(&job);
         }
         let job = JobRecord { state: JobState::Queued, phase: "waiting".to_owned(), ..job };
         self.commit(vec![Change::PutJob(job)])

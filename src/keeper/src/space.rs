@@ -38,10 +38,30 @@ impl Owner {
 
     /// The same, and the bytes are held for the job until it ends. What `container` grows by counts as taken.
     pub(crate) fn hold_space(&mut self, job: JobId, container: &str, bytes: Bytes) -> Result<(), Failure> {
-        self.need_space(bytes)?;
         let before = self.taken(container);
-        self.holds.hold(job, Claim { container: container.to_owned(), before, bytes });
+        self.hold_claim(job, Claim { container: container.to_owned(), before, bytes, gift: None })
+    }
+
+    /// The same for a job that gives something back for it.
+    pub(crate) fn hold_claim(&mut self, job: JobId, claim: Claim) -> Result<(), Failure> {
+        self.need_space(claim.left(|container| self.taken(container)))?;
+        self.holds.hold(job, claim);
         Ok(())
+    }
+
+    /// Whether a job may let the container grow by so many bytes: they are what is left of its promise, or are promised to it now.
+    pub(crate) fn promise_more(&mut self, job: JobId, container: &str, bytes: Bytes) -> bool {
+        let left = self.holds.of(job).filter(|claim| claim.container == container);
+        let left = left.map_or(Bytes(0), |claim| claim.left(|container| self.taken(container)));
+        if bytes <= left {
+            return true;
+        }
+        if self.need_space(Bytes(bytes.0 - left.0)).is_err() {
+            return false;
+        }
+        let before = self.taken(container);
+        self.holds.hold(job, Claim { container: container.to_owned(), before, bytes, gift: None });
+        true
     }
 
     /// Of so many free bytes those that no job is promised.
@@ -49,7 +69,8 @@ impl Owner {
         Bytes(free.0.saturating_sub(self.holds.outstanding(|container| self.taken(container)).0))
     }
 
-    fn taken(&self, container: &str) -> Bytes {
+    /// What a container takes now.
+    pub(crate) fn taken(&self, container: &str) -> Bytes {
         self.store.info(container).map_or(Bytes(0), |info| info.allocated)
     }
 

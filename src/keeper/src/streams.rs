@@ -1,37 +1,24 @@
 //! Operations that move a disk's bytes through a descriptor that the client passed: import, export, and the read and write of
 //! detached disks. This host opens no path that a request names.
 
+use crate::arrival::{Arriving, Filling};
 use crate::crash::{self, Phase};
 use crate::dispatch::params;
 use crate::failures::{bad_request, from_trouble, of_source, of_target};
-use crate::hands::{ready_chain, ready_new};
-use crate::images::{container_name, empty_bytes, new_image, unexpected};
+use crate::hands::ready_chain;
+use crate::images::{empty_bytes, new_image, unexpected};
 use crate::long::{LongJob, Script};
-use crate::operations::new_vdi;
 use crate::owner::{Call, Given, Owner, Running};
-use catena_catalog::Change;
 use catena_control::{Answer, ExportFormat, ImportFormat, Request, Trouble, TroubleKind};
 use catena_rpc::{ReadWriteParams, VdiExportParams, VdiImportParams};
 use catena_sr_api::Access;
-use catena_types::{
-    AttachMode, BLOCK_BYTES, Bytes, ErrorName, Failure, ImageId, ImageRecord, JobRecord, JobState, Made,
-    Severity, VdiKind, VdiUuid, Work,
-};
+use catena_types::{AttachMode, BLOCK_BYTES, Bytes, ErrorName, Failure, JobRecord, JobState, VdiUuid, Work};
 use jiff::Timestamp;
 use nix::libc;
 use nix::sys::stat::fstat;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-
-/// A disk on its way in: its rows, but for the size.
-#[derive(Debug, Clone)]
-pub(crate) struct Arriving {
-    /// Its image.
-    pub(crate) image: ImageRecord,
-    /// Its name.
-    pub(crate) name_label: String,
-}
 
 impl Owner {
     /// `VDI.import`: a stream becomes a disk. A failed import leaves nothing.
@@ -53,40 +40,9 @@ impl Owner {
             created: Timestamp::now().as_second(),
         };
         let (new, need) = (Arriving { image, name_label: asked.name_label }, bytes_of(&stream));
-        self.begin_arrival(work, new, need, asked.request_id, BTreeSet::new(), |_, container| {
-            let script: Script =
-                Box::new(move |session| match session.call(&request, vec![stream, container])? {
-                    Answer::Imported { source } => Ok(json!(source.virtual_size)),
-                    _ => Err(trouble()),
-                });
-            Ok(script)
+        self.begin_arrival(work, new, need, asked.request_id, BTreeSet::new(), |_| {
+            Ok(Filling { request, fds: vec![stream], meaning: |trouble| trouble })
         })
-    }
-
-    /// Begins the job by which a new disk comes in, whose image the script fills in a process of its own. Answers with the job.
-    pub(crate) fn begin_arrival(
-        &mut self,
-        work: Work,
-        mut new: Arriving,
-        need: Bytes,
-        request_id: Option<String>,
-        lease: BTreeSet<ImageId>,
-        script: impl FnOnce(&Self, OwnedFd) -> Result<Script, Failure>,
-    ) -> Result<Given, Failure> {
-        let mut job = self.new_job(work, request_id);
-        job.phase = "copying".to_owned();
-        new.image.container = container_name(&*self.store, &new.image);
-        let container = new.image.container.clone();
-        self.hold_space(job.id, &container, need)?;
-        self.begin(&mut job, vec![Made { image: new.image.id, container: container.clone() }])?;
-        let long = self.or_undo(&job, |owner| {
-            owner.store.create_container(&container, Bytes(0))?;
-            let script = script(owner, ready_new(&*owner.store, &container)?)?;
-            LongJob::start(job.id, &owner.mailbox, script).map_err(|trouble| from_trouble(&trouble))
-        })?;
-        self.track(&job, Running { long, lease, cancelled: false });
-        self.arriving.insert(job.id, new);
-        self.job_document(job.id).map(Given::Answer)
     }
 
     /// `VDI.export`: the content of a VDI or of a base copy, as it is now, goes to a stream. The chain is leased: nothing merges
@@ -157,24 +113,6 @@ impl Owner {
             tracing::warn!(job = job.id, %failure, "a job failed");
             self.undo(job, otherwise, &failure);
         }
-    }
-
-    fn arrive(
-        &mut self,
-        mut job: JobRecord,
-        vdi: VdiUuid,
-        arriving: Arriving,
-        size: &Value,
-    ) -> Result<(), Failure> {
-        let virtual_size = Bytes(size.as_u64().ok_or_else(unexpected)?);
-        let image = self.measured(&ImageRecord { virtual_size, ..arriving.image });
-        let row = new_vdi(vdi, image.id, arriving.name_label, VdiKind::Disk);
-        let word = if matches!(job.work, Work::Copy { .. }) { "copied" } else { "imported" };
-        let text = format!("disk of {virtual_size} {word}");
-        let event = self.event(Severity::Info, &format!("vdi.{word}"), Some(vdi), Some(&job), text);
-        job.committed = true;
-        job.answer = Some(json!({"uuid": vdi}));
-        self.finish(job, vec![Change::PutImage(image), Change::PutVdi(row), event])
     }
 
     /// `VDI.read`: a range of a detached disk goes to a stream.

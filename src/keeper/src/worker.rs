@@ -5,10 +5,25 @@ use crate::failures::from_channel;
 use catena_control::{
     Answered, Channel, ChannelError, Packet, Progress, Reply, Request, Trouble, TroubleKind,
 };
+use catena_types::Bytes;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+
+/// Who hears what a worker says of its running request.
+pub(crate) trait Listener {
+    /// How far it is.
+    fn progress(&mut self, _news: Progress) {}
+
+    /// What it fills must have so many bytes to go on: gives what it has then, less where there is no more.
+    fn enlarge(&mut self, _wanted: Bytes) -> Bytes {
+        Bytes(0)
+    }
+}
+
+/// Nobody.
+impl Listener for () {}
 
 /// A running worker.
 #[derive(Debug)]
@@ -47,12 +62,12 @@ impl Worker {
     }
 
     /// Sends the request with its descriptors, which are closed here as soon as they are sent: the worker's copy of a lock
-    /// is then the only one (D11). Reports progress until the answer comes.
+    /// is then the only one (D11). Until the answer comes `listener` hears what the worker says.
     pub(crate) fn call(
         &mut self,
         request: &Request,
         fds: Vec<OwnedFd>,
-        mut progress: impl FnMut(Progress),
+        listener: &mut dyn Listener,
     ) -> Answered {
         let channel = self.channel()?;
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
@@ -62,7 +77,11 @@ impl Worker {
         sent.map_err(|error| from_channel(&error))?;
         loop {
             match channel.receive::<Reply>() {
-                Ok(Some(Packet { message: Reply::Progress(news), .. })) => progress(news),
+                Ok(Some(Packet { message: Reply::Progress(news), .. })) => listener.progress(news),
+                Ok(Some(Packet { message: Reply::Wants { size }, .. })) => {
+                    let enlarged = Request::Enlarged { size: listener.enlarge(size) };
+                    channel.send(&enlarged, &[]).map_err(|error| from_channel(&error))?;
+                }
                 Ok(Some(Packet { message: Reply::End { outcome }, .. })) => return outcome,
                 Ok(None) => return Err(died()),
                 Err(error) => return Err(from_channel(&error)),
@@ -96,7 +115,7 @@ impl SmallWorker {
     pub(crate) fn call(&mut self, request: &Request, fds: Vec<OwnedFd>) -> Answered {
         let kept = self.0.take().and_then(Worker::if_alive);
         let mut worker = kept.map_or_else(Worker::start, Ok)?;
-        let answered = worker.call(request, fds, |_| {});
+        let answered = worker.call(request, fds, &mut ());
         let broken = matches!(&answered, Err(trouble) if trouble.kind == TroubleKind::Internal);
         if !broken {
             self.0 = Some(worker);

@@ -146,6 +146,6 @@ impl Image {
 
 /// Whether a block must make room for metadata that end at sector `end`. One that begins right after them may stay: the
 /// first block of an image needs no gap before its bitmap.
-fn is_in_the_way(slot: Slot, end: u64) -> bool {
+pub(crate) fn is_in_the_way(slot: Slot, end: u64) -> bool {
     u64::from(slot.0) < end + GAP_SECTORS && Slot::at_or_after(end) != Some(slot)
 }

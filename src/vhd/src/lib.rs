@@ -38,6 +38,7 @@ mod repair_header;
 mod reparent;
 mod report;
 mod restore;
+mod room;
 mod shrink;
 mod space;
 mod stream;

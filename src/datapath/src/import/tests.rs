@@ -131,7 +131,7 @@ fn through_a_pipe(bytes: Vec<u8>, format: ImportFormat) -> (File, Result<Bytes, 
     (target, size)
 }
 
-fn disk_of(file: &File) -> Vec<u8> {
+pub(super) fn disk_of(file: &File) -> Vec<u8> {
     let container = catena_blockio::open_container(file.try_clone().unwrap().into(), false).unwrap();
     let problems =
         catena_vhd::check(&*container, &catena_vhd::CheckOptions { parent: None, now: None, deep: true });
