@@ -52,6 +52,12 @@ pub trait Container: Send + Sync {
     /// Gives the range back to the storage where it can; it reads as zero afterwards in any case.
     fn punch(&self, at: FileOffset, len: Bytes) -> io::Result<()>;
 
+    /// Gives the range back to the storage where that costs next to nothing, else leaves it alone. What it reads as afterwards, until
+    /// it is written again, is undefined: on a device, the bytes of anybody.
+    fn release(&self, at: FileOffset, len: Bytes) -> io::Result<()> {
+        self.punch(at, len)
+    }
+
     /// Makes the range share the blocks of `source`'s range. `Ok(false)` where the two cannot share (another file system, not
     /// supported, misaligned): then nothing was changed.
     fn clone_range(

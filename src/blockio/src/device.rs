@@ -11,9 +11,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-/// The kernel's ioctl that tells the size of a device in bytes.
+/// What a discard is rounded to, inwards: no device has larger sectors.
+const PAGE: u64 = 4096;
+
+/// The kernel's ioctls that tell the size of a device in bytes, and discard a range: first byte and length.
 mod ioctl {
     nix::ioctl_read!(size_in_bytes, 0x12, 114, u64);
+    nix::ioctl_write_ptr_bad!(discard, nix::request_code_none!(0x12, 119), [u64; 2]);
 }
 
 /// A block device, read and written through the page cache or directly.
@@ -72,6 +76,21 @@ impl Container for BlockContainer {
         let end = self.end()?;
         // The kernel refuses a range that begins past the end of a device.
         self.access.punch(at.0, len.0.min(end.saturating_sub(at.0)), end)
+    }
+
+    fn release(&self, at: FileOffset, len: Bytes) -> io::Result<()> {
+        // A discard, and not zeros: a device that cannot discard would have to write them.
+        let start = at.0.next_multiple_of(PAGE);
+        let end = at.0.saturating_add(len.0).min(self.end()?) / PAGE * PAGE;
+        if start >= end {
+            return Ok(());
+        }
+        let _shared = self.access.beside_writers();
+        // SAFETY: the descriptor is open and the kernel reads the two numbers.
+        match unsafe { ioctl::discard(self.access.file().as_raw_fd(), &[start, end - start]) } {
+            Ok(_) | Err(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOTTY) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     fn clone_range(

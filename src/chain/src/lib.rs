@@ -34,7 +34,7 @@ mod tests;
 pub use copy::{CopyOutcome, copy};
 pub use error::Error;
 pub use layer::{Extent, Layer, LayerMut, Ownership};
-pub use live::{Commit, Grown, Growth, Known, LiveLayer, Noted, Placed, Recall};
+pub use live::{Commit, Grown, Growth, Known, LiveLayer, Noted, Placed, Recall, Room};
 pub use livechain::{Beneath, Link, LiveChain, Look, Member};
 pub use mixed::{Owner, Run, Runs, Slot};
 pub use moving::move_down;

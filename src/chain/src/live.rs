@@ -74,6 +74,17 @@ pub struct Commit {
     pub number: u64,
 }
 
+/// What a layer has of a container of explicit size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// So many more blocks can get a place.
+    pub blocks: u64,
+    /// The size of the container, as far as the layer makes use of it.
+    pub size: Bytes,
+    /// The size in which every block of the disk has a place: more helps nothing.
+    pub most: Bytes,
+}
+
 /// Raises the size of a layer. An error means that nothing was changed; otherwise the layer that it gives stands in the old one's
 /// place from then on, even where it could not be made larger: where its blocks are the old one does not know any more.
 pub type Growth = Box<dyn FnOnce() -> Result<Grown, Error> + Send>;
@@ -137,6 +148,14 @@ pub trait LiveLayer: Recall {
     /// What raises the virtual size, durably: to be run elsewhere, since it waits, with nothing noted and nobody using the layer,
     /// of which blocks may move. What deeper layers own past the old end is the caller's business (D6).
     fn grow(&mut self, size: Bytes) -> Result<Growth, Error>;
+
+    /// How much room there is in a container of explicit size; `None` where the container takes what it needs.
+    fn room(&self) -> Option<Room>;
+
+    /// The owner has made the container larger, which is what it now says of its size. The next commit or give-up makes the layer ready
+    /// for that, even where nothing is noted: when it has ended [`room`](Self::room) tells the new size, and blocks get the new
+    /// places.
+    fn enlarged(&mut self) -> Result<(), Error>;
 
     /// From here on the layer is only read, through this container: what a leaf becomes under a new one. Nothing is noted. The
     /// old container is let go, and every change is refused.

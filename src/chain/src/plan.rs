@@ -22,7 +22,8 @@ pub enum Step {
     },
     /// Everything before is durable before anything after is begun.
     Barrier,
-    /// Give the range, of which nobody knows any more, back to a storage that can take it. One that cannot loses nothing.
+    /// Give the range, of which nobody knows any more, back to a storage that can take it. One that cannot loses nothing. What stands
+    /// there afterwards is undefined.
     Release {
         /// Where.
         at: FileOffset,
@@ -108,7 +109,7 @@ impl Step {
             Self::Barrier => container.flush(),
             Self::Punch { at, len } => container.punch(*at, *len),
             Self::Release { at, len } => {
-                if let Err(error) = container.punch(*at, *len) {
+                if let Err(error) = container.release(*at, *len) {
                     tracing::warn!(%error, at = at.0, "freed space could not be given back");
                 }
                 Ok(())

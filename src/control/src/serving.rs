@@ -96,6 +96,24 @@ pub enum Ask {
         /// Whether the catalog says that it is over.
         complete: bool,
     },
+    /// Keep room in the images that are written, where their containers are of explicit size: when new blocks have less than `room`
+    /// bytes left, a container is asked for that is larger by a multiple of `chunk` ([`News::Grow`]). No `room`, as at first: none
+    /// is asked for. What was asked for before is asked for again.
+    Watermark {
+        /// How much, in bytes.
+        room: Bytes,
+        /// In which steps containers grow, in bytes.
+        chunk: Bytes,
+    },
+    /// The container of an image that is written has this size now, or more; also said, with the size that it has, when it could not be
+    /// made larger: writes that wait for that then wait for the storage, or fail, as they would otherwise. Answered when the image
+    /// makes use of it, durably; what is asked meanwhile waits.
+    Enlarged {
+        /// The image.
+        image: ImageId,
+        /// The size of its container.
+        size: Bytes,
+    },
     /// How the disk's requests are to be limited.
     Limit(Limits),
     /// Answered with [`Told::Stats`].
@@ -192,6 +210,14 @@ pub enum News {
         done: Bytes,
         /// Bytes that the leaf still owns; 0: durably none.
         left: Bytes,
+    },
+    /// Little room is left in the container of an image that is written. Said once, until [`Ask::Enlarged`] or [`Ask::Watermark`];
+    /// writes that find no room wait meanwhile, without a word about it.
+    Grow {
+        /// The image.
+        image: ImageId,
+        /// The size that its container should have; never more than what its disk can fill.
+        size: Bytes,
     },
     /// A leaf merge goes no further by itself, and stays open until the keeper ends it.
     MoveFailed {

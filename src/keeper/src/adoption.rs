@@ -492,7 +492,7 @@ impl Owner {
                 (Severity::Info, "vdi.storage_free", "there is space again: writes go on".to_owned())
             }
             News::StorageFailed { message } => return self.note_failing(vdi, Some(&message)),
-            News::Moved { .. } | News::MoveFailed { .. } => return,
+            News::Moved { .. } | News::MoveFailed { .. } | News::Grow { .. } => return,
         };
         let event = self.event(severity, kind, Some(vdi), None, text);
         if let Err(failure) = self.commit(vec![event]) {

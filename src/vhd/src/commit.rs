@@ -47,10 +47,16 @@ impl Image {
     /// caller's. `None` if nothing is noted.
     pub(crate) fn begin_commit_plan(&mut self) -> Result<Option<Plan>> {
         self.nothing_under_way()?;
-        if self.writer()?.dirty.values().all(|dirty| dirty.noted.is_empty()) {
-            return Ok(None);
-        }
         let mut plan = Plan::default();
+        if self.writer()?.dirty.values().all(|dirty| dirty.noted.is_empty()) {
+            if self.writer()?.footer_next.is_none() {
+                return Ok(None);
+            }
+            self.move_footer(&mut plan)?;
+            plan.push(Step::Barrier);
+            self.start(UnderWay::Commit)?;
+            return Ok(Some(plan));
+        }
         for dirty in self.writer()?.dirty.values().filter(|dirty| dirty.fresh && !dirty.noted.is_empty()) {
             // Nothing on disk points at this bitmap yet, and what is noted from here on is not in it.
             plan.write(dirty.slot.bitmap_at(), dirty.noted.to_bitmap());
@@ -79,8 +85,9 @@ impl Image {
     /// Plans what must be durable before the first change of a session: a clear batmap (D4), and a footer at the end. A barrier
     /// must follow before a pointer changes.
     pub(crate) fn begin_change(&mut self, plan: &mut Plan) -> Result<()> {
+        self.move_footer(plan)?;
         if self.writer()?.session == Session::Clean {
-            if self.writer()?.footer_due {
+            if self.writer()?.footer_due && !self.writer()?.space.end.is_pinned() {
                 // Before the batmap: in a file of XenServer's tools the footer may lie inside the last sector of the batmap.
                 self.plan_footer(plan)?;
             }
@@ -97,6 +104,7 @@ impl Image {
         if !plan.is_empty() {
             plan.push(Step::Barrier);
             self.run(&plan, "clearing the batmap")?;
+            self.footer_has_moved();
         }
         Ok(())
     }
@@ -119,6 +127,8 @@ impl Image {
         }
         // Both others have a barrier.
         writer.frees_are_durable |= !matches!(ended, Some((_, UnderWay::Nothing)));
+        self.footer_has_moved();
+        let Some(writer) = &mut self.writer else { return };
         if let Some((_, UnderWay::GiveUp { shrunk, emptied })) = ended {
             for (block, left) in shrunk {
                 writer.dirty.entry(block).and_modify(|dirty| dirty.stored = left);

@@ -23,7 +23,7 @@ impl Image {
     /// The same as a plan, for an image that is in use. A footer that is on its way to the end may say what it said before, so this
     /// is refused until that stands there.
     pub(crate) fn plan_hidden(&mut self, hidden: bool) -> Result<Plan> {
-        if self.writer()?.footer_due {
+        if self.footer_is_on_its_way()? {
             return Err(Error::OutOfRange("the footer is being moved".to_owned()));
         }
         self.footer.hidden = hidden;

@@ -103,12 +103,16 @@ impl Image {
 
     /// Moves the blocks that lie where the new tables go, and keeps their space from being used again.
     fn make_room(&mut self, layout: &Layout) -> Result<()> {
-        self.begin_change_now()?;
         let end = layout.headers_end_sector();
-        self.writer()?.space.reserve_headers(end)?;
-        self.extend_to(FileOffset(end * SECTOR_BYTES))?;
         let moving: Vec<(BlockIndex, Slot)> =
             self.bat.used(BlockIndex(0)).filter(|&(_, slot)| is_in_the_way(slot, end)).collect();
+        // On a device there must be room for all of them, or nothing is begun.
+        let mut space = self.writer()?.space.clone();
+        space.reserve_headers(end)?;
+        space.must_hold(moving.len() as u64)?;
+        self.begin_change_now()?;
+        self.writer()?.space = space;
+        self.extend_to(FileOffset(end * SECTOR_BYTES))?;
         for &(block, slot) in &moving {
             let to = self.allocate_now()?;
             self.copy_slot(slot, to)?;

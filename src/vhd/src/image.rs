@@ -49,7 +49,8 @@ pub enum FooterState {
     EndMissing,
     /// None at offset 0. The one at the end counts.
     CopyDamaged,
-    /// Two different ones: a change of the footer was interrupted. The one at the end counts.
+    /// Two different ones: a change of the footer was interrupted, or a device was made larger. The one at the end of a file counts, and
+    /// the copy on a device.
     Differ,
 }
 
@@ -73,6 +74,10 @@ pub(crate) struct Writer {
     pub(crate) soiled: FileOffset,
     /// Whether the footer may be missing at the end.
     pub(crate) footer_due: bool,
+    /// On a device: where the next plan writes the footer, since the device was made larger, and where the one does that is
+    /// under way; see [`enlarge`](crate::enlarge).
+    pub(crate) footer_next: Option<FileOffset>,
+    pub(crate) footer_moves: Option<FileOffset>,
     /// The blocks of which something is in memory only.
     pub(crate) dirty: BTreeMap<BlockIndex, Dirty>,
     /// The plan that is being carried out, and its number.

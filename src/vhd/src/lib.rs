@@ -15,6 +15,7 @@ mod check_parent;
 mod commit;
 mod create;
 mod dirty;
+mod enlarge;
 mod error;
 mod fit;
 mod footer;

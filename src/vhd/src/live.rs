@@ -9,7 +9,8 @@ use crate::giveup::Emptied;
 use crate::image::{Image, Mode};
 use catena_blockio::Container;
 use catena_chain::{
-    Commit, Error, Extent, Grown, Growth, Known, LiveLayer, Noted, Ownership, Placed, Plan, Recall, Step,
+    Commit, Error, Extent, Grown, Growth, Known, LiveLayer, Noted, Ownership, Placed, Plan, Recall, Room,
+    Step,
 };
 use catena_types::{BlockIndex, Bytes, FileOffset, SectorSet};
 use std::sync::Arc;
@@ -161,6 +162,14 @@ impl LiveLayer for Image {
             let outcome = image.grow(size).map_err(Error::from);
             Ok(Grown { layer: Box::new(image), outcome })
         }))
+    }
+
+    fn room(&self) -> Option<Room> {
+        self.room_left()
+    }
+
+    fn enlarged(&mut self) -> Result<(), Error> {
+        Ok(self.note_enlarged()?)
     }
 
     fn end_writing(&mut self, container: Arc<dyn Container>) -> Result<(), Error> {

@@ -228,7 +228,10 @@ impl Image {
                 End::Moving(_) => FileOffset(size.0),
                 End::Pinned(_) => FileOffset(u64::MAX),
             },
-            footer_due: end_at != Some(end.footer_at()),
+            footer_due: end_at != Some(end.footer_at())
+                || self.footers == FooterState::Differ && end.is_pinned(),
+            footer_next: None,
+            footer_moves: None,
             dirty: BTreeMap::new(),
             under_way: None,
             plans: 0,

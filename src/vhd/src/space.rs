@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::footer::FOOTER_BYTES;
-use crate::layout::Slot;
+use crate::layout::{GAP_SECTORS, SLOT_SECTORS, Slot};
 use catena_types::{Bytes, FileOffset, SECTOR_BYTES};
 use std::collections::BTreeSet;
 
@@ -24,6 +24,11 @@ impl End {
         match self {
             Self::Moving(at) | Self::Pinned(at) => at,
         }
+    }
+
+    /// Whether it is a device's.
+    pub(crate) const fn is_pinned(self) -> bool {
+        matches!(self, Self::Pinned(_))
     }
 }
 
@@ -87,6 +92,32 @@ impl Space {
             }
             _ => Ok(slot),
         }
+    }
+
+    /// How many more slots there are before the footer. Those of a file are not counted.
+    pub(crate) fn slots_left(&self) -> u64 {
+        let first = Slot::at_or_after(self.append_at).map_or(u64::MAX, |slot| u64::from(slot.0));
+        // The last one needs no gap behind it.
+        let sectors = (self.end.footer_at().0 / SECTOR_BYTES + GAP_SECTORS).saturating_sub(first);
+        self.free.len() as u64 + sectors / (SLOT_SECTORS + GAP_SECTORS)
+    }
+
+    /// Fails if a device has no room for so many more slots.
+    pub(crate) fn must_hold(&self, slots: u64) -> Result<()> {
+        let missing = slots.saturating_sub(self.slots_left());
+        if missing > 0 && self.end.is_pinned() {
+            return Err(Error::NoSpace {
+                missing: Bytes(missing * (SLOT_SECTORS + GAP_SECTORS) * SECTOR_BYTES),
+            });
+        }
+        Ok(())
+    }
+
+    /// What lies between the last slot and the footer of a device: where it begins, and its length.
+    pub(crate) fn behind_all(&self) -> Option<(FileOffset, Bytes)> {
+        let from = FileOffset(self.append_at * SECTOR_BYTES);
+        let len = self.end.footer_at().0.checked_sub(from.0).filter(|len| *len > 0)?;
+        self.end.is_pinned().then_some((from, Bytes(len)))
     }
 
     /// Where the data of a file end once so many more slots are taken; `None` where the freed ones are enough, or the format ends.
@@ -238,7 +269,9 @@ mod tests {
         let footer = FileOffset((7 + 4097) * 512 - 512);
         let space = Space::of(&[], 6, End::Pinned(footer)).unwrap();
         assert!(matches!(space.next(), Err(Error::NoSpace { missing: Bytes(512) })));
+        assert_eq!(space.slots_left(), 0);
         let space = Space::of(&[], 6, End::Pinned(FileOffset(footer.0 + 512))).unwrap();
         assert_eq!(space.next().unwrap(), Slot(7));
+        assert_eq!(space.slots_left(), 1);
     }
 }

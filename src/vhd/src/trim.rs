@@ -1,5 +1,5 @@
-//! Giving back what an image has and does not use: the slots of blocks that lost their place, and what a file has behind its
-//! last block.
+//! Giving back what an image has and does not use: the slots of blocks that lost their place, and what is behind the last block: of
+//! a file it is cut off, of a device, up to the footer, discarded.
 
 use crate::error::Result;
 use crate::giveup::SLOT_BYTES;
@@ -22,6 +22,9 @@ impl Image {
         let mut plan = Plan::default();
         for slot in self.writer()?.space.free() {
             plan.push(Step::Release { at: slot.bitmap_at(), len: SLOT_BYTES });
+        }
+        if let Some((at, len)) = self.writer()?.space.behind_all() {
+            plan.push(Step::Release { at, len });
         }
         self.plan_cut(&mut plan)?;
         plan.push(Step::Barrier);

@@ -26,7 +26,8 @@ impl Image {
         }
         let (slot, first) = self.allocate(stride)?;
         let writer = self.writer()?;
-        let footer_at = writer.footer_due.then(|| writer.space.end.footer_at());
+        let told = writer.footer_due && !writer.space.end.is_pinned();
+        let footer_at = told.then(|| writer.space.end.footer_at());
         writer.dirty.insert(block, Dirty { footer_at, ..Dirty::fresh(slot) });
         Ok((slot, first))
     }
@@ -79,7 +80,8 @@ impl Image {
         }
         writer.soiled = writer.soiled.max(slot.end());
         writer.space.take(slot);
-        if writer.footer_due {
+        // That of a device is written by the next commit; until then there is its copy.
+        if writer.footer_due && !writer.space.end.is_pinned() {
             self.plan_footer(&mut plan)?;
         }
         Ok((slot, plan))
@@ -93,7 +95,7 @@ impl Image {
             return Err(Error::io("making room for a block")(error));
         }
         let writer = self.writer()?;
-        writer.footer_due = false;
+        writer.footer_due &= writer.space.end.is_pinned();
         writer.frees_are_durable |= first.steps().contains(&Step::Barrier);
         Ok(slot)
     }

@@ -27,7 +27,7 @@ fn scene(spec: &CreateSpec, sizing: Sizing, before: &[Step]) -> Scene {
     let world = SimWorld::new();
     let disk = match sizing {
         Sizing::Automatic => SimDisk::automatic(&world),
-        Sizing::Explicit => SimDisk::explicit(&world, Bytes(64 << 20)),
+        Sizing::Explicit => SimDisk::used(&world, Bytes(64 << 20)),
     };
     create(&*disk, spec).unwrap();
     let mut model = Model::new(spec.virtual_size.0);

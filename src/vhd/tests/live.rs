@@ -19,7 +19,7 @@ fn disk(spec: &CreateSpec, sizing: Sizing) -> Arc<SimDisk> {
     let world = SimWorld::new();
     let disk = match sizing {
         Sizing::Automatic => SimDisk::automatic(&world),
-        Sizing::Explicit => SimDisk::explicit(&world, Bytes(64 << 20)),
+        Sizing::Explicit => SimDisk::used(&world, Bytes(64 << 20)),
     };
     create(&*disk, spec).unwrap();
     disk

@@ -1,25 +1,52 @@
 //! Sparse bytes in memory: what a simulated disk holds, as readers see it or as a power cut would leave it.
 //!
 //! Invariant: bytes past the size are zero. Pages are shared between copies until they are written, so that a copy for one
-//! of thousands of crash images costs little.
+//! of thousands of crash images costs little; what others have left on a device takes no page before it is written over.
 
+use super::stale::STALE;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, LazyLock};
 
-/// The unit of storage; what holds no page reads as zero.
+/// The unit of storage; what holds no page reads as zero or, where others were before, as what they have left.
 pub(super) const PAGE_BYTES: usize = 4096;
 const PAGE: u64 = PAGE_BYTES as u64;
 
+type Page = Arc<[u8; PAGE_BYTES]>;
+
+/// A page without anything, and one that others have left.
+static EMPTY: LazyLock<Page> = LazyLock::new(|| Arc::new([0; PAGE_BYTES]));
+static USED: LazyLock<Page> = LazyLock::new(|| Arc::new(std::array::from_fn(|at| STALE[at % STALE.len()])));
+
 #[derive(Clone, Default)]
 pub(super) struct Content {
-    pages: BTreeMap<u64, Arc<[u8; PAGE_BYTES]>>,
+    pages: BTreeMap<u64, Page>,
+    /// The pages in which others were, in numbers.
+    used: Vec<Range<u64>>,
     size: u64,
 }
 
 impl Content {
     /// Zeros.
     pub(super) fn of_size(size: u64) -> Self {
-        Self { pages: BTreeMap::new(), size }
+        Self { pages: BTreeMap::new(), used: Vec::new(), size }
+    }
+
+    /// Extends it with what others have left there.
+    pub(super) fn extend_with_stale(&mut self, size: u64) {
+        let (from, to) = (self.size, size.max(self.size));
+        self.used.push(from.div_ceil(PAGE)..to / PAGE);
+        let (head, tail) = (from.next_multiple_of(PAGE).min(to), to / PAGE * PAGE);
+        for (start, end) in [(from, head), (tail.max(from), to)] {
+            let (skip, len) = in_page(start, end - start);
+            self.write(&USED[skip..skip + len], start);
+        }
+        self.size = to;
+    }
+
+    /// What stands in a page that nobody has written to.
+    fn unwritten(&self, page: u64) -> &'static Page {
+        if self.used.iter().any(|range| range.contains(&page)) { &USED } else { &EMPTY }
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -41,10 +68,8 @@ impl Content {
         while !rest.is_empty() {
             let (skip, len) = in_page(at, rest.len() as u64);
             let (part, after) = rest.split_at_mut(len);
-            match self.pages.get(&(at / PAGE)) {
-                Some(page) => part.copy_from_slice(&page[skip..skip + len]),
-                None => part.fill(0),
-            }
+            let page = self.pages.get(&(at / PAGE)).unwrap_or_else(|| self.unwritten(at / PAGE));
+            part.copy_from_slice(&page[skip..skip + len]);
             rest = after;
             at += len as u64;
         }
@@ -60,7 +85,8 @@ impl Content {
         while !rest.is_empty() {
             let (skip, len) = in_page(at, rest.len() as u64);
             let (part, after) = rest.split_at(len);
-            let page = self.pages.entry(at / PAGE).or_insert_with(|| Arc::new([0; PAGE_BYTES]));
+            let unwritten = self.unwritten(at / PAGE);
+            let page = self.pages.entry(at / PAGE).or_insert_with(|| Arc::clone(unwritten));
             Arc::make_mut(page)[skip..skip + len].copy_from_slice(part);
             rest = after;
             at += len as u64;
@@ -73,14 +99,19 @@ impl Content {
         if start >= end {
             return;
         }
-        let touched: Vec<u64> =
-            self.pages.range(start / PAGE..=(end - 1) / PAGE).map(|(&page, _)| page).collect();
-        for index in touched {
+        let (from, to) = (start / PAGE, (end - 1) / PAGE + 1);
+        let written = self.pages.range(from..to).map(|(&page, _)| page);
+        let used = self.used.iter().flat_map(|range| range.start.max(from)..range.end.min(to));
+        for index in written.chain(used).collect::<Vec<_>>() {
             let first = start.max(index * PAGE);
             let (skip, len) = in_page(first, end - first);
-            if len == PAGE_BYTES {
+            let unwritten = self.unwritten(index);
+            if len == PAGE_BYTES && Arc::ptr_eq(unwritten, &EMPTY) {
                 self.pages.remove(&index);
-            } else if let Some(page) = self.pages.get_mut(&index) {
+            } else if len == PAGE_BYTES {
+                self.pages.insert(index, Arc::clone(&EMPTY));
+            } else {
+                let page = self.pages.entry(index).or_insert_with(|| Arc::clone(unwritten));
                 Arc::make_mut(page)[skip..skip + len].fill(0);
             }
         }

@@ -2,6 +2,7 @@
 
 use super::plan::{Call, Counts};
 use super::rng::Rng;
+use super::stale::stale;
 use super::volatile::{Change, Volatile};
 use super::world::SimWorld;
 use crate::container::{Container, Sizing};
@@ -25,6 +26,18 @@ impl SimDisk {
     /// A device of that size, all zeros.
     pub fn explicit(world: &Arc<SimWorld>, size: Bytes) -> Arc<Self> {
         Self::holding(world, Volatile::new(Sizing::Explicit, size.0))
+    }
+
+    /// A device of that size on which others have left their bytes, see [`find_stale`](super::find_stale).
+    pub fn used(world: &Arc<SimWorld>, size: Bytes) -> Arc<Self> {
+        let mut bytes = Volatile::new(Sizing::Explicit, 0);
+        bytes.enlarge(size.0);
+        Self::holding(world, bytes)
+    }
+
+    /// Its owner makes a device larger, at once and durably. In the new part are the bytes of others.
+    pub fn enlarge(&self, size: Bytes) {
+        self.world.lock().disks[self.index].bytes.enlarge(size.0);
     }
 
     pub(super) fn holding(world: &Arc<SimWorld>, bytes: Volatile) -> Arc<Self> {
@@ -97,6 +110,17 @@ impl Container for SimDisk {
         let mut state = self.world.lock();
         let end = at.0.saturating_add(len.0).min(state.disks[self.index].bytes.view().size());
         state.change(self.index, Call::Punch, len.0, Change::Zero { start: at.0.min(end), end })
+    }
+
+    fn release(&self, at: FileOffset, len: Bytes) -> io::Result<()> {
+        if self.sizing() == Sizing::Automatic {
+            return self.punch(at, len);
+        }
+        // A device that discards tells nobody what stands there afterwards.
+        let mut state = self.world.lock();
+        let size = state.disks[self.index].bytes.view().size();
+        let there = usize::try_from(len.0.min(size.saturating_sub(at.0))).unwrap_or(0);
+        state.change(self.index, Call::Punch, len.0, Change::Write { at: at.0, data: stale(there).into() })
     }
 
     fn clone_range(

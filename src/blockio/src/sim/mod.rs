@@ -30,6 +30,7 @@ mod content;
 mod disk;
 mod plan;
 mod rng;
+mod stale;
 mod volatile;
 mod world;
 
@@ -37,6 +38,7 @@ pub use disk::SimDisk;
 pub use nix::errno::Errno;
 pub use plan::{Call, Counts, Fault};
 pub use rng::{Rng, seeds};
+pub use stale::find_stale;
 pub use world::SimWorld;
 
 use std::io;

@@ -110,6 +110,12 @@ impl Volatile {
         Self { sizing, durable: content.clone(), view: content, pending: Vec::new(), flush_error: None }
     }
 
+    /// Its owner has made it larger: durable, whatever becomes of what was written.
+    pub(super) fn enlarge(&mut self, size: u64) {
+        self.durable.extend_with_stale(size);
+        self.view.extend_with_stale(size);
+    }
+
     /// What readers see.
     pub(super) fn view(&self) -> &Content {
         &self.view

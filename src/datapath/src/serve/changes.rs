@@ -70,9 +70,9 @@ impl Changes {
         if core.called.take().is_some() {
             self.opened(keepers, core);
         }
-        // What is asked while the disk grows waits until it has: the leaf is in other hands.
+        // What is asked while the disk or a device of it grows waits until it has: the leaf, or its footer, is in other hands.
         while self.opening.is_none()
-            && !core.disk.is_growing()
+            && core.disk.takes_questions()
             && let Some((ask, fds)) = keepers.next()
         {
             self.question(ask, fds, keepers, core);
@@ -107,6 +107,8 @@ impl Changes {
             Ask::MoveDown { generation, into, rate } => {
                 return self.open(asker, core, move || move_down(generation, &into, rate, fds));
             }
+            Ask::Watermark { room, chunk } => Ok(Change::Watermark { room, chunk }),
+            Ask::Enlarged { image, size } => Ok(Change::Enlarged { image, size }),
             Ask::EndMove { generation, complete } => Ok(Change::EndMove { generation, complete }),
         };
         match change {

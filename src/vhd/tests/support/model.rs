@@ -2,9 +2,10 @@
 
 use super::{errors, put};
 use catena_blockio::Container;
+use catena_blockio::sim::find_stale;
 use catena_chain::{Layer, LayerMut};
 use catena_types::{BlockIndex, Bytes, FileOffset, SectorSet};
-use catena_vhd::{CheckOptions, FooterState, Image, Mode};
+use catena_vhd::{CheckOptions, DiskKind, FooterState, Image, Mode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -145,6 +146,7 @@ impl Model {
         assert_eq!(problems, [], "{context}");
         let image = Image::open(disk.clone(), Mode::ReadOnly).unwrap_or_else(|e| panic!("{context}: {e}"));
         self.verify_image(&image, context);
+        no_stale(&image, context);
         assert!(self.hidden.contains(&image.info().hidden), "{context}");
         assert!(self.sizes.contains(&image.info().virtual_size.0), "{context}");
     }
@@ -193,6 +195,20 @@ impl Model {
     pub fn settled(mut self) -> Self {
         self.settle();
         self
+    }
+}
+
+/// Who ignores the bitmaps of a disk without a parent finds nothing that others have left on a device.
+fn no_stale(image: &Image, context: &str) {
+    if image.info().kind != DiskKind::Dynamic {
+        return;
+    }
+    let mut next = image.next_block(BlockIndex(0));
+    let mut data = vec![0; 2 << 20];
+    while let Some(block) = next {
+        image.container().read_at(&mut data, image.locate(block).unwrap().at).unwrap();
+        assert_eq!(find_stale(&data), None, "{context}: block {} shows what others have left", block.0);
+        next = image.next_block(block.next());
     }
 }
 

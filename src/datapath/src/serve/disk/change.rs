@@ -51,7 +51,11 @@ pub(crate) enum Change {
     MoveDown { generation: u64, into: Leaf, rate: Bytes },
     /// Go on with the merge that is open, at this rate.
     MoveOn { generation: u64, rate: Bytes },
-    /// End it.
+    /// Keep so much room in images on devices.
+    Watermark { room: Bytes, chunk: Bytes },
+    /// The device of an image that is written has this size now.
+    Enlarged { image: ImageId, size: Bytes },
+    /// End the merge.
     EndMove { generation: u64, complete: bool },
     /// Flush and close.
     Stop,
@@ -93,6 +97,11 @@ impl Disk {
             Change::Grow { size } => self.grow(question, size),
             Change::MoveDown { generation, into, rate } => self.move_down(question, generation, into, rate),
             Change::MoveOn { generation, rate } => self.move_on_at(question, generation, rate),
+            Change::Watermark { room, chunk } => {
+                let answer = self.set_watermark(room, chunk);
+                self.answer(question, answer);
+            }
+            Change::Enlarged { image, size } => self.widen(question, image, size),
             Change::EndMove { generation, complete } => self.end_move(question, generation, complete),
         }
         self.run(engine);

@@ -25,8 +25,13 @@ pub(super) struct Enlarging {
 }
 
 impl Disk {
+    /// Whether a question of the keeper can be taken.
+    pub(crate) const fn takes_questions(&self) -> bool {
+        !self.is_growing() && !self.is_widening()
+    }
+
     /// Whether the disk is being made larger.
-    pub(crate) const fn is_growing(&self) -> bool {
+    pub(super) const fn is_growing(&self) -> bool {
         self.enlarging.is_some()
     }
 

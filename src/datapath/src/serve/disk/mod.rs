@@ -6,7 +6,7 @@
 //!
 //! * [`layers`]: the images; [`locks`]: which requests go together; [`task`]: what a request goes through.
 //! * [`fetch`], [`write`], [`zero`]: reading, writing, giving up. [`commit`] and [`pending`]: what makes it last.
-//! * [`space`]: what waits for space; [`change`], [`sealing`]: snapshots, merges, the end.
+//! * [`space`]: what waits for space; [`widen`]: devices that become larger; [`change`], [`sealing`]: snapshots, merges, the end.
 //! * [`moving`], [`window`], [`deciding`]: the merge of the leaf into the image below it, which is then written too ([`target`]).
 //!
 //! Invariants: what is answered as written is in `pending` or on the image (D7); nothing is in two requests' hands that exclude
@@ -28,6 +28,7 @@ mod space;
 mod status;
 mod target;
 mod task;
+mod widen;
 mod window;
 mod write;
 mod zero;
@@ -58,6 +59,7 @@ use std::ops::Range;
 use std::time::Instant;
 use target::Targets;
 use task::{Kind, Poll, Stage, Step, Task};
+use widen::{Watermark, Widening};
 
 /// The most bytes of requests that the disk takes at a time.
 const IN_FLIGHT: u64 = 64 << 20;
@@ -119,6 +121,8 @@ pub(crate) struct Disk {
     /// Requests that have begun to change the disk, have not come to the end of that, and do not wait for space.
     changing: usize,
     enlarging: Option<Enlarging>,
+    watermark: Option<Watermark>,
+    widening: Option<Widening>,
     moving: Option<Moving>,
     /// Counts the states of the chain, and how many requests work with each.
     epoch: u64,
@@ -267,11 +271,13 @@ impl Disk {
                 self.advance(index, engine);
             }
             self.pump_growth(engine);
+            let widening = !self.is_growing() && self.pump_widening();
             let committing = self.pump_commits(engine);
             let moving = !self.is_growing() && self.pump_moving(engine);
             let holding = self.pump_hold(engine);
-            if (self.ready.is_empty() || self.is_growing()) && !committing && !moving && !holding {
-                return;
+            let further = widening || committing || moving || holding;
+            if (self.ready.is_empty() || self.is_growing()) && !further {
+                return self.watch_room();
             }
         }
     }

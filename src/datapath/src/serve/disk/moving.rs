@@ -295,14 +295,28 @@ impl Disk {
     /// It could not be done: it is tried again when there may be space; else the keeper decides.
     pub(super) fn move_fails(&mut self, full: bool) {
         let failed = self.failed.is_some();
+        let into = self.moving.as_ref().map(|moving| moving.into);
+        // A device that nobody is asked to make larger has no space in a while either.
+        let too_small = into.and_then(|into| self.room_of(into)).is_some_and(|room| room.blocks == 0);
+        let for_ever = too_small && !self.awaits_device();
         let Some(moving) = &mut self.moving else { return };
-        if full {
+        if full && !for_ever {
             moving.wake = Some(Instant::now() + AGAIN);
         } else if !failed {
             moving.stuck = true;
-            let message = "an image of the leaf merge cannot be read or written".to_owned();
-            self.news.push(News::MoveFailed { message });
+            let message = if full {
+                "the container of the image below has no room for what the leaf owns"
+            } else {
+                "an image of the leaf merge cannot be read or written"
+            };
+            self.news.push(News::MoveFailed { message: message.to_owned() });
         }
+    }
+
+    /// There may be space now.
+    pub(super) fn move_tries_again(&mut self) {
+        self.moving.iter_mut().for_each(|moving| moving.wake = None);
+        self.wake_move();
     }
 
     /// Tells the keeper now and then how far it is, and once that it is over.

@@ -100,6 +100,8 @@ impl Disk {
             frozen: Vec::new(),
             changing: 0,
             enlarging: None,
+            watermark: None,
+            widening: None,
             moving: None,
             epoch: 0,
             in_epoch: BTreeMap::new(),

@@ -51,6 +51,11 @@ impl<T> Slab<T> {
         Some(item)
     }
 
+    /// Whether there is such a one.
+    pub(super) fn any(&self, is_it: impl FnMut(&T) -> bool) -> bool {
+        self.items.iter().flatten().any(is_it)
+    }
+
     /// Whether there is none.
     pub(super) fn is_empty(&self) -> bool {
         self.items.len() == self.free.len()

@@ -40,7 +40,11 @@ impl Disk {
         self.leave_epoch(task);
         self.changing -= 1;
         self.space.parked.push(index);
-        self.storage_is_full();
+        if self.awaits_device() {
+            self.space.again = Some(Instant::now() + AGAIN);
+        } else {
+            self.storage_is_full();
+        }
     }
 
     /// The storage has refused something.

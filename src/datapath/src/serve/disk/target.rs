@@ -3,6 +3,7 @@
 //! What one of them has to do with the other is that a flush covers both (D9); each has its own commits, one at a time.
 
 use super::commit::Commits;
+use super::widen::Wish;
 use super::write::Growth;
 use catena_chain::Slot;
 use catena_types::{BlockIndex, ImageId};
@@ -20,6 +21,8 @@ pub(super) struct Target {
     pub(super) new_blocks: HashSet<BlockIndex>,
     /// What makes it last.
     pub(super) commits: Commits,
+    /// Whether its device should be larger.
+    pub(super) wish: Wish,
 }
 
 /// Those of a disk: none while it is served for reading only, and never more than two.
@@ -32,7 +35,7 @@ impl Targets {
     /// Another image is written from now on; nothing is on its way to it.
     pub(super) fn add(&mut self, slot: Slot, image: ImageId) {
         let (new_blocks, commits) = (HashSet::new(), Commits::default());
-        self.list.push(Target { slot, image, growth: None, new_blocks, commits });
+        self.list.push(Target { slot, image, growth: None, new_blocks, commits, wish: Wish::Content });
     }
 
     /// It is not written any more. What waits for it is the caller's business.

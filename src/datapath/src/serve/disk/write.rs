@@ -375,6 +375,7 @@ impl Disk {
         errno: Option<i32>,
         message: &str,
     ) -> Poll {
+        self.watch_room();
         if task.kind == Kind::Move {
             return Poll::Failed(if is_full(errno) { Trouble::NoSpace } else { Trouble::Io });
         }
@@ -383,7 +384,7 @@ impl Disk {
             self.went_well(task);
             return Poll::Failed(Trouble::Io);
         }
-        if !self.waits_when_full {
+        if !self.waits_when_full && !self.awaits_device() {
             return Poll::Failed(Trouble::NoSpace);
         }
         self.park(index, task);
