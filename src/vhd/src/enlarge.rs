@@ -22,11 +22,12 @@ impl Image {
         let space = &self.writer.as_ref()?.space;
         let End::Pinned(footer_at) = space.end else { return None };
         let first = Slot::at_or_after(self.layout.headers_end_sector())?;
-        let all = u64::from(self.bat.blocks()) * (SLOT_SECTORS + GAP_SECTORS) * SECTOR_BYTES;
+        let all = u64::from(self.bat.blocks()) * (SLOT_SECTORS + GAP_SECTORS);
+        let last = u64::from(first.0) + all.saturating_sub(GAP_SECTORS);
         Some(Room {
             blocks: space.slots_left(),
             size: Bytes(footer_at.0 + FOOTER_BYTES),
-            most: Bytes(first.bitmap_at().0 + all + FOOTER_BYTES),
+            most: Bytes(last * SECTOR_BYTES + FOOTER_BYTES),
         })
     }
 

@@ -295,12 +295,10 @@ impl Disk {
     /// It could not be done: it is tried again when there may be space; else the keeper decides.
     pub(super) fn move_fails(&mut self, full: bool) {
         let failed = self.failed.is_some();
-        let into = self.moving.as_ref().map(|moving| moving.into);
-        // A device that nobody is asked to make larger has no space in a while either.
-        let too_small = into.and_then(|into| self.room_of(into)).is_some_and(|room| room.blocks == 0);
-        let for_ever = too_small && !self.awaits_device();
+        let awaited = self.awaits_device();
         let Some(moving) = &mut self.moving else { return };
-        if full && !for_ever {
+        // A device that nobody is asked to make larger has no room in a while either.
+        if full && (awaited || !moving.window.found_no_room()) {
             moving.wake = Some(Instant::now() + AGAIN);
         } else if !failed {
             moving.stuck = true;

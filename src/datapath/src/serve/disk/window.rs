@@ -40,6 +40,8 @@ pub(super) struct Window {
     holds: bool,
     /// Parts that have got their place.
     placed: usize,
+    /// The image below has none for the next.
+    no_room: bool,
     copied: Option<io::Result<()>>,
 }
 
@@ -76,6 +78,16 @@ struct Copy {
 impl Window {
     fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.sectors.count() as u64 * SECTOR_BYTES).sum()
+    }
+
+    /// The container of the image below is too small.
+    pub(super) const fn finds_no_room(&mut self) {
+        self.no_room = true;
+    }
+
+    /// Whether it is.
+    pub(super) const fn found_no_room(&self) -> bool {
+        self.no_room
     }
 
     /// A guest writes this to the leaf, now or in a moment.

@@ -258,6 +258,9 @@ impl Disk {
         let placed = match image.layer.place(block) {
             Ok(placed) => placed,
             Err(error) => {
+                if task.kind == Kind::Move && is_full(error.raw_os_error()) {
+                    self.moving.iter_mut().for_each(|moving| moving.window.finds_no_room());
+                }
                 return Err(self.on_write_error(index, task, error.raw_os_error(), &error.to_string()));
             }
         };

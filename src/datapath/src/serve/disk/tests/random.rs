@@ -1,6 +1,6 @@
 //! Random requests against a model, in any order of completion; then with the power cut and the process killed at every step.
 
-use super::chains::{SIZE, chain, content, owned};
+use super::chains::{BLOCKS, On, SIZE, chain_on, content, device_for, owned, shows_nothing_stale};
 use super::model::Model;
 use super::rig::{Rig, bytes, gated, id, image, leaf, make, part, world, write};
 use crate::serve::disk::Change;
@@ -9,7 +9,7 @@ use catena_blockio::Container;
 use catena_blockio::sim::{Call, Errno, Fault, Rng, SimDisk, SimWorld, seeds};
 use catena_chain::{Error, Progress, copy};
 use catena_control::{News, Told};
-use catena_types::{BLOCK_BYTES, Bytes, GuestOffset, Severity};
+use catena_types::{BLOCK_BYTES, Bytes, GuestOffset, ImageId, Severity};
 use catena_vhd::{CheckOptions, Mode, check};
 use std::fs::File;
 use std::sync::Arc;
@@ -85,19 +85,25 @@ struct Run {
     moving: bool,
     /// Whether the storage is full now and then.
     fills: bool,
+    on: On,
+    /// Devices that are to be larger, and how large.
+    wishes: Vec<(ImageId, Bytes)>,
     seed: u64,
 }
 
 impl Run {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, on: On) -> Self {
         let world = world();
         let mut rng = Rng::new(seed);
         let count = 1 + usize::try_from(rng.below(4)).unwrap();
         let empty = rng.coin();
-        let disks = chain(&world, &mut rng, count, empty);
+        let disks = chain_on(on, &world, &mut rng, count, empty);
         let pending = tempfile::tempfile().unwrap();
         let model = Model::new(content(&disks), owned(&disks[..count - 1]));
-        let rig = Rig::open(&disks, &pending, seed);
+        let mut rig = Rig::open(&disks, &pending, seed);
+        if on == On::SmallDevices {
+            rig.ask(Change::Watermark { room: Bytes(BLOCK_BYTES), chunk: Bytes(1 << 20) });
+        }
         let chain = (0..count).collect();
         Self {
             rig,
@@ -110,6 +116,8 @@ impl Run {
             generation: 0,
             moving: false,
             fills: false,
+            on,
+            wishes: Vec::new(),
             seed,
         }
     }
@@ -136,6 +144,13 @@ impl Run {
     }
 
     fn take_answers(&mut self) {
+        self.rig.news.retain(|news| match news {
+            News::Grow { image, size } => {
+                self.wishes.push((*image, *size));
+                false
+            }
+            _ => true,
+        });
         for (request, outcome) in std::mem::take(&mut self.rig.answered) {
             assert!(!matches!(outcome, Outcome::Failed(_)), "seed {}: request {request} failed", self.seed);
             if let Some(expected) = self.model.answered(request) {
@@ -155,11 +170,69 @@ impl Run {
     fn step(&mut self) {
         self.rig.step();
         self.take_answers();
+        if self.rng.below(12) == 0 {
+            self.grant();
+        }
+    }
+
+    /// Makes a device larger, as its keeper does some time after it was asked to. Where a merge or a snapshot has come in between,
+    /// nobody writes there any more.
+    fn grant(&mut self) {
+        if !self.rig.disk.takes_questions() {
+            return;
+        }
+        let hello = self.rig.disk.hello();
+        while let Some((image, size)) = self.wishes.pop() {
+            if hello.chain.first() == Some(&image) || hello.moving_into == Some(image) {
+                let number = (0..self.disks.len()).find(|&n| id(n) == image).unwrap();
+                self.disks[number].enlarge(size);
+                self.rig.ask(Change::Enlarged { image, size });
+                return self.take_answers();
+            }
+        }
+    }
+
+    /// Waits until questions are taken: until a device that is larger is made use of.
+    fn take_questions(&mut self, look: &mut impl FnMut(&mut Self)) {
+        let patience = self.rig.lab.steps + 20_000;
+        while !self.rig.disk.takes_questions() {
+            assert!(self.rig.lab.steps < patience, "seed {}: never enlarged: {}", self.seed, self.state());
+            self.fill(false);
+            self.rig.step();
+            self.take_answers();
+            look(self);
+        }
+    }
+
+    /// Asks for something when questions are taken.
+    fn ask(&mut self, change: Change, look: &mut impl FnMut(&mut Self)) {
+        self.take_questions(look);
+        self.rig.ask(change);
+        self.take_answers();
+    }
+
+    /// An image that another is merged into is made as large as it may become, as a keeper does before.
+    fn inflate(&self, number: usize) {
+        if self.on == On::SmallDevices {
+            self.disks[number].enlarge(device_for(BLOCKS));
+        }
+    }
+
+    /// For messages.
+    fn state(&self) -> String {
+        let wishes = self.wishes.len();
+        let widens = !self.rig.disk.takes_questions();
+        format!(
+            "{}, {wishes} devices are to be larger, one is being made use of: {widens}",
+            self.rig.lab.state()
+        )
     }
 
     /// Waits until no trim is under way.
     fn trims_end(&mut self, look: &mut impl FnMut(&mut Self)) {
+        let patience = self.rig.lab.steps + 20_000;
         while self.model.trims() {
+            assert!(self.rig.lab.steps < patience, "seed {}: never trimmed: {}", self.seed, self.state());
             self.step();
             look(self);
             self.rig.wait();
@@ -180,11 +253,13 @@ impl Run {
         }
         self.fill(false);
         self.trims_end(look);
+        self.take_questions(look);
         if self.fills && self.rng.coin() {
             self.fill(true);
         }
         self.rig.news.clear();
         self.generation += 1;
+        self.inflate(self.chain[below]);
         let into = leaf(&self.disks[self.chain[below]]);
         self.moving = true;
         self.rig.ask(Change::MoveDown { generation: self.generation, into, rate: Bytes(0) });
@@ -201,12 +276,7 @@ impl Run {
         let to_the_end = self.rng.coin();
         while to_the_end && !self.is_moved() {
             assert!(self.rig.told.iter().all(Result::is_ok), "seed {}: {:?}", self.seed, self.rig.told);
-            assert!(
-                self.rig.lab.steps < patience,
-                "seed {}: never moved: {}",
-                self.seed,
-                self.rig.lab.state()
-            );
+            assert!(self.rig.lab.steps < patience, "seed {}: never moved: {}", self.seed, self.state());
             self.fill(false);
             self.submit();
             for _ in 0..8 {
@@ -214,6 +284,7 @@ impl Run {
                 look(self);
             }
         }
+        self.take_questions(look);
         let complete = self.is_moved() && self.rng.below(4) > 0;
         if complete {
             self.chain.pop();
@@ -226,12 +297,7 @@ impl Run {
         // The answer to the beginning may be due too.
         let due = self.rig.disk.hello().moving_into.is_some() || self.rig.told.len() == asked;
         while due && self.rig.disk.hello().moving_into.is_some() {
-            assert!(
-                self.rig.lab.steps < patience,
-                "seed {}: never ended: {}",
-                self.seed,
-                self.rig.lab.state()
-            );
+            assert!(self.rig.lab.steps < patience, "seed {}: never ended: {}", self.seed, self.state());
             self.fill(false);
             let work = work(&mut self.rng);
             if !matches!(work, Work::Trim { .. }) {
@@ -258,22 +324,17 @@ impl Run {
         let before = quiesced(self);
         self.generation += 1;
         let generation = self.generation;
-        let (top, new) = (self.chain[self.chain.len() - 1], SimDisk::automatic(&self.world));
+        let (top, new) = (self.chain[self.chain.len() - 1], self.on.leaf(&self.world));
         make(&new, self.disks.len(), Some(top), Bytes(SIZE));
         let number = self.disks.len();
         self.disks.push(new.clone());
         let old_leaf = gated(&self.disks[top]);
-        self.rig.ask(Change::Prepare { generation, leaf: leaf(&new), old_leaf });
-        self.rig.ask(Change::Quiesce { generation });
+        self.ask(Change::Prepare { generation, leaf: leaf(&new), old_leaf }, look);
+        self.ask(Change::Quiesce { generation }, look);
         let reads = self.rng.coin();
         let patience = self.rig.lab.steps + 5000;
         while quiesced(self) == before {
-            assert!(
-                self.rig.lab.steps < patience,
-                "seed {}: never quiesced: {}",
-                self.seed,
-                self.rig.lab.state()
-            );
+            assert!(self.rig.lab.steps < patience, "seed {}: never quiesced: {}", self.seed, self.state());
             self.submit_some(reads);
             for _ in 0..4 {
                 self.step();
@@ -284,6 +345,7 @@ impl Run {
             self.take_answers();
             look(self);
         }
+        self.take_questions(look);
         let swap = self.rng.below(4) > 0;
         if swap {
             let below = self.chain_of(&self.disks);
@@ -314,11 +376,13 @@ impl Run {
         self.fill(false);
         let index = 1 + usize::try_from(self.rng.below(self.chain.len() as u64 - 2)).unwrap();
         let [parent, child] = [index - 1, index].map(|n| self.disks[self.chain[n]].clone());
+        self.inflate(self.chain[index - 1]);
         let [parent_container, child]: [Arc<dyn Container>; 2] = [parent.clone(), child];
         let source = image(&child, Mode::ReadOnly);
         let mut target = image(&parent_container, Mode::ReadWrite);
         copy(&source, &mut target, GuestOffset(0), &mut GoOn).unwrap();
         target.close().unwrap();
+        self.take_questions(look);
         self.chain.remove(index);
         self.generation += 1;
         let top = self.chain.len() - 1;
@@ -362,7 +426,9 @@ impl Run {
         }
         for _ in 0..if self.fills { 3 } else { 1 } {
             self.fill(false);
-            while !self.rig.lab.is_idle() {
+            let patience = self.rig.lab.steps + 20_000;
+            while !self.rig.lab.is_idle() || !self.wishes.is_empty() {
+                assert!(self.rig.lab.steps < patience, "seed {}: never ended: {}", self.seed, self.state());
                 self.step();
                 look(self);
             }
@@ -378,11 +444,28 @@ pub(super) fn sound(disks: &[Arc<SimDisk>], what: &str) {
     }
 }
 
+const DEVICES: [On; 2] = [On::Devices, On::SmallDevices];
+
 #[test]
 fn random_requests_read_what_was_written() {
-    for seed in seeds("random requests", 20) {
-        let mut run = Run::new(seed);
-        run.fills = seed % 2 == 0;
+    random_requests(&[On::Files], 20);
+}
+
+#[test]
+fn random_requests_read_what_was_written_on_devices() {
+    random_requests(&DEVICES, 20);
+}
+
+/// Of these, the one that comes with the seed: each of them in a row of seeds.
+fn of_seed(on: &[On], seed: u64) -> On {
+    on[usize::try_from(seed % on.len() as u64).unwrap()]
+}
+
+/// Requests, snapshots and merges in any order.
+fn random_requests(on: &[On], count: u64) {
+    for seed in seeds("random requests", count) {
+        let mut run = Run::new(seed, of_seed(on, seed));
+        run.fills = seed % 4 < 2;
         run.go(60, |_| {});
         assert!(run.model.is_done(), "seed {seed}: a request was never answered");
         let whole = run.rig.read(0, u32::try_from(SIZE).unwrap());
@@ -394,27 +477,47 @@ fn random_requests_read_what_was_written() {
         let disks = run.chain_of(&run.world.after_process_kill());
         sound(&disks, &format!("seed {seed}"));
         run.model.check(&content(&disks), false, &format!("seed {seed}, closed"));
+        shows_nothing_stale(&disks, &format!("seed {seed}, closed"));
     }
 }
 
 #[test]
 fn what_was_flushed_survives_a_power_cut_at_every_step() {
-    for seed in seeds("power cut", 2) {
-        let mut run = Run::new(seed);
+    power_cuts(&[On::Files], 2);
+}
+
+#[test]
+fn what_was_flushed_survives_a_power_cut_at_every_step_on_devices() {
+    power_cuts(&DEVICES, 2);
+}
+
+fn power_cuts(on: &[On], count: u64) {
+    for seed in seeds("power cut", count) {
+        let mut run = Run::new(seed, of_seed(on, seed));
         run.go(25, |run| {
             let what = format!("seed {seed}, power cut after step {}", run.rig.lab.steps);
             let disks = run.world.after_power_cut(seed ^ run.rig.lab.steps << 20);
             let disks = run.chain_of(&disks);
             sound(&disks, &what);
             run.model.check(&content(&disks), true, &what);
+            shows_nothing_stale(&disks, &what);
         });
     }
 }
 
 #[test]
 fn what_was_answered_survives_the_death_of_the_process_at_every_step() {
-    for seed in seeds("death", 2) {
-        let mut run = Run::new(seed);
+    deaths(&[On::Files], 2);
+}
+
+#[test]
+fn what_was_answered_survives_the_death_of_the_process_at_every_step_on_devices() {
+    deaths(&DEVICES, 2);
+}
+
+fn deaths(on: &[On], count: u64) {
+    for seed in seeds("death", count) {
+        let mut run = Run::new(seed, of_seed(on, seed));
         run.go(25, |run| {
             let what = format!("seed {seed}, killed after step {}", run.rig.lab.steps);
             let world = run.world.after_process_kill();

@@ -69,6 +69,11 @@ impl Container for Gated {
         self.0.punch(at, len)
     }
 
+    fn release(&self, at: FileOffset, len: Bytes) -> io::Result<()> {
+        Self::wait()?;
+        self.0.release(at, len)
+    }
+
     fn clone_range(&self, _: FileOffset, _: &dyn Container, _: FileOffset, _: Bytes) -> io::Result<bool> {
         Ok(false)
     }
