@@ -366,9 +366,9 @@ impl Disk {
             if let Err(error) = image.layer.wrote(block, &new) {
                 return Err(self.cannot_move(&error.to_string()));
             }
+            // There may have been a commit since the copy was made; another one stores this also where the window comes no further.
+            self.targets.get_mut(into).into_iter().for_each(|target| target.commits.unflushed = true);
         }
-        // There may have been a commit since the copy was made.
-        self.targets.get_mut(into).into_iter().for_each(|target| target.commits.unflushed = true);
         self.wait_for(into, index, task);
         Ok(WindowStage::Storing)
     }
