@@ -1,9 +1,10 @@
-//! Tests that need device-mapper, which the host may not have: they run in the lab (`tests/lab/boot`), all of a program in one boot.
+//! Tests that need device-mapper, which the host may not have: they run in the lab (`tests/lab/boot`), all of a program in one
+//! boot.
 //!
-//! Such a test is an ordinary one whose body is handed to [`test`]. In `cargo test` the first of them starts this very program once
-//! more, in the lab, for all that were asked for; each then has the outcome that it had there. A program has such tests only,
-//! and a name that begins with `lab`, by which `tests/run lab` finds it. With `CATENA_LAB=here` they run on the machine itself.
-//! Packages other than the root include this file by its path.
+//! Such a test is an ordinary one whose body is handed to [`test`]. In `cargo test` the first of them starts this very program
+//! once more, in the lab, for all that were asked for; each then has the outcome that it had there. A program has such tests
+//! only, and a name that begins with `lab`, by which `tests/run lab` finds it. With `CATENA_LAB=here` they run on the machine
+//! itself. Packages other than the root include this file by its path.
 
 #![allow(dead_code, reason = "each test program uses its own part of the harness")]
 

@@ -7,8 +7,8 @@
 //!
 //! A process takes its time to flush and end: the call waits for that, everybody else goes on.
 //!
-//! The attachment is there whenever a process may be: a crash in an attach is undone from its job, which nobody was answered; one in
-//! a detach leaves an attached disk, whose process is found or replaced. Called by `dispatch` and `recover`.
+//! The attachment is there whenever a process may be: a crash in an attach is undone from its job, which nobody was answered;
+//! one in a detach leaves an attached disk, whose process is found or replaced. Called by `dispatch` and `recover`.
 
 use crate::adoption::{Serving, end_now, local, not_attached};
 use crate::crash::{self, Phase};
@@ -237,8 +237,8 @@ impl Owner {
         Ok(is_over)
     }
 
-    /// Whether neither a process nor its record of acknowledged writes is left: then nobody can end what was begun. Images are in order
-    /// without that, as after a power cut, and who detaches says that no client is left who would rely on more (D8).
+    /// Whether neither a process nor its record of acknowledged writes is left: then nobody can end what was begun. Images are
+    /// in order without that, as after a power cut, and who detaches says that no client is left who would rely on more (D8).
     fn has_lost_its_record(&mut self, vdi: VdiUuid) -> Result<bool, Failure> {
         if self.knock(vdi)? {
             return Ok(false);

@@ -1,8 +1,8 @@
 //! Which containers are in use: all others need not be ready, and what is only read need not be writable.
 //!
 //! Containers are made ready by who hands them out, and let go here, after each thing that the owner has done. In use is what the
-//! processes of disks have open or are to have, and what running jobs work on. Nothing is counted, so nothing leaks, and what a crash
-//! has left is let go when the SR is opened. A container that is let go too early does no harm: it is open, and stays.
+//! processes of disks have open or are to have, and what running jobs work on. Nothing is counted, so nothing leaks, and what a
+//! crash has left is let go when the SR is opened. A container that is let go too early does no harm: it is open, and stays.
 
 use crate::owner::Owner;
 use catena_sr_api::Access;

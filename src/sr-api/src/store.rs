@@ -232,7 +232,8 @@ pub trait Store: Send + Sync {
     fn shrink(&self, name: &str, size: Bytes) -> Result<(), Error>;
 
     /// Writes these labels on a container, and removes all others of ours. Changes neither its bytes nor their time of change, but
-    /// may change what it takes. Need not be durable when this returns. [`Error::Unsupported`] where the storage has no place for labels.
+    /// may change what it takes. Need not be durable when this returns. [`Error::Unsupported`] where the storage has no place
+    /// for labels.
     fn set_labels(&self, _name: &str, _labels: &Labels) -> Result<(), Error> {
         Err(Error::Unsupported("this storage has no place for labels".to_owned()))
     }

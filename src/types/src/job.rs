@@ -328,8 +328,8 @@ pub struct Effects {
     pub makes: Vec<Made>,
     /// What is left to do after its commit, in order.
     pub steps: Vec<Step>,
-    /// Containers that may have grown while their images do not know: written before the first of them grows, gone when all are brought
-    /// to their size.
+    /// Containers that may have grown while their images do not know: written before the first of them grows, gone when all are
+    /// brought to their size.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sizes: Vec<Resized>,
 }

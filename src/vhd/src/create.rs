@@ -63,7 +63,8 @@ pub(crate) fn disk_size(size: Bytes, has_parent: bool) -> Result<Bytes> {
 /// explicit size the footer goes to its last sector.
 ///
 /// # Errors
-/// `OutOfRange` for a size or name that the format cannot hold, `NoSpace` where the container is too small, before anything is written.
+/// `OutOfRange` for a size or name that the format cannot hold, `NoSpace` where the container is too small, before anything is
+/// written.
 pub fn create(container: &dyn Container, spec: &CreateSpec) -> Result<()> {
     let size = disk_size(spec.virtual_size, spec.parent.is_some())?;
     let kind = match (&spec.parent, spec.fixed) {

@@ -4,8 +4,9 @@
 //!  inflate:  container grown ─▶ fit (footer at its new end)            deflate:  fit (footer further down) ─▶ container cut
 //! ```
 //! The footer is in the last sector, so a container that has grown has none until it is fitted: what stands at its end then may be
-//! anything, an older footer of this very image too; the copy at the beginning counts. A container that is about to be cut has two,
-//! one where it ends and one where it will. So a crash in an inflate needs one more `fit`, and one in a deflate needs nothing.
+//! anything, an older footer of this very image too; the copy at the beginning counts. A container that is about to be cut has
+//! two, one where it ends and one where it will. So a crash in an inflate needs one more `fit`, and one in a deflate needs
+//! nothing.
 
 use crate::error::{Error, Result};
 use crate::footer::FOOTER_BYTES;
@@ -18,7 +19,8 @@ use catena_types::{BLOCK_BYTES, Bytes, FileOffset, SECTOR_BYTES};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Images on containers of explicit size have tables for a disk of this size, so that growing a disk moves nothing. XenServer's too.
+/// Images on containers of explicit size have tables for a disk of this size, so that growing a disk moves nothing. XenServer's
+/// too.
 const TABLE_SIZE: Bytes = Bytes(2 << 40);
 /// The texts of the parent's locators, each in a sector of its own.
 const LOCATOR_BYTES: u64 = 3 * SECTOR_BYTES;
@@ -49,8 +51,8 @@ pub fn table_size_on(container: &dyn Container) -> Option<Bytes> {
 }
 
 impl Image {
-    /// Opens an image for writing whose container of explicit size has grown, or is to be cut: it had `before` bytes when the footer was
-    /// last at its end. Where that footer was is looked for only if the copy at the beginning is damaged.
+    /// Opens an image for writing whose container of explicit size has grown, or is to be cut: it had `before` bytes when the
+    /// footer was last at its end. Where that footer was is looked for only if the copy at the beginning is damaged.
     ///
     /// # Errors
     /// Those of [`open`](Self::open); `Unsupported` where the container is a file.

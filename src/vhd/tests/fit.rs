@@ -1,5 +1,5 @@
-//! Containers that get another size: at every call of an inflate and a deflate a power cut leaves an image that opens and reads the
-//! same, whatever lay behind its old end.
+//! Containers that get another size: at every call of an inflate and a deflate a power cut leaves an image that opens and reads
+//! the same, whatever lay behind its old end.
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 mod support;

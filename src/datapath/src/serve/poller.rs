@@ -1,7 +1,8 @@
 //! Who has something for the loop: an epoll set, and what each entry in it stands for.
 //!
-//! Sockets of clients and of the keeper are watched for edges: who is told that one can be read or written keeps that in mind until
-//! the kernel says that it would block, and no call is made to change what is watched. Everything else is watched for levels.
+//! Sockets of clients and of the keeper are watched for edges: who is told that one can be read or written keeps that in mind
+//! until the kernel says that it would block, and no call is made to change what is watched. Everything else is watched for
+//! levels.
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};

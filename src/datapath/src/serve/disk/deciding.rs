@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Invariants: [L, P] reads right at every instant and after every crash, so a merge can be ended at any of them; L owns less and
-//! less (D7: nothing is noted of it); at most twice the bytes are copied that L owned at first. [`Moving`](super::moving) carries out.
+//! less (D7: nothing is noted of it); at most twice the bytes are copied that L owned at first. [`Moving`](super::moving)
+//! carries out.
 
 use catena_chain::Known;
 use catena_types::{BLOCK_SECTORS, BlockIndex, SECTOR_BYTES, SectorSet};
@@ -42,8 +43,8 @@ pub(super) fn goes_to(known: &Known, sectors: &Range<usize>) -> (To, usize) {
     }
 }
 
-/// What of a block may be copied, of which the leaf owns that. Where writes are not held back, not what is just being written: half
-/// of it could be copied.
+/// What of a block may be copied, of which the leaf owns that. Where writes are not held back, not what is just being written:
+/// half of it could be copied.
 pub(super) fn may_be_copied(owned: &SectorSet, being_written: &SectorSet, held_back: bool) -> SectorSet {
     if held_back { owned.clone() } else { owned.minus(being_written) }
 }

@@ -1,7 +1,8 @@
 //! Which requests may touch which sectors at a time.
 //!
-//! A request has one range of sectors, or several. Overlapping requests go in the order in which they came, except that readers go together. A request that waits holds up
-//! those that overlap it and came later, so nobody waits for ever. Used by [`Disk`](super::Disk) alone.
+//! A request has one range of sectors, or several. Overlapping requests go in the order in which they came, except that readers
+//! go together. A request that waits holds up those that overlap it and came later, so nobody waits for ever. Used by
+//! [`Disk`](super::Disk) alone.
 
 use catena_types::{BLOCK_SECTORS, BlockIndex, SectorSet};
 use std::ops::Range;

@@ -1,10 +1,10 @@
 //! The barrier behind the last pointers of a leaf that was replaced.
 //!
 //! A quiesce ends with the pointers written, so that writes wait for one barrier only; the other one comes while the new leaf is
-//! written already. Until it has come nothing is committed, so that no flush is answered that the old leaf is part of (D9), and the
-//! resume is not answered, so that nobody is told of the snapshot. A power cut in between leaves of the old leaf what was flushed, and
-//! perhaps more: what the disk itself would have been after a power cut at the instant of the snapshot. After a kill everything is
-//! there, and the successor begins with the barrier.
+//! written already. Until it has come nothing is committed, so that no flush is answered that the old leaf is part of (D9), and
+//! the resume is not answered, so that nobody is told of the snapshot. A power cut in between leaves of the old leaf what was
+//! flushed, and perhaps more: what the disk itself would have been after a power cut at the instant of the snapshot. After a
+//! kill everything is there, and the successor begins with the barrier.
 
 use super::{Disk, Waiting};
 use crate::trouble::from_io;

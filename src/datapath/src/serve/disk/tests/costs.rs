@@ -1,5 +1,5 @@
-//! What it costs, counted on the simulated disk: writes and barriers of first writes, and the barriers that a snapshot makes writes
-//! wait for.
+//! What it costs, counted on the simulated disk: writes and barriers of first writes, and the barriers that a snapshot makes
+//! writes wait for.
 
 use super::cases::fresh;
 use super::chains::content;

@@ -35,8 +35,8 @@ impl Cell {
     }
 }
 
-/// Whoever waits for a commit: for one that begins from now on, for the one under way, for the barrier behind the pointers that one has
-/// written, which is that of the next, or no more.
+/// Whoever waits for a commit: for one that begins from now on, for the one under way, for the barrier behind the pointers that
+/// one has written, which is that of the next, or no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Wait {
     Next,

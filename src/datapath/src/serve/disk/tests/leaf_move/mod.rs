@@ -1,11 +1,11 @@
-//! Every order of the steps of a leaf merge with a guest's writes and flushes, deaths of the process, and the end of the merge at any
-//! instant, with a power cut after each: on the functions with which it is decided where a write goes, what a window copies and what
-//! the leaf gives up ([`deciding`](super::super::deciding)), and on the real locks. The rules are dropped one by one, and each time
-//! something is lost, is copied for ever, or goes wrong otherwise.
+//! Every order of the steps of a leaf merge with a guest's writes and flushes, deaths of the process, and the end of the merge
+//! at any instant, with a power cut after each: on the functions with which it is decided where a write goes, what a window
+//! copies and what the leaf gives up ([`deciding`](super::super::deciding)), and on the real locks. The rules are dropped one
+//! by one, and each time something is lost, is copied for ever, or goes wrong otherwise.
 //!
-//! One block; two of its sectors, which share a sector of the bitmap, are written. A value is the number of the write that made it.
-//! About 230,000 states; 2,100,000 in the nightly form. What is noted of each image, its commits and its barriers are as in the real
-//! image, whose own orders are gone through in `catena-vhd`.
+//! One block; two of its sectors, which share a sector of the bitmap, are written. A value is the number of the write that made
+//! it. About 230,000 states; 2,100,000 in the nightly form. What is noted of each image, its commits and its barriers are as in
+//! the real image, whose own orders are gone through in `catena-vhd`.
 
 #[path = "../../../../../../../tests/harness/explore.rs"]
 mod explore;
@@ -16,7 +16,8 @@ mod world;
 use explore::Explored;
 use world::{Bounds, Dropped, State};
 
-/// Goes through all states. Gives how many there are, or the shortest way to a fault, or to where nothing comes to an end any more.
+/// Goes through all states. Gives how many there are, or the shortest way to a fault, or to where nothing comes to an end any
+/// more.
 fn explore(first: State, dropped: Dropped) -> Result<usize, String> {
     let next = |state: &State| {
         let steps = state.next(dropped).into_iter();
