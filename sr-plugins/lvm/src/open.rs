@@ -30,12 +30,18 @@ pub(crate) fn open(
     let (group, identity) = find(location, uuid)?;
     refuse_others(&identity, host, take_over)?;
     let own = marker::system_id(&host.host);
-    let mut lvm = Lvm2 {
+    let mut taking = group.system_id != own;
+    let lvm = Lvm2 {
         scope: Scope::Devices(group.devices.clone()),
-        taken_from: Some(group.system_id.clone()).filter(|id| *id != own),
-        system_id: Some(own),
+        taken_from: Some(group.system_id.clone()).filter(|_| taking),
+        system_id: Some(own.clone()),
     };
     let node = home::node(&group);
+    if taking && node.open(Access::ReadOnly)?.is_none() {
+        // lvm2 makes nothing active for who only acts for another host. Nobody of this host has the SR open.
+        lvm.give_group(&group.name, &own)?;
+        taking = false;
+    }
     let Some(lock) = OwnerLock::take(&node, catalog(&lvm, &group)?)? else {
         return Err(Error::InUse(format!(
             "the SR {uuid} is open already, by its owner {} as far as its marker says",
@@ -45,10 +51,10 @@ pub(crate) fn open(
     // What was read before the lock may have been another owner's last word but one.
     let (group, mut identity) = of(vec![only(&lvm, &group.name)?], uuid).ok_or_else(|| gone(uuid))?;
     refuse_others(&identity, host, take_over)?;
-    if lvm.taken_from.take().is_some() {
-        let taking = Lvm2 { taken_from: Some(group.system_id.clone()), ..lvm.clone() };
-        taking.give_group(&group.name, &marker::system_id(&host.host))?;
+    if taking {
+        lvm.give_group(&group.name, &own)?;
     }
+    let lvm = Lvm2 { taken_from: None, ..lvm };
     if identity.owner != *host {
         tracing::info!(sr = %uuid, from = ?identity.owner, to = ?host, "the owner in the marker changes");
         identity.owner = host.clone();

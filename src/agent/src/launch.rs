@@ -102,6 +102,7 @@ impl Starter {
             sr: entry.uuid,
             kind: entry.kind.clone(),
             location: entry.location.clone(),
+            devices: entry.devices(),
             host_id: self.host_id.clone(),
             boot_id: self.boot_id.clone(),
             elsewhere,

@@ -456,7 +456,11 @@ mod tests {
         };
         assert_eq!(at("", &["/dev//sdb", "/dev/sdc"]).unwrap(), "/dev/sdb,/dev/sdc");
         for (location, devices) in [("", &[][..]), ("/a", &["/b"]), ("", &["/a,/b"]), ("", &["sdb"])] {
-            assert_eq!(at(location, devices).unwrap_err().name, ErrorName::BadRequest, "{location} {devices:?}");
+            assert_eq!(
+                at(location, devices).unwrap_err().name,
+                ErrorName::BadRequest,
+                "{location} {devices:?}"
+            );
         }
     }
 

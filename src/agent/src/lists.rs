@@ -84,12 +84,14 @@ fn own_record(sr: &Sr, failure: Failure) -> Value {
         Phase::Detached => (SrState::Detached, None),
         _ => (SrState::Failed, Some(state.error.unwrap_or(failure))),
     };
+    let devices = entry.devices();
     let record = catena_rpc::Sr {
         uuid: entry.uuid,
         name_label: entry.name_label,
         kind: entry.kind,
         state: word,
         allocation: "thin".to_owned(),
+        devices,
         location: entry.location,
         physical_size: Bytes(0),
         physical_utilisation: Bytes(0),

@@ -31,6 +31,16 @@ pub(crate) struct SrEntry {
     pub(crate) made_by: Option<MadeBy>,
 }
 
+impl SrEntry {
+    /// Its devices; none where it has a directory.
+    pub(crate) fn devices(&self) -> Vec<String> {
+        match self.on_devices {
+            true => self.location.split(',').map(str::to_owned).collect(),
+            false => Vec::new(),
+        }
+    }
+}
+
 /// The same as a file has it.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,11 +75,9 @@ impl TryFrom<EntryFile> for SrEntry {
 
 impl From<SrEntry> for EntryFile {
     fn from(entry: SrEntry) -> Self {
+        let devices = entry.devices();
         let SrEntry { uuid, kind, name_label, location, on_devices, attach, made_by } = entry;
-        let (location, devices) = match on_devices {
-            true => (None, location.split(',').map(str::to_owned).collect()),
-            false => (Some(location), Vec::new()),
-        };
+        let location = (!on_devices).then_some(location);
         Self { uuid, kind, name_label, location, devices, attach, made_by }
     }
 }
@@ -211,7 +219,10 @@ mod tests {
         devices.location = "/dev/sdb,/dev/sdc".into();
         devices.on_devices = true;
         let text = toml::to_string(&devices).unwrap();
-        assert!(text.contains(r#"devices = ["/dev/sdb", "/dev/sdc"]"#) && !text.contains("location"), "{text}");
+        assert!(
+            text.contains(r#"devices = ["/dev/sdb", "/dev/sdc"]"#) && !text.contains("location"),
+            "{text}"
+        );
         assert_eq!(toml::from_str::<SrEntry>(&text).unwrap(), devices);
         let both = format!("location = \"/srv\"\n{text}");
         assert!(toml::from_str::<SrEntry>(&both).is_err());

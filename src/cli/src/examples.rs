@@ -3,7 +3,13 @@
 
 /// The command and its examples.
 const EXAMPLES: &[(&str, &[&str])] = &[
-    ("sr create", &["catena sr create --type file --name disks --location /srv/disks"]),
+    (
+        "sr create",
+        &[
+            "catena sr create --type file --name disks --location /srv/disks",
+            "catena sr create --type lvm --name fast --devices /dev/sdb,/dev/sdc --allocation thin",
+        ],
+    ),
     (
         "sr introduce",
         &[

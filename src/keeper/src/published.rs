@@ -22,6 +22,8 @@ pub(crate) struct SrFacts {
     pub(crate) kind: String,
     /// Where it is.
     pub(crate) location: String,
+    /// Its devices, where it lies on devices.
+    pub(crate) devices: Vec<String>,
     /// Whether blocks can be shared.
     pub(crate) reflink: bool,
     /// The device number of the file system that it is on.

@@ -114,7 +114,7 @@ impl Starter {
                 Catalog::create(store.catalog_dir(), meta(start.sr, ""))
                     .map_err(|error| from_catalog(&error))?
             }
-            other => other.map_err(|error| unopened(&error, &start.location, &start.kind))?,
+            other => other.map_err(|error| unopened(&error, start))?,
         };
         let mut owner = self.owner(start.sr, store, catalog)?;
         owner.recover()?;
@@ -156,9 +156,13 @@ impl Starter {
     pub(crate) fn facts(&self, sr: SrUuid, store: &dyn Store) -> Result<SrFacts, Failure> {
         let (start, _) = self.start()?;
         let reflink = store.capabilities().clone_range;
-        let device = std::fs::metadata(&start.location).map_or(0, |metadata| metadata.dev());
+        let device = match start.devices.first() {
+            Some(device) => std::fs::metadata(device).map_or(0, |metadata| metadata.rdev()),
+            None => std::fs::metadata(&start.location).map_or(0, |metadata| metadata.dev()),
+        };
         let (kind, location) = (start.kind.clone(), start.location.clone());
-        Ok(SrFacts { uuid: sr, kind, location, reflink, device, group: None })
+        let devices = start.devices.clone();
+        Ok(SrFacts { uuid: sr, kind, location, devices, reflink, device, group: None })
     }
 
     pub(crate) fn owner(
@@ -210,14 +214,15 @@ pub(crate) fn open(
 }
 
 /// What the catalog of an SR that is to be attached says when it cannot be opened.
-fn unopened(error: &CatalogError, location: &str, kind: &str) -> Failure {
+fn unopened(error: &CatalogError, start: &KeeperStart) -> Failure {
     let failure = from_catalog(error);
     if !lost(error) {
         return failure;
     }
+    let option = if start.devices.is_empty() { "--location" } else { "--devices" };
     failure.hint(format!(
-        "make it anew from its copy and the images: catena sr introduce --type {kind} --location {location} \
-         (first with --dry-run)"
+        "make it anew from its copy and the images: catena sr introduce --type {} {option} {} (first with --dry-run)",
+        start.kind, start.location
     ))
 }
 

@@ -39,6 +39,7 @@ impl View {
             state: SrState::Attached,
             allocation: Policy::stored(&state.meta.other).allocation.word().to_owned(),
             location: sr.location.clone(),
+            devices: sr.devices.clone(),
             physical_size: stat.total,
             physical_utilisation: stat.used,
             virtual_allocation: Bytes(state.vdis.values().map(virtual_size).sum()),

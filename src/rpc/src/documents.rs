@@ -34,8 +34,11 @@ pub struct Sr {
     pub state: SrState,
     /// `thin` or `thick`.
     pub allocation: String,
-    /// Where it is.
+    /// Where it is: its directory, or its devices joined by commas.
     pub location: String,
+    /// Its devices, where it lies on devices.
+    #[serde(default)]
+    pub devices: Vec<String>,
     /// Size of the storage in bytes; 0 while not attached, as are the figures below.
     pub physical_size: Bytes,
     /// Bytes that the SR takes.

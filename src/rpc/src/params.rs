@@ -16,8 +16,11 @@ pub struct KeeperStart {
     /// The back end.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Where the SR is.
+    /// Where the SR is: a path, or the paths of its devices joined by commas.
     pub location: String,
+    /// The same, where it lies on devices.
+    #[serde(default)]
+    pub devices: Vec<String>,
     /// This host's id.
     pub host_id: String,
     /// The id of its boot.
