@@ -1,5 +1,6 @@
 //! Which crash points of explicit sizing an operation on a volume group reaches: played by `tests/lab_sizing`, and known to
 //! `tests/crash_points.rs`, which asks for a scenario of each.
+#![allow(dead_code, reason = "each suite plays a part of it")]
 
 /// What is done when it happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

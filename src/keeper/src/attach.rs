@@ -135,7 +135,7 @@ impl Owner {
             error: Some(why.clone()),
             request_id: job.request_id.clone().filter(|_| !why.retry),
             updated: Timestamp::now(),
-            effects: Effects { sizes: self.inflated(vdi), ..Effects::default() },
+            effects: Effects { sizes: self.inflated(vdi, &job), ..Effects::default() },
             ..job
         };
         let changes = vec![Change::RemoveAttachment(vdi), Change::PutJob(over)];

@@ -9,9 +9,7 @@ use crate::steps::back_off;
 use catena_catalog::Change;
 use catena_control::{Progress, Trouble, TroubleKind};
 use catena_rpc::{Id, JobParams, Text};
-use catena_types::{
-    Bytes, Effects, ErrorName, Failure, ImageId, JobId, JobRecord, JobState, Made, Severity, Work,
-};
+use catena_types::{Bytes, Effects, ErrorName, Failure, JobId, JobRecord, JobState, Made, Severity, Work};
 use jiff::{Timestamp, Zoned};
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -91,9 +89,11 @@ impl Owner {
     fn take_back(&mut self, job: &mut JobRecord) -> Result<(), Failure> {
         let made: Vec<&str> = job.effects.makes.iter().map(|made| made.container.as_str()).collect();
         self.store.remove_all(&made)?;
-        let grown: Vec<ImageId> = job.effects.sizes.iter().map(|resized| resized.image).collect();
+        let grown = job.effects.sizes.clone();
         self.settle_sizes(job)?;
-        grown.into_iter().try_for_each(|image| self.deflate(image))
+        let cut = grown.iter().try_for_each(|resized| self.deflate(resized.image));
+        // The row has to name them until all are cut.
+        cut.inspect_err(|_| job.effects.sizes = grown)
     }
 
     /// Runs `make`; if it fails, the job is undone and the failure goes on.

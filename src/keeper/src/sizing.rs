@@ -23,7 +23,7 @@ use std::os::fd::OwnedFd;
 /// The row names the container that is to grow.
 pub(crate) const JOURNALED: CrashPoint = CrashPoint("inflate.journaled");
 /// The container has grown, its image does not know.
-const GROWN: CrashPoint = CrashPoint("inflate.grown");
+pub(crate) const GROWN: CrashPoint = CrashPoint("inflate.grown");
 /// The image has its new size, the row says that it may not.
 pub(crate) const INFLATED: CrashPoint = CrashPoint("inflate.fitted");
 /// The footer stands where the container will end.

@@ -8,6 +8,7 @@ use crate::owner::Owner;
 use crate::serving::silent;
 use crate::sizing::{self, Role, Sizes, Target};
 use catena_catalog::Change;
+use catena_control::Ask;
 use catena_sr_api::Sizing;
 use catena_types::{
     Allocation, AttachMode, AttachmentRecord, Bytes, Effects, ErrorName, Failure, ImageId, ImageRecord,
@@ -107,12 +108,28 @@ impl Owner {
         job.effects.sizes = vec![Resized { image: image.id, container: image.container.clone(), before }];
         self.commit(vec![Change::PutJob(job.clone())])?;
         sizing::JOURNALED.pass();
-        let small = &mut self.small;
-        sizing::grow_to(&*self.store, image, to, &mut |request, fds| small.call(request, fds))?;
+        match self.writer_of(image.id) {
+            Some(vdi) => {
+                self.store.grow(&image.container, to)?;
+                sizing::GROWN.pass();
+                self.tell_enlarged(vdi, image)?;
+            }
+            None => {
+                let small = &mut self.small;
+                sizing::grow_to(&*self.store, image, to, &mut |request, fds| small.call(request, fds))?;
+            }
+        }
         sizing::INFLATED.pass();
         job.effects.sizes.clear();
         let row = self.measured(self.image(image.id)?);
         self.commit(vec![Change::PutImage(row), Change::PutJob(job.clone())])
+    }
+
+    /// D12: the process that writes an image makes use of what its container has now.
+    fn tell_enlarged(&mut self, vdi: VdiUuid, image: &ImageRecord) -> Result<(), Failure> {
+        let size = sizing::length(&*self.store, image)?;
+        let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
+        served.link(vdi)?.ask(&Ask::Enlarged { image: image.id, size }, Vec::new()).map(drop)
     }
 
     /// The same for a leaf that is about to be written by a guest.
@@ -157,7 +174,11 @@ impl Owner {
     }
 
     /// The leaf of a VDI whose attach is undone, which may have grown for that: for the row of a job that has failed.
-    pub(crate) fn inflated(&self, vdi: VdiUuid) -> Vec<Resized> {
+    pub(crate) fn inflated(&self, vdi: VdiUuid, job: &JobRecord) -> Vec<Resized> {
+        if !job.effects.sizes.is_empty() {
+            // Where its footer was is not where the container ends.
+            return job.effects.sizes.clone();
+        }
         let state = self.catalog.state();
         let leaf = state.vdis.get(&vdi).and_then(|row| state.images.get(&row.image));
         let written = leaf.filter(|_| self.is_sized() && self.is_written(vdi));
@@ -234,22 +255,26 @@ impl Owner {
         if !self.is_sized() || self.target_of(image) != Target::Full {
             return Ok(());
         }
+        // What an earlier try has left.
+        self.settle_sizes(job)?;
         let full = self.sizes_of(&row)?.full;
-        match self.writer_of(image) {
-            Some(vdi) => Err(silent(vdi)),
-            None => self.inflate(job, &row, full),
-        }
+        self.inflate(job, &row, full)
     }
 
     /// Brings images to the sizes of their containers which a job was making larger when it ended or was interrupted, and cuts them
     /// again where they are not to be full. The row names none of them any more.
     pub(crate) fn settle_sizes(&mut self, job: &mut JobRecord) -> Result<(), Failure> {
         for Resized { image, before, .. } in &job.effects.sizes {
-            let row = self.catalog.state().images.get(image).cloned();
-            // A process that has it open has done so itself.
-            let Some(row) = row.filter(|row| self.writer_of(row.id).is_none()) else { continue };
-            let small = &mut self.small;
-            sizing::settle(&*self.store, &row, *before, &mut |request, fds| small.call(request, fds))?;
+            let Some(row) = self.catalog.state().images.get(image).cloned() else { continue };
+            match self.writer_of(*image) {
+                Some(vdi) => self.tell_enlarged(vdi, &row)?,
+                None => {
+                    let small = &mut self.small;
+                    sizing::settle(&*self.store, &row, *before, &mut |request, fds| {
+                        small.call(request, fds)
+                    })?;
+                }
+            }
             self.stale.insert(*image);
         }
         job.effects.sizes.clear();
