@@ -3,6 +3,7 @@
 mod cases;
 mod chains;
 mod costs;
+mod devices;
 mod leaf_move;
 mod model;
 mod moving;
