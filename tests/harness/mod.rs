@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test program uses its own part of the harness")]
 
 pub(crate) mod attached;
+pub(crate) mod device;
 mod disks;
 pub(crate) mod guest;
 pub(crate) mod lab;

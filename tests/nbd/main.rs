@@ -3,6 +3,7 @@
 //! the side door.
 
 mod death;
+mod device;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod hostile;

@@ -6,7 +6,7 @@
 use catena_blockio::Container;
 use catena_blockio::sim::{Rng, SimDisk, SimWorld, seeds};
 use catena_chain::{Chain, Error, Layer, Progress, copy, move_down, write};
-use catena_types::{BLOCK_BYTES, BlockIndex, Bytes, GuestOffset, ImageId, Severity};
+use catena_types::{BLOCK_BYTES, BlockIndex, Bytes, FileOffset, GuestOffset, ImageId, Severity};
 use catena_vhd::{CheckOptions, CreateSpec, Image, Mode, ParentSpec, check, create};
 use std::sync::Arc;
 
@@ -48,7 +48,13 @@ impl Progress for Keeper {
 /// Three layers, root first, with random writes in each; flushed and closed.
 fn chain_of_three(world: &Arc<SimWorld>, rng: &mut Rng) -> Vec<Arc<SimDisk>> {
     let disks: Vec<_> = (0..3).map(|_| SimDisk::automatic(world)).collect();
-    for (n, disk) in (0..3_u8).zip(&disks) {
+    fill_chain(&disks, rng);
+    disks
+}
+
+/// The same on these.
+fn fill_chain(disks: &[Arc<SimDisk>], rng: &mut Rng) {
+    for (n, disk) in (0..3_u8).zip(disks) {
         let parent =
             n.checked_sub(1).map(|p| ParentSpec { id: id(p), name: format!("{p}.vhd"), timestamp: 0 });
         let spec = CreateSpec {
@@ -72,7 +78,6 @@ fn chain_of_three(world: &Arc<SimWorld>, rng: &mut Rng) -> Vec<Arc<SimDisk>> {
         }
         image.close().unwrap();
     }
-    disks
 }
 
 fn open(disk: &Arc<SimDisk>, mode: Mode) -> Image {
@@ -186,4 +191,47 @@ fn a_leaf_merge_can_be_stopped_between_any_two_windows() {
     assert!(read(&disks) == expected);
     leaf(&disks, &mut Keeper::new()).unwrap();
     assert!(read(&disks[..2]) == expected);
+}
+
+/// A device that others have used, with room for so many blocks.
+fn device(world: &Arc<SimWorld>, blocks: u64) -> Arc<SimDisk> {
+    SimDisk::used(world, Bytes(8192 + blocks * (4104 << 9) + 1024))
+}
+
+#[test]
+fn a_merge_into_a_device_without_room_is_refused_with_nothing_lost() {
+    for (merge, merged, into) in [(inner as Merge, 1, 0), (leaf as Merge, 2, 1)] {
+        for seed in seeds("a merge without room", 4) {
+            let world = SimWorld::new();
+            let disks: Vec<_> = (0..3).map(|_| device(&world, BLOCKS)).collect();
+            let mut rng = Rng::new(seed);
+            fill_chain(&disks, &mut rng);
+            let expected = read(&disks);
+            // The target's device ends right behind what it has.
+            let needs = open(&disks[into], Mode::ReadOnly).info().physical_end;
+            let (small, mut rest) = (SimDisk::used(&world, needs), disks.clone());
+            let mut bytes = vec![0; usize::try_from(needs.0).unwrap()];
+            disks[into].read_at(&mut bytes, FileOffset(0)).unwrap();
+            let footer = bytes[..512].to_vec();
+            small.write_at(&bytes, FileOffset(0)).unwrap();
+            small.write_at(&footer, FileOffset(needs.0 - 512)).unwrap();
+            small.flush().unwrap();
+            rest[into] = small;
+            let outcome = merge(&rest, &mut Keeper::new());
+            let survivors: Vec<_> = rest.iter().map(|disk| disk.after_power_cut(seed)).collect();
+            survivors.iter().for_each(sound);
+            assert!(read(&survivors) == expected, "seed {seed}");
+            match outcome {
+                Ok(()) => {
+                    let mut shorter = survivors;
+                    shorter.remove(merged);
+                    assert!(read(&shorter) == expected, "seed {seed}: there was room after all");
+                }
+                Err(error) => assert_eq!(error.raw_os_error(), Some(28), "seed {seed}: {error}"),
+            }
+            let mut end = [0; 512];
+            rest[into].read_at(&mut end, FileOffset(needs.0 - 512)).unwrap();
+            assert!(end == footer[..], "seed {seed}: the footer was written over");
+        }
+    }
 }
