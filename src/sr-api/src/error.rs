@@ -70,7 +70,7 @@ impl Error {
                 "detach it there first, or `catena sr attach SR --take-over` if that host will not come back"
             }
             Self::Foreign(_) => {
-                "name an empty or a new directory; one of VHDs is taken over with `catena sr introduce`"
+                "name an empty or a new directory, or devices that hold nothing; VHDs are taken over with `catena sr introduce`"
             }
             Self::Exists(_) => {
                 "`catena sr list` names the SRs of this host, `catena sr introduce` makes another one known"
