@@ -6,7 +6,7 @@ mod lab;
 
 use anyhow::{Context, Result};
 use catena_sr_api::conformance::{self, Bench, Contents, Fixture, Place};
-use catena_sr_api::{Access, Error, HostIdentity, Labels, Plugin, SrIdentity, Store};
+use catena_sr_api::{Access, Error, HostIdentity, Labels, Plugin, Probe, SrIdentity, Store};
 use catena_sr_lvm::{LvmPlugin, commands_run};
 use catena_types::{Bytes, SrUuid};
 use lab::{Disk, run};
@@ -263,6 +263,40 @@ fn figures_in_memory_are_those_of_the_group() -> Result<()> {
         assert_eq!(store.labels("vhd-b")?["vdi"], "1", "labels are written before the SR is closed");
         let sizes = [("vhd-b", mib(52)), ("vhd-c", free)].map(|(name, size)| (name.to_owned(), (size, size)));
         assert_eq!(before.0, BTreeMap::from(sizes));
+        Ok(())
+    })
+}
+
+#[test]
+fn an_sr_is_found_wherever_its_device_is() -> Result<()> {
+    lab::test(|| {
+        let bench = LvmBench::new()?;
+        let (place, other) = (bench.on_disk()?, bench.on_disk()?);
+        let identity = identity();
+        bench.plugin.create(&place.path, &identity)?.create_container("vhd-a", Bytes(1))?;
+        for location in [other.path.as_path(), Path::new("/dev/no-such-device")] {
+            let store = bench.plugin.open(location, identity.uuid, &identity.owner, false)?;
+            assert_eq!(store.list()?.len(), 1, "{}", location.display());
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_a_crash_left_of_a_creation_is_replaced() -> Result<()> {
+    lab::test(|| {
+        let bench = LvmBench::new()?;
+        let place = bench.on_disk()?;
+        let identity = identity();
+        let device = place.path.to_str().context("a path")?;
+        let (group, tag) = (format!("catena-{}", identity.uuid), format!("catena.sr={}", identity.uuid));
+        run("vgcreate", &["-qq", "--addtag", &tag, &group, device])?;
+        run("lvcreate", &["-qq", "--yes", "-Wn", "-L", "32m", "-n", "catalog", &group])?;
+        assert_eq!(bench.plugin.probe(&place.path)?, Probe::Empty);
+        let store = bench.plugin.create(&place.path, &identity)?;
+        store.create_container("vhd-a", Bytes(1))?;
+        drop(store);
+        assert_eq!(bench.plugin.probe(&place.path)?, Probe::Ours(identity));
         Ok(())
     })
 }
