@@ -54,7 +54,7 @@ impl Sized {
                 "--reportformat",
                 "json",
                 "--units",
-                "m",
+                "b",
                 "--nosuffix",
                 "-o",
                 "lv_name,lv_size,lv_attr,vg_name",
@@ -67,8 +67,8 @@ impl Sized {
             let [name, size, attributes, group] =
                 ["lv_name", "lv_size", "lv_attr", "vg_name"].map(|key| volume[key].as_str().unwrap_or(""));
             if let Some(image) = name.strip_prefix("vhd-").filter(|_| group.ends_with(&self.sr)) {
-                let size: f64 = size.parse()?;
-                sizes.insert(image.to_owned(), (size as u64, attributes.to_owned()));
+                let size: u64 = size.parse()?;
+                sizes.insert(image.to_owned(), (size / MIB, attributes.to_owned()));
             }
         }
         Ok(sizes)
