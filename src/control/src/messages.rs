@@ -140,7 +140,8 @@ pub enum Request {
         /// The images and their parents to be.
         images: Vec<(Handed, Parent)>,
     },
-    /// Write planned bytes; the headers may be torn. Descriptors: one a patch, read-write.
+    /// Write planned bytes; the headers may be torn. Descriptors: one a patch, read-write. Answered with
+    /// [`Answer::Patched`].
     ApplyPatches {
         /// The patches.
         patches: Vec<HeaderPatch>,
@@ -366,6 +367,11 @@ pub enum Answer {
     Repaired {
         /// The patch; without writes if the header is in order.
         header: HeaderPatch,
+    },
+    /// To `ApplyPatches`.
+    Patched {
+        /// Images that have got another block table since their patch was planned; nothing was written to them.
+        stale: Vec<ImageId>,
     },
     /// To `Trim`.
     Trimmed {

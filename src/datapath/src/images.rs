@@ -6,7 +6,7 @@ use crate::trouble::{from_io, from_vhd, trouble};
 use catena_control::{Answer, Answered, CreateImage, Handed, ImageReport, Parent, Trouble, TroubleKind};
 use catena_types::{Bytes, FileOffset, Format, HeaderPatch, PatchWrite};
 use catena_vhd::{
-    ContainerSizes, CreateSpec, FooterState, Image, Mode, ParentSpec, apply_patch, table_size_on,
+    ContainerSizes, CreateSpec, FooterState, Image, Mode, ParentSpec, apply_patch, is_stale, table_size_on,
     vhd_timestamp,
 };
 
@@ -117,8 +117,10 @@ pub(crate) fn plan_reparent(images: &[(Handed, Parent)], fds: &mut Descriptors) 
     Ok(Answer::Patches { patches })
 }
 
-/// Writes planned bytes over headers, which may be torn: nothing is read from them.
+/// Writes planned bytes over headers, which may be torn. A plan that was made before the image got another block table is not
+/// carried out: it would put the old one back.
 pub(crate) fn apply_patches(patches: &[HeaderPatch], fds: &mut Descriptors) -> Answered {
+    let mut stale = Vec::new();
     for patch in patches {
         let container = fds.container(Caching::Buffered)?;
         let writes = patch
@@ -126,13 +128,17 @@ pub(crate) fn apply_patches(patches: &[HeaderPatch], fds: &mut Descriptors) -> A
             .iter()
             .map(|write| from_hex(&write.hex).map(|bytes| (write.at, bytes)))
             .collect::<Result<Vec<(FileOffset, Vec<u8>)>, Trouble>>()?;
+        if is_stale(&*container, &writes).map_err(|error| from_vhd(&error))? {
+            stale.push(patch.image);
+            continue;
+        }
         if let [first, .., _] = writes.as_slice() {
             container.write_at(&first.1, first.0).map_err(from_io("writing a header"))?;
             crash::PATCH_HALF.pass();
         }
         apply_patch(&*container, &writes).map_err(|error| from_vhd(&error))?;
     }
-    Ok(Answer::Done)
+    Ok(Answer::Patched { stale })
 }
 
 pub(crate) fn to_hex(bytes: &[u8]) -> String {

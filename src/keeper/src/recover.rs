@@ -84,7 +84,8 @@ impl Owner {
         // An image that a process has open was mended by that process; one that does not answer costs its own chain only.
         let mut patches = patches;
         patches.retain(|patch| self.writer_of(patch.image).is_none());
-        self.apply_patches(&patches)
+        // What is stale is planned anew by the step.
+        self.apply_patches(&patches).map(drop)
     }
 
     /// A crash between the growth of a container and the move of the footer leaves an old one, or none, at its end.

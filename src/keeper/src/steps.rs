@@ -9,7 +9,9 @@ use crate::serving::silent;
 use catena_catalog::Change;
 use catena_control::{Answer, Ask, Request};
 use catena_sr_api::Access;
-use catena_types::{Failure, HeaderPatch, ImageId, JobId, JobRecord, JobState, Step, VdiUuid, Work};
+use catena_types::{
+    ErrorName, Failure, HeaderPatch, ImageId, JobId, JobRecord, JobState, Step, VdiUuid, Work,
+};
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
 
@@ -20,11 +22,20 @@ impl Owner {
     /// Does what is left of a committed job. What fails stays in the row and is tried again later; removals go on in a thread
     /// of their own and end in the mailbox.
     pub(crate) fn run_steps(&mut self, id: JobId) {
-        let Some(job) = self.catalog.state().jobs.get(&id).map(|row| (**row).clone()) else { return };
-        if let Err(failure) = self.steps_of(job) {
+        let mut outcome = self.try_steps(id);
+        if outcome.is_err() && self.small.is_gone() {
+            // It died with what it was doing half done, which nobody needs to see for as long as a step that fails rests.
+            outcome = self.try_steps(id);
+        }
+        if let Err(failure) = outcome {
             tracing::error!(sr = %self.sr.uuid, job = id, %failure, "a step after a commit failed and is tried again");
             self.postpone_steps(id, failure);
         }
+    }
+
+    fn try_steps(&mut self, id: JobId) -> Result<(), Failure> {
+        let job = self.catalog.state().jobs.get(&id).map(|row| (**row).clone());
+        job.map_or(Ok(()), |job| self.steps_of(job))
     }
 
     fn steps_of(&mut self, mut job: JobRecord) -> Result<(), Failure> {
@@ -88,7 +99,19 @@ impl Owner {
     ) -> Result<(), Failure> {
         let patches = if planned.is_empty() { self.plan_patches(job, images)? } else { planned };
         crash::pass(job.work.kind(), Phase::Planned);
-        self.apply_patches(&patches)
+        let stale = self.apply_patches(&patches)?;
+        if stale.is_empty() {
+            return Ok(());
+        }
+        // The others are written. Whoever made the disk larger meanwhile has written a header of his own.
+        let patches = self.plan_patches(job, &stale)?;
+        match self.apply_patches(&patches)?.first() {
+            None => Ok(()),
+            Some(image) => {
+                let text = "the header of an image changes while it is to name another parent";
+                Err(Failure::new(ErrorName::TryAgain, text).object("image", image))
+            }
+        }
     }
 
     fn plan_patches(&mut self, job: &mut JobRecord, images: &[ImageId]) -> Result<Vec<HeaderPatch>, Failure> {
@@ -108,8 +131,8 @@ impl Owner {
                 _ => return Err(unexpected()),
             }
         }
-        if let Some(Step::Reparent { patches: row, .. }) = job.effects.steps.first_mut() {
-            row.clone_from(&patches);
+        if let Some(Step::Reparent { images: of, patches: row }) = job.effects.steps.first_mut() {
+            (*of, *row) = (images.to_vec(), patches.clone());
         }
         let mut changes = self.without_older_patches(job.id, images);
         changes.push(Change::PutJob(job.clone()));
@@ -134,10 +157,11 @@ impl Owner {
         changes
     }
 
-    /// Writes planned bytes. The headers may be torn by an earlier try, so nothing is read from them.
-    pub(crate) fn apply_patches(&mut self, patches: &[HeaderPatch]) -> Result<(), Failure> {
+    /// Writes planned bytes. The headers may be torn by an earlier try. Gives the images that have got another block table since
+    /// it was planned, for which it must be planned anew; the others are all written.
+    pub(crate) fn apply_patches(&mut self, patches: &[HeaderPatch]) -> Result<Vec<ImageId>, Failure> {
         // D12: what a process has open for writing is written by that process.
-        let (mut here, mut there) = (Vec::new(), Vec::new());
+        let (mut here, mut there, mut stale) = (Vec::new(), Vec::new(), Vec::new());
         for patch in patches {
             match self.writer_of(patch.image) {
                 Some(vdi) => there.push((vdi, patch.clone())),
@@ -146,7 +170,12 @@ impl Owner {
         }
         for (vdi, patch) in there {
             let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
-            served.link(vdi)?.ask(&Ask::Patch { patches: vec![patch] }, Vec::new())?;
+            let image = patch.image;
+            match served.link(vdi)?.ask(&Ask::Patch { patches: vec![patch] }, Vec::new()) {
+                Ok(_) => {}
+                Err(failure) if failure.name == ErrorName::BadRequest => stale.push(image),
+                Err(failure) => return Err(failure),
+            }
         }
         for batch in here.chunks(BATCH) {
             let (mut wanted, mut fds) = (Vec::new(), Vec::new());
@@ -156,9 +185,12 @@ impl Owner {
                 wanted.push((*patch).clone());
             }
             let answer = self.small.call(&Request::ApplyPatches { patches: wanted }, fds);
-            answer.map_err(|trouble| from_trouble(&trouble))?;
+            match answer.map_err(|trouble| from_trouble(&trouble))? {
+                Answer::Patched { stale: some } => stale.extend(some),
+                _ => return Err(unexpected()),
+            }
         }
-        Ok(())
+        Ok(stale)
     }
 
     fn start_removal(&self, job: &JobRecord) {

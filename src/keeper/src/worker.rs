@@ -110,6 +110,11 @@ impl Drop for Worker {
 pub(crate) struct SmallWorker(Option<Worker>);
 
 impl SmallWorker {
+    /// Whether none is kept: the last call broke it.
+    pub(crate) const fn is_gone(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Calls the worker, starting one if there is none. One that breaks in the middle is replaced at the next call; the
     /// request is not repeated, since nobody knows how far it came.
     pub(crate) fn call(&mut self, request: &Request, fds: Vec<OwnedFd>) -> Answered {

@@ -54,6 +54,6 @@ pub use footer::{DiskKind, vhd_timestamp};
 pub use image::{FooterState, Image, Mode};
 pub use portable::{Portable, fixed_footer};
 pub use repair::{Fix, Repair, RepairOptions, plan_repair};
-pub use reparent::{Patch, apply_patch};
+pub use reparent::{Patch, apply_patch, is_stale};
 pub use report::{ImageInfo, ParentInfo};
 pub use stream::{StreamEnd, StreamHead, StreamMap, StreamPlace, read_stream_end, read_stream_head};

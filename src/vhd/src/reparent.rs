@@ -108,10 +108,25 @@ fn locator_is_safe(layout: &Layout, at: FileOffset, space: u64) -> bool {
 /// The largest space of a locator that is rewritten.
 const MAX_LOCATOR_SPACE: u64 = 16 << 10;
 
+/// Whether the image has got another block table since the plan was made: its header must not be put back, and a new plan is needed.
+/// A header that is torn is the one that this plan, or an older one, was being written over: it has changed in no other way.
+///
+/// # Errors
+/// Those of the storage.
+pub fn is_stale(container: &dyn Container, patch: &[(FileOffset, Vec<u8>)]) -> Result<bool> {
+    let planned = patch.iter().find_map(|(at, bytes)| Some((*at, bytes.as_slice().try_into().ok()?)));
+    let Some((at, planned)) = planned else { return Ok(false) };
+    let mut raw = [0; 1024];
+    container.read_at(&mut raw, at).map_err(Error::io("reading the header"))?;
+    let table =
+        |raw: &[u8; 1024]| Header::parse(raw, at).ok().map(|header| (header.table_at, header.entries));
+    Ok(table(&raw).is_some_and(|now| table(planned).is_some_and(|then| now != then)))
+}
+
 /// Writes a plan and waits until it is durable. The image is not opened: its header may be torn.
 ///
 /// # Errors
-/// Those of the storage; may be repeated.
+/// Those of the storage; may be repeated. One that [is stale](is_stale) must not be applied.
 pub fn apply_patch(container: &dyn Container, patch: &[(FileOffset, Vec<u8>)]) -> Result<()> {
     for (at, bytes) in patch {
         container.write_at(bytes, *at).map_err(Error::io("naming another parent"))?;

@@ -7,7 +7,7 @@ use catena_blockio::sim::{Call, Errno, Fault, SimDisk, SimWorld};
 use catena_blockio::{Container, Sizing};
 use catena_chain::LayerMut;
 use catena_types::{BlockIndex, Bytes, SectorSet};
-use catena_vhd::{CreateSpec, Error, FooterState, Image, Mode, apply_patch, create};
+use catena_vhd::{CreateSpec, Error, FooterState, Image, Mode, apply_patch, create, is_stale};
 use proptest::prelude::*;
 use std::sync::Arc;
 use support::model::{Model, Step, use_again};
@@ -214,6 +214,25 @@ fn a_torn_change_of_the_parent_is_repaired_from_the_plan() {
             assert!(info.locators.iter().all(|path| path == "./another.vhd"));
         }
     }
+}
+
+#[test]
+fn a_plan_for_another_parent_does_not_outlive_the_block_table() {
+    let mut scene = scene(&child_spec(16), Sizing::Automatic, &[Write(1, 0..2, 1)]);
+    let mut new = parent("another.vhd");
+    new.id = catena_types::ImageId::from_bytes([3; 16]);
+    let patch = scene.image.plan_reparent(&new).unwrap();
+    assert!(!is_stale(&*scene.disk, &patch).unwrap());
+    // Within the table it stays right; beyond it, it would put the old table back.
+    scene.image.grow(Bytes(18 << 20)).unwrap();
+    scene.image.grow(Bytes(3000 << 20)).unwrap();
+    assert!(is_stale(&*scene.disk, &patch).unwrap());
+    let fresh = scene.image.plan_reparent(&new).unwrap();
+    assert!(!is_stale(&*scene.disk, &fresh).unwrap());
+    // A torn header is what a plan is for.
+    let (at, header) = fresh.last().unwrap();
+    scene.disk.write_at(&header[..512], *at).unwrap();
+    assert!(!is_stale(&*scene.disk, &fresh).unwrap());
 }
 
 #[test]
