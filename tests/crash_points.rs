@@ -11,10 +11,11 @@ use anyhow::{Context, Result, bail, ensure};
 use crash::effect::Effect;
 use crash::life::{self, Life};
 use crash::mending;
+use crash::merging::MERGES_THERE;
 use crash::request::{Operation, Turn};
 use crash::serving::{self, Serving};
 use crash::stage::Stage;
-use crash::volumes::{MERGES_THERE, VOLUMES};
+use crash::volumes::VOLUMES;
 use std::collections::BTreeSet;
 use std::process::Command;
 

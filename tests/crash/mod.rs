@@ -8,6 +8,7 @@
 pub(crate) mod effect;
 pub(crate) mod life;
 pub(crate) mod mending;
+pub(crate) mod merging;
 pub(crate) mod request;
 pub(crate) mod serving;
 pub(crate) mod stage;

@@ -29,28 +29,3 @@ pub(crate) const VOLUMES: &[(&str, Sizing)] = &[
     ("inflate.grown", Sizing::Resize),
     ("inflate.fitted", Sizing::Resize),
 ];
-
-/// What merges there reach besides: played by `tests/lab_merging`.
-pub(crate) const MERGES_THERE: &[(&str, Merged)] = &[
-    ("merge.grown", Merged::Inner),
-    ("leaf_merge.grown", Merged::Leaf),
-    ("leaf_merge.grown", Merged::Live),
-    ("inflate.grown", Merged::Inner),
-    ("inflate.grown", Merged::Live),
-    ("merge.made", Merged::Inner),
-    ("merge.committed", Merged::Inner),
-    ("leaf_merge.made", Merged::Leaf),
-    ("leaf_merge.begun", Merged::Live),
-    ("leaf_merge.committed", Merged::Live),
-];
-
-/// What is merged when it happens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Merged {
-    /// A base copy into another one.
-    Inner,
-    /// The leaf of a detached disk.
-    Leaf,
-    /// The leaf of a disk that a guest writes.
-    Live,
-}
