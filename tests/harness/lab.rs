@@ -34,7 +34,9 @@ pub(crate) fn test<F: FnOnce() -> Result<()>>(body: F) -> Result<()> {
     static OUTCOMES: OnceLock<Result<HashMap<String, Outcome>>> = OnceLock::new();
     let outcomes = OUTCOMES.get_or_init(run_all).as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
     let outcome = outcomes.get(name).with_context(|| format!("{name} did not run in the lab"))?;
-    println!("{}", outcome.said);
+    if !at_once() {
+        println!("{}", outcome.said);
+    }
     ensure!(outcome.good, "in the lab: {name}: see above");
     Ok(())
 }
@@ -48,6 +50,11 @@ pub(crate) fn inside() -> Option<PathBuf> {
 struct Outcome {
     good: bool,
     said: String,
+}
+
+/// Whether everything is to be shown when it is said.
+fn at_once() -> bool {
+    env::args().any(|word| word == "--nocapture")
 }
 
 /// The name that the test framework has for the function around a closure.
@@ -85,6 +92,9 @@ fn run_all() -> Result<HashMap<String, Outcome>> {
     let mut said = String::new();
     for line in BufReader::new(lab.stdout.take().context("a pipe")?).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
+        if at_once() {
+            println!("{line}");
+        }
         said = said + &line + "\n";
         if let Some((name, outcome)) = line.strip_prefix("lab: ").and_then(|rest| rest.rsplit_once(": ")) {
             let good = outcome.starts_with("ok");
@@ -92,7 +102,11 @@ fn run_all() -> Result<HashMap<String, Outcome>> {
         }
     }
     let status = lab.wait()?;
-    ensure!(status.success(), "the lab ended with {status}: {said}");
+    // What has an outcome keeps it where the lab was ended early.
+    for name in names.iter().filter(|_| !status.success()) {
+        let said = || Outcome { good: false, said: format!("the lab ended with {status}: {said}") };
+        outcomes.entry((*name).to_owned()).or_insert_with(said);
+    }
     Ok(outcomes)
 }
 
