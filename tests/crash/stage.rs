@@ -205,7 +205,8 @@ impl Stage {
         while let Err(error) = self.agent.call("SR.scan", &params)? {
             ensure!(
                 error["data"]["retry"] == true && Instant::now() < end,
-                "the SR does not come back: {error}"
+                "the SR does not come back: {error}: {}",
+                self.agent.log()
             );
             std::thread::sleep(Duration::from_millis(10));
         }

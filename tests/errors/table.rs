@@ -92,9 +92,9 @@ pub(crate) const ROWS: &[Row] = &[
     // SRs.
     at_once(
         Plain,
-        "sr create --type lvm --name x --location {srs}/new",
+        "sr create --type nfs --name x --location {srs}/new",
         "sr_unknown_type",
-        "no SR type 'lvm'",
+        "no SR type 'nfs'",
         "types: file",
     ),
     at_once(

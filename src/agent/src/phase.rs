@@ -17,8 +17,8 @@ use std::time::Duration;
 
 /// The first pause before a keeper is started again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest one.
-const LAST_PAUSE: Duration = Duration::from_secs(30);
+/// The longest one: a keeper that cannot live takes little of the host, and whoever has mended what it died of waits no longer.
+const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// A keeper that has lived so long is not counted with those that died before it.
 const LONG_LIFE: Duration = Duration::from_secs(60);
 
@@ -134,15 +134,15 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_half_a_minute_and_a_long_life_starts_anew() {
+    fn pauses_double_up_to_five_seconds_and_a_long_life_starts_anew() {
         let mut deaths = 0;
         let mut pauses = Vec::new();
         for _ in 0..11 {
             deaths = deaths_in_a_row(deaths, Duration::from_secs(59));
             pauses.push(pause(deaths).as_millis());
         }
-        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000, 5000, 5000]);
         assert_eq!(deaths_in_a_row(deaths, Duration::from_secs(60)), 1);
-        assert_eq!(pause(u32::MAX), Duration::from_secs(30));
+        assert_eq!(pause(u32::MAX), Duration::from_secs(5));
     }
 }
