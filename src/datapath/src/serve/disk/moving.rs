@@ -128,7 +128,7 @@ impl Moving {
     }
 
     /// Whether the leaf still is a leaf that takes over nothing.
-    const fn is_leaving(&self) -> bool {
+    pub(super) const fn is_leaving(&self) -> bool {
         matches!(self.stage, MoveStage::Leaving(_) | MoveStage::Sealing)
     }
 

@@ -6,6 +6,7 @@
 //! leaf's sectors, a copy may be on its way there. A long range is done window by window.
 
 use super::Disk;
+use super::moving::Moving;
 use super::task::{Beneath, Edge, Kind, Poll, Survey, Task, by_block, index};
 use super::write::{Piece, ZEROS, edges};
 use crate::serve::work::Trouble;
@@ -112,6 +113,9 @@ impl Disk {
             (task.survey, task.beneath) = (Some(top), Some(beneath));
             return Err(poll);
         }
+        // A window that is dropped may still be copying from the leaf what it would give up: on a device that would bring what others
+        // have left there into the image below.
+        let keeps = self.moving.as_ref().is_some_and(Moving::is_leaving);
         let mut found = Found { give_up_of: Some(lowest), ..Found::default() };
         for (block, touched) in by_block(window.clone()) {
             let owned = top.owned_by(block, |owner| owner.is_some());
@@ -119,7 +123,8 @@ impl Disk {
             let by_others = beneath.found.get(&block).cloned().unwrap_or_default();
             let inner = inner(block, &task.range, &touched);
             found.edge_owned |= !owned.minus(&inner).is_empty();
-            found.add(task.kind, block, &inner, &owned, &by_lowest.minus(&by_others));
+            let own = if keeps { SectorSet::empty() } else { by_lowest.minus(&by_others) };
+            found.add(task.kind, block, &inner, &owned, &own);
         }
         Ok(found)
     }
