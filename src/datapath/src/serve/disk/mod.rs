@@ -405,8 +405,14 @@ impl Disk {
             return Step::Again;
         }
         if task.stage == Stage::Pieces && !task.give_up.is_empty() {
-            task.stage = Stage::GiveUp;
             let Some(slot) = task.give_up_of else { return Step::End(Outcome::Failed(Trouble::ReadOnly)) };
+            if !self.may_give_up(slot) {
+                // It has waited for space, and no change of the chain waits for that: what it found out is no longer so.
+                task.give_up.clear();
+                (task.cursor, task.stage) = (task.range.start, Stage::Window);
+                return Step::Again;
+            }
+            task.stage = Stage::GiveUp;
             self.wait_for_give_up(slot, index, task);
             return Step::Wait;
         }

@@ -95,6 +95,11 @@ impl Disk {
         self.writes_into().or(self.layers.leaf_slot())
     }
 
+    /// Whether that image is the one, and nothing is being copied from it.
+    pub(super) fn may_give_up(&self, slot: Slot) -> bool {
+        self.gives_up() == Some(slot) && !self.moving.as_ref().is_some_and(Moving::is_leaving)
+    }
+
     fn look_at_window(
         &mut self,
         index: usize,
