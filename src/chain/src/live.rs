@@ -11,7 +11,7 @@
 //! is under way at a time. The owner is the event loop of a disk that is being served.
 
 use crate::error::Error;
-use crate::layer::{Extent, Layer};
+use crate::layer::{Extent, Layer, Ownership};
 use crate::plan::Plan;
 use catena_blockio::Container;
 use catena_types::{BlockIndex, Bytes, FileOffset, SectorSet};
@@ -28,6 +28,18 @@ pub enum Known {
     Sectors(Box<SectorSet>),
     /// It depends on the bytes there, which are to be read and given to [`Recall::learn`]. There may be more to read then.
     At(Extent),
+}
+
+impl Known {
+    /// What the layer owns of the block, or what must be read to say so.
+    pub(crate) fn owned(self) -> Result<Ownership, Extent> {
+        match self {
+            Self::Nothing => Ok(Ownership::Nothing),
+            Self::Everything => Ok(Ownership::Everything),
+            Self::Sectors(set) => Ok(Ownership::Sectors(set)),
+            Self::At(at) => Err(at),
+        }
+    }
 }
 
 /// A layer that can tell what it knows. Neither call waits for anything.

@@ -8,10 +8,10 @@
 //! The owner is the event loop of a disk.
 
 use crate::error::Error;
-use crate::layer::{Extent, Ownership};
+use crate::layer::Extent;
 use crate::live::{Known, Recall};
 use crate::map::{ChainMap, Walk};
-use crate::mixed::{Owner, Runs, Slot};
+use crate::mixed::{Owner, Run, Runs, Slot};
 use catena_types::{BLOCK_SECTORS, BlockIndex, Bytes, SectorSet};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -132,6 +132,24 @@ impl<M: Member> LiveChain<M> {
         }
         let outside = || Error::OutOfRange(format!("block {} lies past the end of the disk", block.0));
         self.map.lookup(block, sectors).map(Look::Runs).ok_or_else(outside)
+    }
+
+    /// Who owns these sectors of the block, where that depends on nothing that is still to be read: for when it cannot be read. `None`
+    /// where it does. Asks the layers each time.
+    pub fn look_above_unknown(&self, block: BlockIndex, sectors: Range<usize>) -> Option<Vec<Run>> {
+        let mut walk = Walk::new(block);
+        for &slot in &self.order {
+            let Some(layer) = self.member(slot).map(Member::layer) else { continue };
+            if !walk.enters(layer.virtual_size()) {
+                break;
+            }
+            match layer.known(block).map(Known::owned) {
+                Ok(Ok(owned)) => walk.meets(Some(slot), &owned),
+                _ => break,
+            }
+        }
+        let runs: Vec<Run> = walk.ends().runs(sectors).collect();
+        runs.iter().all(|run| run.owner.is_some()).then_some(runs)
     }
 
     /// What the layers below `above` own of the block. Asks the layers each time.
@@ -282,16 +300,10 @@ impl<M: Member> LiveChain<M> {
             if !walk.enters(layer.virtual_size()) {
                 break;
             }
-            let owned = match layer.known(block)? {
-                Known::Nothing => continue,
-                Known::Everything => Ownership::Everything,
-                Known::Sectors(set) => Ownership::Sectors(set),
-                Known::At(at) => {
-                    missing.push((slot, at));
-                    continue;
-                }
-            };
-            walk.meets(Some(slot), &owned);
+            match layer.known(block)?.owned() {
+                Ok(owned) => walk.meets(Some(slot), &owned),
+                Err(at) => missing.push((slot, at)),
+            }
         }
         Ok(missing)
     }

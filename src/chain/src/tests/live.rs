@@ -127,7 +127,11 @@ fn owner(layers: &[Arc<Forgetful>], top: usize, block: BlockIndex, sector: usize
 }
 
 fn assert_agrees(chain: &mut Served, layers: &[Arc<Forgetful>], block: BlockIndex, sectors: Range<usize>) {
+    // What is known before anything is learnt is right, as far as it goes.
+    let known = chain.look_above_unknown(block, sectors.clone());
+    let known = known.map(|known| known.into_iter().map(|run| (run.sectors, run.owner)).collect::<Vec<_>>());
     let found = runs(chain, block, sectors.clone());
+    assert!(known.is_none_or(|known| known == found), "{block:?}, {sectors:?}");
     let mut at = sectors.start;
     for (run, whose) in found {
         assert_eq!(run.start, at, "without gaps");

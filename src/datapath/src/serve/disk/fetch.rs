@@ -59,7 +59,7 @@ impl Disk {
         survey: &mut Survey,
         engine: &mut dyn Engine,
     ) -> Poll {
-        if let Some(poll) = task.learns() {
+        if let Some(poll) = self.survey_learns(task, survey) {
             return poll;
         }
         self.enter_epoch(task);
@@ -71,14 +71,40 @@ impl Disk {
                     survey.todo.push((block, sectors));
                     self.learn_all(index, task, block, missing, engine);
                 }
-                Err(error) => self.cannot_look(task, &error),
+                Err(error) => {
+                    survey.todo.push((block, sectors));
+                    self.cannot_look(task, &error);
+                }
             }
         }
-        if let Some(poll) = task.learns() {
+        if let Some(poll) = self.survey_learns(task, survey) {
             return poll;
         }
         survey.found.sort_by_key(|(block, run)| (*block, run.sectors.start));
         Poll::Ready
+    }
+
+    /// Where a survey stands with what it waits for. What cannot be read of an image fails it only where the sectors may be that image's
+    /// or those of one below: an image that is broken breaks nothing that lies above it.
+    fn survey_learns(&mut self, task: &mut Task, survey: &mut Survey) -> Option<Poll> {
+        match task.learns()? {
+            Poll::Failed(_) if self.survey_above_unknown(task, survey) => Some(Poll::Ready),
+            poll => Some(poll),
+        }
+    }
+
+    /// The rest of a survey from what is known already; false where that does not do.
+    fn survey_above_unknown(&mut self, task: &mut Task, survey: &mut Survey) -> bool {
+        self.enter_epoch(task);
+        survey.is_of(self.epoch);
+        for (block, sectors) in &survey.todo {
+            let Some(runs) = self.layers.look_above_unknown(*block, sectors.clone()) else { return false };
+            survey.found.extend(runs.into_iter().map(|run| (*block, run)));
+        }
+        survey.todo.clear();
+        survey.found.sort_by_key(|(block, run)| (*block, run.sectors.start));
+        task.unread = false;
+        true
     }
 
     /// The same for what is owned below an image.

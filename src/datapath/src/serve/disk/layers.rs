@@ -5,7 +5,7 @@
 //! that are not in memory is said to be missing.
 
 use catena_blockio::Container;
-use catena_chain::{Beneath, Error, Extent, Link, LiveChain, LiveLayer, Look, Member, Recall, Slot};
+use catena_chain::{Beneath, Error, Extent, Link, LiveChain, LiveLayer, Look, Member, Recall, Run, Slot};
 use catena_types::{BlockIndex, Bytes, FileOffset, ImageId};
 use std::ops::Range;
 use std::sync::Arc;
@@ -141,6 +141,11 @@ impl Layers {
     /// Who owns these sectors of the block.
     pub(super) fn look(&mut self, block: BlockIndex, sectors: Range<usize>) -> Result<Look<'_>, Error> {
         self.chain.look(block, sectors)
+    }
+
+    /// Who owns them, where that depends on no bytes that are still to be read.
+    pub(super) fn look_above_unknown(&self, block: BlockIndex, sectors: Range<usize>) -> Option<Vec<Run>> {
+        self.chain.look_above_unknown(block, sectors)
     }
 
     /// What the images below that one own of the block.

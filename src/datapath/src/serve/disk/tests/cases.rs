@@ -2,12 +2,13 @@
 
 use super::chains::{SIZE, chain, content};
 use super::random::sound;
-use super::rig::{Rig, bytes, gated, id, leaf, make, part, world, write};
+use super::rig::{Rig, bytes, gated, id, image, leaf, make, part, world, write};
 use crate::serve::disk::{Change, Part};
 use crate::serve::work::{Extent, Outcome, Trouble, Work};
 use catena_blockio::sim::{Call, Errno, Fault, Rng, SimDisk, SimWorld};
 use catena_control::{News, Told};
-use catena_types::{BLOCK_BYTES, Bytes, FileOffset, HeaderPatch, ImageId};
+use catena_types::{BLOCK_BYTES, Bytes, FileOffset, GuestOffset, HeaderPatch, ImageId};
+use catena_vhd::Mode;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -132,6 +133,25 @@ fn a_read_that_fails_is_that_read_alone() {
     assert!(matches!(rig.done(Work::Read { at, len: 512 }), Outcome::Failed(Trouble::Io)));
     world.heal();
     assert!(rig.read(at, 512) == content[usize::try_from(at).unwrap()..][..512]);
+}
+
+#[test]
+fn an_image_that_cannot_be_read_breaks_nothing_that_lies_above_it() {
+    let worlds = [world(), world()];
+    let disks = worlds.each_ref().map(SimDisk::automatic);
+    (0..2).for_each(|n| make(&disks[n], n, n.checked_sub(1), Bytes(SIZE)));
+    let mut base = image(&gated(&disks[0]), Mode::ReadWrite);
+    catena_chain::write(&mut base, None, GuestOffset(0), &[1; 2 * PAGE]).unwrap();
+    base.close().unwrap();
+    let mut rig = Rig::open(&disks, &tempfile::tempfile().unwrap(), 1);
+    worlds[0].fail(Fault::nth(0, Errno::EIO).of(Call::Read).forever());
+    assert!(matches!(rig.write(PAGE as u64, &[2; PAGE]), Outcome::Done));
+    assert!(rig.read(PAGE as u64, 4096) == [2; PAGE], "what the leaf owns");
+    for len in [512, 8192] {
+        assert!(matches!(rig.done(Work::Read { at: 0, len }), Outcome::Failed(Trouble::Io)));
+    }
+    worlds[0].heal();
+    assert!(rig.read(0, 8192) == [[1; PAGE], [2; PAGE]].concat());
 }
 
 #[test]
