@@ -204,6 +204,16 @@ fn a_keeper_that_dies_in_a_merge_of_base_copies() -> Result<()> {
     lab::test(|| all(Merged::Inner))
 }
 
+#[test]
+fn a_keeper_that_dies_in_a_merge_of_a_leaf() -> Result<()> {
+    lab::test(|| all(Merged::Leaf))
+}
+
+#[test]
+fn a_keeper_that_dies_in_a_merge_of_a_leaf_in_use() -> Result<()> {
+    lab::test(|| all(Merged::Live))
+}
+
 fn all(what: Merged) -> Result<()> {
     for (at, _) in MERGES_THERE.iter().filter(|(_, one)| *one == what) {
         play(what, at).with_context(|| format!("{what:?} at {at}"))?;
@@ -217,6 +227,8 @@ fn play(what: Merged, at: &str) -> Result<()> {
     if what != Merged::Inner {
         store.merge()?;
         store.agent.ok(&["vdi", "destroy", &snapshot])?;
+        // For which its parent must grow.
+        store.fill(&disk, 5..8, 4)?;
     }
     let hash = store.agent.hash(&disk)?;
     if what == Merged::Live {
@@ -237,7 +249,7 @@ fn play(what: Merged, at: &str) -> Result<()> {
     }
     match what {
         Merged::Inner => store.has(&[holding(5), holding(1), holding(0)], "after all")?,
-        Merged::Leaf | Merged::Live => store.has(&[holding(5)], "after all")?,
+        Merged::Leaf | Merged::Live => store.has(&[holding(8)], "after all")?,
     }
     ensure!(store.agent.hash(&disk)? == hash, "{}", store.agent.log());
     store.agent.is_clean(&store.sr)

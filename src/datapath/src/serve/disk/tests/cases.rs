@@ -398,8 +398,8 @@ fn a_merged_image_is_let_go_when_the_last_read_of_it_has_ended() {
     let merged = SimDisk::automatic(&fresh.world);
     make(&merged, 0, None, Bytes(SIZE));
     let container: Arc<dyn catena_blockio::Container> = merged.clone();
-    let mut image = super::rig::image(&container, catena_vhd::Mode::ReadWrite);
-    catena_chain::write(&mut image, None, catena_types::GuestOffset(0), &whole).unwrap();
+    let mut image = image(&container, Mode::ReadWrite);
+    catena_chain::write(&mut image, None, GuestOffset(0), &whole).unwrap();
     image.close().unwrap();
 
     let reading = rig.submit(Work::Read { at, len: 512 });
