@@ -301,13 +301,18 @@ impl Owner {
     /// Asks the process to end, and waits for it; no longer, where it was asked before.
     fn stop_process(&mut self, vdi: VdiUuid) -> Result<(), Failure> {
         let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| not_attached(vdi))?;
+        let pid = served.pid;
         let link = served.link(vdi)?;
+        let process = link.process(pid);
         let patience = if link.is_told_to_stop() { Duration::ZERO } else { STOP };
         if !link.is_told_to_stop() {
             link.stop()?;
         }
         link.answer(patience)?;
-        if link.ends_within(PATIENCE) { Ok(()) } else { Err(silent(vdi)) }
+        // It closes the connection before the last of its files: who detaches may unmount what they lie on.
+        let has_ended =
+            link.ends_within(PATIENCE) && process.is_none_or(|process| process.ends_within(PATIENCE));
+        if has_ended { Ok(()) } else { Err(silent(vdi)) }
     }
 
     fn forget_served(&mut self, vdi: VdiUuid) {

@@ -14,7 +14,10 @@ use crate::owner::Mail;
 use crate::rundir::Sockets;
 use catena_control::{Ask, Channel, Handed, Hello, Packet, Said, Told, Trouble};
 use catena_types::{Bytes, ErrorName, Failure, ImageId, VdiUuid};
+use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -298,6 +301,14 @@ impl Link {
         }
     }
 
+    /// The end of the process, if it has not come yet.
+    pub(crate) fn process(&self, pid: u32) -> Option<Process> {
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+        let process = pidfd_open(number, PidfdFlags::empty()).ok()?;
+        // While it has the connection open its number is not another's.
+        (!self.is_gone()).then_some(Process(process))
+    }
+
     /// Waits until the process closes the connection, as it does when it ends; false if it does not in time.
     pub(crate) fn ends_within(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
@@ -307,6 +318,26 @@ impl Link {
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => return true,
                 Err(RecvTimeoutError::Timeout) => return false,
+            }
+        }
+    }
+}
+
+/// A process whose end can be waited for, whoever started it.
+#[derive(Debug)]
+pub(crate) struct Process(OwnedFd);
+
+impl Process {
+    /// Waits until it has ended and has nothing open any more; false if it has not in time.
+    pub(crate) fn ends_within(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+                Err(Errno::EINTR) => {}
+                Ok(count) => return count > 0,
+                Err(_) => return false,
             }
         }
     }
