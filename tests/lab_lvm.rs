@@ -1,8 +1,7 @@
 //! Storage on logical volumes, with the real lvm2, device-mapper and file systems, in the lab.
 //!
 //! `devices`: the lab's own disks. `life`: an SR from its creation to its end. `making`: where one may be made, and how it is found
-//! again. `coming`: one that goes and comes. `sizes`: what disks take, as `lvs` says it. `faults`: devices that fail and that hang.
-//! `full`: a volume group without room.
+//! again. `coming`: one that goes and comes. `faults`: devices that fail and that hang. `full`: a volume group without room.
 
 #[path = "lab_lvm/coming.rs"]
 mod coming;
@@ -17,7 +16,5 @@ mod harness;
 mod life;
 #[path = "lab_lvm/making.rs"]
 mod making;
-#[path = "lab_lvm/sizes.rs"]
-mod sizes;
 #[path = "lab_lvm/store.rs"]
 mod store;

@@ -1,6 +1,6 @@
 //! Somebody who uses a served disk at random, as a hypervisor's guest does, and knows what it must hold.
 
-use super::nbd::{Client, FLUSH, FUA, WRITE_ZEROES};
+use super::nbd::{Client, FLUSH, FUA, TRIM, WRITE_ZEROES};
 use super::{PATIENCE, socket_of};
 use anyhow::{Result, anyhow, ensure};
 use sha2::{Digest, Sha256};
@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 /// The longest request in bytes.
 const LONGEST: usize = 200_000;
+
+/// The most that is given up with one request: more than a block.
+const MOST_TRIMMED: usize = 5 << 20;
 
 /// Random numbers that a seed repeats.
 pub(crate) struct Dice(pub(crate) u64);
@@ -93,6 +96,35 @@ impl Guest {
             }
         }
         Ok(())
+    }
+
+    /// Gives up a range at random. Each sector of it reads as what it held, or as zeros, and nothing else; so it does from then on.
+    pub(crate) fn trim(&mut self) -> Result<()> {
+        let length = (self.dice.roll(MOST_TRIMMED) & !511) + 512;
+        let start = self.dice.roll(self.content.len() - length) & !511;
+        let (at, len) = (start as u64, u32::try_from(length)?);
+        ensure!(self.insist(|client| client.ask(TRIM, 0, at, len))? == 0, "trimming at {start}");
+        let data = self.insist(|client| client.read(at, len))?;
+        let data = data.map_err(|error| anyhow!("reading {length} bytes at {start}: {error}"))?;
+        let held = &mut self.content[start..start + length];
+        let sectors = data.chunks(512).zip(held.chunks(512));
+        for (number, (read, held)) in sectors.enumerate() {
+            let is_zero = read.iter().all(|byte| *byte == 0);
+            ensure!(is_zero || read == held, "sector {number} behind {start} is neither old nor zero");
+        }
+        held.copy_from_slice(&data);
+        Ok(())
+    }
+
+    /// The disk is larger now, which a new connection sees.
+    pub(crate) fn grown(&mut self, size: usize) {
+        self.content.resize(size, 0);
+        self.client = None;
+    }
+
+    /// What the disk must hold.
+    pub(crate) fn content(&self) -> &[u8] {
+        &self.content
     }
 
     pub(crate) fn sha256(&self) -> String {

@@ -23,7 +23,7 @@ const LIMIT: u32 = 900;
 /// How much of the lab's disk each test has, in MiB, as `tests/lab/suite` has it.
 const SLOT: u64 = 256 << 10;
 /// What the lab's kernel needs.
-const MODULES: &str = "dm-mod dm-flakey nbd loop";
+const MODULES: &str = "dm-mod dm-flakey nbd loop fuse";
 
 /// Runs the body in the lab. On failure: what the test has said there.
 pub(crate) fn test<F: FnOnce() -> Result<()>>(body: F) -> Result<()> {

@@ -1,5 +1,7 @@
 //! An agent with an SR on a disk of the lab, and what lvm2 says of it.
 
+#![allow(dead_code, reason = "each test program uses its own part of it")]
+
 use crate::harness::lab::{Disk, run};
 use crate::harness::{Agent, text, wait_until};
 use anyhow::{Context, Result, ensure};

@@ -71,7 +71,7 @@ impl Owner {
         }
         self.retry_wanting();
         let ready = self.ready();
-        self.cut_roomy(&ready);
+        self.fit_roomy(&ready);
         for task in &ready {
             match *task {
                 Task::Remove { .. } => return self.start_garbage(&ready),

@@ -6,7 +6,8 @@
 //! How much that is the images say, whose maps are read: a base copy gets what it will use, the leaf of a disk that is served, or of any
 //! disk where allocation is thick, the size in which every block has a place. Where that is not free, a leaf that nobody writes is first
 //! cut to what it uses, and its extents are the parent's. What is missing then is remembered, and the plan holds the merge until so
-//! much is free. When a merge has ended early its parent is cut again; a leaf that was cut gets its size back when it is attached.
+//! much is free. When a merge has ended early its parent is cut again, and a leaf that was cut gets its size back as soon as there is
+//! room, or when it is attached.
 
 use crate::coalescing::task_of_work;
 use crate::crash::{self, Phase};
@@ -16,12 +17,14 @@ use crate::holds::{Claim, Gift};
 use crate::images::unexpected;
 use crate::long::{LongJob, Script};
 use crate::owner::{Owner, Running};
-use crate::sizing::{self, Call};
+use crate::sizing::{self, Call, Target};
 use catena_catalog::Change;
 use catena_coalesce::Task;
 use catena_control::{Answer, Request, Trouble};
 use catena_sr_api::{Access, Store};
-use catena_types::{Allocation, Bytes, ErrorName, Failure, ImageId, ImageRecord, JobRecord, Resized, Work};
+use catena_types::{
+    Allocation, Bytes, Effects, ErrorName, Failure, ImageId, ImageRecord, JobRecord, Resized, Step, Work,
+};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -209,30 +212,59 @@ impl Owner {
         self.lacking.iter().map(|(from, (_, need))| (*from, *need))
     }
 
-    /// A merge into the image has ended early: it is cut again when the worker has nothing to do with it.
+    /// A merge has ended early: its parent is cut again when the worker has nothing to do with it, and its leaf gets back what it had.
     pub(crate) fn leave_room(&mut self, job: &JobRecord) {
-        if let Some(into) = task_of_work(&job.work).and_then(Task::target).filter(|_| self.is_sized()) {
-            self.roomy.insert(into, Instant::now());
-        }
+        let Some(task) = task_of_work(&job.work).filter(|_| self.is_sized()) else { return };
+        let is_full = |image: &ImageId| self.target_of(*image) == Target::Full;
+        let leaf = Some(task.image()).filter(is_full);
+        let now = Instant::now();
+        self.roomy.extend(task.target().into_iter().chain(leaf).map(|image| (image, now)));
     }
 
-    /// Cuts what merges have left too large, unless the next one needs it so.
-    pub(crate) fn cut_roomy(&mut self, ready: &[Task]) {
+    /// Gives containers that merges have left with another size the one that they are to have, unless the next merge needs them so.
+    pub(crate) fn fit_roomy(&mut self, ready: &[Task]) {
         let now = Instant::now();
-        let next = |image: &ImageId| ready.iter().any(|task| task.target() == Some(*image));
+        let next = |image: &ImageId| {
+            ready.iter().any(|task| task.target() == Some(*image) || task.image() == *image)
+        };
         let due: Vec<ImageId> = self
             .roomy
             .iter()
             .filter(|(image, at)| **at <= now && !next(image))
             .map(|(image, _)| *image)
             .collect();
-        for image in due {
+        // Those that are cut first: they make room for the others.
+        let (full, fitted) = due.into_iter().partition(|image| self.target_of(*image) == Target::Full);
+        for image in Vec::into_iter(fitted).chain::<Vec<ImageId>>(full) {
             self.roomy.remove(&image);
-            if let Err(failure) = self.deflate(image) {
-                tracing::warn!(sr = %self.sr.uuid, %image, %failure, "a container stays too large for now");
+            let done = match self.target_of(image) {
+                Target::Fitted => self.deflate(image),
+                Target::Full => self.refill(image),
+            };
+            if let Err(failure) = done {
+                if !is_lack(&failure) {
+                    tracing::warn!(sr = %self.sr.uuid, %image, %failure, "a container does not get its size for now");
+                }
                 self.roomy.insert(image, now + PATIENCE);
             }
         }
+    }
+
+    /// Makes a leaf full again that was cut for a merge, where there is room.
+    fn refill(&mut self, image: ImageId) -> Result<(), Failure> {
+        let row = self.image(image)?.clone();
+        let Some(vdi) = self.catalog.state().vdi_of(image).map(|row| row.uuid) else { return Ok(()) };
+        let (has, full) = (sizing::length(&*self.store, &row)?, self.sizes_of(&row)?.full);
+        if has >= full {
+            return Ok(());
+        }
+        self.need_space(Bytes(full.0 - has.0))?;
+        let effects = Effects { steps: vec![Step::Inflate { image }], ..Effects::default() };
+        let job = JobRecord { committed: true, effects, ..self.new_job(Work::Detach { vdi }, None) };
+        let id = job.id;
+        self.commit(vec![Change::PutJob(job)])?;
+        self.run_steps(id);
+        Ok(())
     }
 }
 

@@ -140,7 +140,7 @@ pub(crate) struct Owner {
     pub(crate) holds: Holds,
     /// Merges that have no room: into which image, and how many bytes they need.
     pub(crate) lacking: BTreeMap<ImageId, (ImageId, Bytes)>,
-    /// Images that merges have left in containers that are larger than they need, and when these may be cut.
+    /// Images that merges have left in containers of another size than they are to have, and when these may get it.
     pub(crate) roomy: BTreeMap<ImageId, Instant>,
     /// What containers take that the catalog does not know.
     pub(crate) beside: Bytes,
