@@ -7,8 +7,6 @@ use serde_json::{Value, json};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-/// The most VDIs at once.
-const VDIS: usize = 12;
 /// The deepest chain, which refuses one more image.
 const CHAIN_LIMIT: u64 = 30;
 /// Sizes are whole blocks.
@@ -21,7 +19,7 @@ impl World {
     pub(crate) fn step(&mut self) -> Result<()> {
         let strike = self.dice.percent(6).then(|| self.strike());
         let Some(vdi) = self.any() else { return self.create(strike) };
-        let room = self.disks.len() < VDIS;
+        let room = self.disks.len() < self.scale.vdis;
         match self.dice.below(100) {
             0..38 => self.write(&vdi, strike)?,
             38..47 if room => self.snapshot(&vdi, strike)?,
@@ -40,17 +38,19 @@ impl World {
             91 => self.mend(strike)?,
             92 => self.tower(&vdi)?,
             93 => self.detach()?,
+            94..97 => self.attend(&vdi, strike)?,
             _ => self.strike_idle()?,
         }
-        if self.disks.contains_key(&vdi) && self.dice.percent(70) { self.compare(&vdi) } else { Ok(()) }
+        let compared = self.dice.percent(self.scale.compared);
+        if self.disks.contains_key(&vdi) && compared { self.compare(&vdi) } else { Ok(()) }
     }
 
     /// What was done, in numbers.
     pub(crate) fn counts(&self) -> String {
         let count = |word: &str| self.history.iter().filter(|line| line.contains(word)).count();
         let words = [
-            "step", "write", "snapshot", "clone", "copy", "create", "revert", "resize", "destroy", "policy",
-            "repair", "trim", "strikes", "unknown", "repeated", "too long", "again",
+            "step", "write", "snapshot", "clone", "copy", "create", "revert", "resize", "destroy", "repair",
+            "trim", "attach", "policy", "strikes", "unknown", "repeated", "too long", "no room", "again",
         ];
         words.map(|word| format!("{} {word}", count(word))).join(", ")
     }
@@ -86,14 +86,14 @@ impl World {
         self.numbered
     }
 
-    fn strike(&mut self) -> Strike {
+    pub(crate) fn strike(&mut self) -> Strike {
         let victim = match self.dice.below(10) {
             0..2 => Victim::Front,
             2..6 => Victim::Keeper,
             6..8 => Victim::Workers,
             _ => Victim::Worker(self.dice.next()),
         };
-        let after = Duration::from_micros(self.dice.below(12_000));
+        let after = Duration::from_micros(self.dice.below(self.scale.strike_within));
         self.note(format!("  strikes {victim:?} after {after:?}"));
         Strike { victim, after }
     }
@@ -126,6 +126,7 @@ impl World {
             Outcome::Done(_) => true,
             Outcome::Unknown => false,
             Outcome::Refused(refusal) if self.forgives(&refusal) => false,
+            Outcome::Refused(refusal) if self.lacks_room(&refusal)? => return Ok(()),
             Outcome::Refused(refusal) => bail!("a write is refused: {refusal}"),
         };
         let disk = self.disks.get_mut(vdi).context("not in the model")?;
@@ -149,14 +150,14 @@ impl World {
     // The set of VDIs.
 
     fn create(&mut self, strike: Option<Strike>) -> Result<()> {
-        let asked = 1 + self.dice.below(4 * BLOCK);
+        let asked = 1 + self.dice.below(self.scale.blocks * BLOCK);
         self.note(format!("create {asked}"));
         let size = asked.next_multiple_of(BLOCK);
         let params = json!({"sr": self.sr, "virtual_size": asked, "name_label": "disk"});
         let made = match self.change("VDI.create", params, strike)? {
             Changed::Done(answer) => vec![answer["uuid"].as_str().context("no uuid")?.to_owned()],
-            Changed::Not(refusal) => bail!("a creation is refused: {refusal}"),
-            Changed::Nothing => Vec::new(),
+            Changed::Not(refusal) if !self.lacks_room(&refusal)? => bail!("a creation is refused: {refusal}"),
+            Changed::Not(_) | Changed::Nothing => Vec::new(),
             Changed::Unknown => self.appeared(&[0, 1], |_| true)?,
         };
         for uuid in made {
@@ -166,7 +167,7 @@ impl World {
         Ok(())
     }
 
-    fn snapshot(&mut self, vdi: &str, strike: Option<Strike>) -> Result<()> {
+    pub(crate) fn snapshot(&mut self, vdi: &str, strike: Option<Strike>) -> Result<()> {
         self.note(format!("snapshot {vdi}"));
         let depth = self.depth(vdi)?;
         let params = json!({"vdi": vdi, "name_label": "snapshot", "wait": self.dice.percent(20)});
@@ -218,6 +219,7 @@ impl World {
                 ensure!(uuids.len() == count, "{count} VDIs were to be made: {uuids:?}");
                 Ok(uuids)
             }
+            Changed::Not(refusal) if self.lacks_room(&refusal)? => Ok(Vec::new()),
             Changed::Not(refusal) => {
                 ensure!(refusal["data"]["name"] == "chain_too_long", "refused: {refusal}");
                 ensure!(depth == CHAIN_LIMIT, "refused at depth {depth}: {refusal}");
@@ -241,7 +243,7 @@ impl World {
         for uuid in made {
             let number = self.number();
             self.disks.insert(uuid.clone(), disk.copy(number, snapshot));
-            if self.dice.percent(40) {
+            if self.dice.percent(self.scale.compared / 2) {
                 self.compare(&uuid)?;
             }
         }
@@ -283,6 +285,7 @@ impl World {
                 let disk = self.disks.get(&snapshot).context("not in the model")?.copy(number, false);
                 self.disks.insert(vdi.to_owned(), disk);
             }
+            Changed::Not(refusal) if self.lacks_room(&refusal)? => {}
             Changed::Not(refusal) => {
                 let too_long = refusal["data"]["name"] == "chain_too_long" && row.depth == CHAIN_LIMIT;
                 ensure!(too_long, "refused: {refusal}");
@@ -293,7 +296,7 @@ impl World {
     }
 
     /// Makes a disk larger; it may be said twice.
-    fn resize(&mut self, vdi: &str, strike: Option<Strike>) -> Result<()> {
+    pub(crate) fn resize(&mut self, vdi: &str, strike: Option<Strike>) -> Result<()> {
         let disk = self.disks.get(vdi).context("not in the model")?;
         if disk.snapshot || disk.size > 40 * BLOCK {
             return Ok(());
@@ -307,8 +310,8 @@ impl World {
         }
         match changed {
             Changed::Done(_) => self.disks.get_mut(vdi).context("not in the model")?.size = size,
-            Changed::Not(refusal) => bail!("a resize is refused: {refusal}"),
-            Changed::Nothing | Changed::Unknown => {}
+            Changed::Not(refusal) if !self.lacks_room(&refusal)? => bail!("a resize is refused: {refusal}"),
+            Changed::Not(_) | Changed::Nothing | Changed::Unknown => {}
         }
         Ok(())
     }
@@ -318,14 +321,18 @@ impl World {
         let params = json!({"vdi": vdi, "name_label": "copy"});
         let job = match self.change("VDI.copy", params, strike)? {
             Changed::Done(job) => job,
-            Changed::Not(refusal) => bail!("a copy is refused: {refusal}"),
-            Changed::Nothing | Changed::Unknown => return Ok(()),
+            Changed::Not(refusal) if !self.lacks_room(&refusal)? => bail!("a copy is refused: {refusal}"),
+            Changed::Not(_) | Changed::Nothing | Changed::Unknown => return Ok(()),
         };
         let job = self.must("Job.wait", &json!({"job": job["id"]}), &[])?;
         match job["state"].as_str() {
             Some("done") => {
                 let uuid = job["result"]["uuid"].as_str().context("no uuid")?.to_owned();
                 self.adopt(vdi, vec![uuid], false)
+            }
+            Some("failed") if self.is_lack(&job["error"]) => {
+                self.note("  no room for a copy");
+                Ok(())
             }
             // Its keeper or its worker was killed.
             Some("failed") if strike.is_some() || self.forgives(&json!({"data": job["error"]})) => {
@@ -353,11 +360,16 @@ impl World {
 
     /// A request that changes the set of VDIs. One whose outcome is unknown is repeated under its id, or left to the caller
     /// to look; one that was answered is repeated now and then, which must give the same answer and no second effect.
-    fn change(&mut self, method: &str, mut params: Value, strike: Option<Strike>) -> Result<Changed> {
+    pub(crate) fn change(
+        &mut self,
+        method: &str,
+        mut params: Value,
+        strike: Option<Strike>,
+    ) -> Result<Changed> {
         params["request_id"] = json!(format!("{:016x}", self.dice.next()));
         let (mut repeats, again) = (self.dice.percent(50), self.dice.percent(15));
-        // What a job of which nobody knows will have made cannot be looked for now.
-        repeats |= method == "VDI.copy";
+        // What a job of which nobody knows will have made cannot be looked for now, and an attach answers where the disk is.
+        repeats |= ["VDI.copy", "VDI.attach", "VDI.detach"].contains(&method);
         let mut outcome = self.request(method, &params, &[], strike)?;
         for _ in 0..20 {
             match outcome {
@@ -421,7 +433,7 @@ impl World {
         Ok(())
     }
 
-    fn run(&mut self, strike: Option<Strike>) -> Result<()> {
+    pub(crate) fn run(&mut self, strike: Option<Strike>) -> Result<()> {
         self.note("run");
         if self.paused {
             let params = json!({"sr": self.sr, "wait": true});
@@ -462,7 +474,7 @@ impl World {
     /// Makes a chain grow towards its limit.
     fn tower(&mut self, vdi: &str) -> Result<()> {
         self.pause(None)?;
-        for _ in 0..10 + self.dice.below(24) {
+        for _ in 0..self.scale.tower.0 + self.dice.below(self.scale.tower.1) {
             let before: Vec<String> = self.disks.keys().cloned().collect();
             self.snapshot(vdi, None)?;
             let new: Vec<String> = self.disks.keys().filter(|uuid| !before.contains(uuid)).cloned().collect();
@@ -483,14 +495,15 @@ impl World {
     }
 
     /// Kills a process while no request but a list is under way.
-    fn strike_idle(&mut self) -> Result<()> {
+    pub(crate) fn strike_idle(&mut self) -> Result<()> {
         let strike = self.strike();
         self.request("VDI.list", &json!({"sr": self.sr}), &[], Some(strike)).map(drop)
     }
 }
 
 /// What became of a change.
-enum Changed {
+#[derive(Debug)]
+pub(crate) enum Changed {
     /// It has this answer.
     Done(Value),
     /// It was refused.

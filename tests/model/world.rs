@@ -3,7 +3,9 @@
 use crate::dice::Dice;
 use crate::disk::{Disk, SECTOR};
 use crate::harness::Agent;
-use anyhow::{Context, Result, bail, ensure};
+use crate::harness::nbd::Client;
+use crate::storage::{Scale, Storage};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Map, Value, json};
@@ -11,14 +13,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// The longest chain.
 const CHAIN_LIMIT: u64 = 30;
 /// How long a passing refusal may go on.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Lines of history that a failure shows.
+const TAIL: usize = 60;
 
 /// Who is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,18 +80,22 @@ pub(crate) struct World {
     pub(crate) paused: bool,
     /// Workers were killed, and no request has met that yet.
     pub(crate) hurt: bool,
+    /// The disk that is attached, and its client.
+    pub(crate) attached: Option<(String, Client)>,
     /// What was done, latest last.
     pub(crate) history: Vec<String>,
-    place: PathBuf,
+    pub(crate) scale: Scale,
+    storage: Box<dyn Storage>,
 }
 
 impl World {
-    /// A new SR.
-    pub(crate) fn new(seed: u64) -> Result<Self> {
+    /// A new SR on what `storage` makes for it.
+    pub(crate) fn new(seed: u64, storage: impl FnOnce(&Agent) -> Result<Box<dyn Storage>>) -> Result<Self> {
         let agent = Agent::start()?;
-        let place = agent.path("sr");
-        let location = place.to_string_lossy().into_owned();
-        let sr = agent.ok(&["sr", "create", "--type", "file", "--name", "model", "--location", &location])?;
+        let storage = storage(&agent)?;
+        let place = storage.options();
+        let place: Vec<&str> = place.iter().map(String::as_str).collect();
+        let sr = agent.ok(&[&["sr", "create", "--name", "model"], &place[..]].concat())?;
         Ok(Self {
             agent,
             sr,
@@ -98,8 +105,10 @@ impl World {
             policy: Map::new(),
             paused: false,
             hurt: false,
+            attached: None,
             history: Vec::new(),
-            place,
+            scale: storage.scale(),
+            storage,
         })
     }
 
@@ -202,10 +211,41 @@ impl World {
         refusal["data"]["name"] == "io_error" && std::mem::take(&mut self.hurt)
     }
 
+    /// Whether a refusal is one for want of room, which is told in bytes; where there is always room it never is.
+    pub(crate) fn lacks_room(&mut self, refusal: &Value) -> Result<bool> {
+        let data = &refusal["data"];
+        let is = self.is_lack(data);
+        if is {
+            let missing = data["objects"]["bytes_missing"].as_str().and_then(|text| text.parse::<u64>().ok());
+            ensure!(missing.is_some_and(|missing| missing > 0), "what is missing? {refusal}");
+            self.note("  no room");
+        }
+        Ok(is)
+    }
+
+    /// Whether a failure is one for want of room.
+    pub(crate) fn is_lack(&self, failure: &Value) -> bool {
+        let is = failure["name"] == "no_space" || failure["name"] == "over_provisioned_attach";
+        is && self.storage.is_small()
+    }
+
     // Comparison.
 
     /// Compares a part of a disk with the model.
     pub(crate) fn compare_range(&mut self, vdi: &str, from: u64, length: u64) -> Result<()> {
+        let read = match &mut self.attached {
+            Some((attached, client)) if attached == vdi => {
+                // A client that was there before the disk grew sees what it was.
+                let length = length.min(client.size.saturating_sub(from));
+                let read = client.read(from, u32::try_from(length)?)?;
+                read.map_err(|error| anyhow!("error {error} at {from} of {vdi}"))?
+            }
+            _ => self.read_detached(vdi, from, length)?,
+        };
+        self.compare_bytes(vdi, from, &read)
+    }
+
+    fn read_detached(&mut self, vdi: &str, from: u64, length: u64) -> Result<Vec<u8>> {
         let mut file = tempfile::tempfile()?;
         let params = json!({"vdi": vdi, "offset": from, "length": length, "fd": 0});
         self.must("VDI.read", &params, &[file.as_fd()])?;
@@ -215,10 +255,14 @@ impl World {
         file.rewind()?;
         file.read_to_end(&mut read)?;
         ensure!(read.len() as u64 == length, "VDI.read gave {} bytes of {length}", read.len());
+        Ok(read)
+    }
+
+    fn compare_bytes(&mut self, vdi: &str, from: u64, read: &[u8]) -> Result<()> {
         let disk = self.disks.get_mut(vdi).context("not in the model")?;
         // The model compares from the beginning of a sector: what is missing there is taken from it.
         let skipped = (SECTOR - from % SECTOR) % SECTOR;
-        if skipped < length {
+        if skipped < read.len() as u64 {
             let rest = &read[usize::try_from(skipped)?..];
             disk.compare(from + skipped, rest).with_context(|| format!("VDI {vdi}"))?;
         }
@@ -296,18 +340,32 @@ impl World {
             if status["state"] == "idle" {
                 return Ok(());
             }
+            if self.storage.is_small() && status["reason"]["code"] == "no_space" {
+                self.note("  no room to merge");
+                return Ok(());
+            }
             ensure!(Instant::now() < end, "the worker does not come to an end: {status}");
         }
     }
 
-    /// The images in the SR's directory.
+    /// What the storage says of the SR is what the agent says of it.
+    pub(crate) fn check_storage(&mut self) -> Result<()> {
+        let attached = self.attached.as_ref().map(|(vdi, _)| vdi.as_str());
+        self.storage.check(&self.agent, &self.sr, attached)
+    }
+
+    /// The containers of images that the storage has.
     pub(crate) fn containers(&self) -> Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.place)? {
-            names.push(entry?.file_name().to_string_lossy().into_owned());
-        }
-        names.retain(|name| name.ends_with(".vhd"));
-        Ok(names)
+        self.storage.containers(&self.agent)
+    }
+
+    /// What is told of a run that has failed.
+    pub(crate) fn story(&self) -> String {
+        let tail = &self.history[self.history.len().saturating_sub(TAIL)..];
+        let log = self.agent.log();
+        let log: Vec<&str> = log.lines().rev().take(TAIL).collect();
+        let log: Vec<&str> = log.into_iter().rev().collect();
+        format!("paused: {}\n{}\nthe log:\n{}", self.paused, tail.join("\n"), log.join("\n"))
     }
 }
 
