@@ -103,6 +103,7 @@ fn a_request_that_is_repeated_has_one_effect_whatever_it_asks() -> Result<()> {
     twice(&agent, &mut tried, "SR.scan", json!({"sr": sr}))?;
     twice(&agent, &mut tried, "SR.check", json!({"sr": sr}))?;
     twice(&agent, &mut tried, "SR.trim", json!({"sr": sr}))?;
+    twice(&agent, &mut tried, "SR.grow", json!({"sr": sr}))?;
     twice(&agent, &mut tried, "SR.detach", json!({"sr": sr}))?;
     twice(&agent, &mut tried, "SR.attach", json!({"sr": sr}))?;
     agent.ok(&["sr", "detach", &sr])?;

@@ -21,8 +21,8 @@ use std::process::Command;
 
 use Life::{Begin, Rebuild, Reopen, TakeOver, Unmake};
 use Operation::{
-    Check, Clone, Coalesce, Copy, CopyIn, Create, Destroy, Export, Import, List, Repair, Resize, Revert, Set,
-    Snapshot, Snapshots, Trim, Write,
+    Check, Clone, Coalesce, Copy, CopyIn, Create, Destroy, Export, Grow, Import, List, Repair, Resize,
+    Revert, Set, Snapshot, Snapshots, Trim, Write,
 };
 
 /// Each phase of the keeper's jobs that VDIs are changed by.
@@ -71,6 +71,9 @@ const KEEPER: &[(&str, Operation)] = &[
     ("export.done", Export),
     ("check.journaled", Check),
     ("check.done", Check),
+    ("grow.journaled", Grow),
+    ("grow.made", Grow),
+    ("grow.done", Grow),
 ];
 
 /// Each phase of the jobs of the coalesce worker.

@@ -152,6 +152,7 @@ fn srs(scene: &mut Scene) -> Result<()> {
     scene.run("methods/SR.check/result", &["sr", "check", "store"])?;
     scene.run("methods/SR.check/result", &["sr", "check", "store", "--repair", "--yes"])?;
     scene.run("methods/SR.trim/result", &["sr", "trim", "store"])?;
+    scene.run("methods/SR.grow/result", &["sr", "grow", "store"])?;
     Ok(())
 }
 

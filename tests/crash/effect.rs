@@ -60,7 +60,7 @@ impl Operation {
 
     /// Whether the operation changes which VDIs there are, or a VDI in a way that is seen afterwards.
     pub(crate) fn changes_vdis(self) -> bool {
-        !matches!(self, Self::Write | Self::Export | Self::Coalesce | Self::Check | Self::List)
+        !matches!(self, Self::Write | Self::Export | Self::Coalesce | Self::Check | Self::Grow | Self::List)
     }
 
     /// Checks what the operation has answered, or put into a file, against the model.

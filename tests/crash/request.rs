@@ -30,6 +30,7 @@ pub(crate) enum Operation {
     Check,
     Repair,
     Trim,
+    Grow,
     List,
 }
 
@@ -111,6 +112,7 @@ impl Operation {
             Self::Check => ("SR.check", json!({"sr": sr})),
             Self::Repair => ("SR.check", json!({"sr": sr, "repair": true})),
             Self::Trim => ("SR.trim", json!({"sr": sr})),
+            Self::Grow => ("SR.grow", json!({"sr": sr})),
             Self::List => ("SR.list", json!({})),
         }
     }

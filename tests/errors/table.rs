@@ -90,6 +90,8 @@ pub(crate) const ROWS: &[Row] = &[
     at_once(Plain, "job wait 00000000-1", "vdi_missing", "no job '00000000-1'", "catena job list"),
     at_once(Plain, "job cancel nonsense", "vdi_missing", "no job 'nonsense'", "catena job list"),
     // SRs.
+    at_once(Plain, "sr grow nowhere", "sr_unavailable", "no SR 'nowhere'", "catena sr list"),
+    by_job(Plain, "sr grow store --devices /dev/null", "unsupported", "grows by itself", ""),
     at_once(
         Plain,
         "sr create --type nfs --name x --location {srs}/new",

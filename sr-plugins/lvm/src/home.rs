@@ -98,6 +98,17 @@ pub(crate) fn format(node: &Node) -> Result<(), Error> {
     Err(Error::io(format!("making the file system of the catalog on {device}"))(why))
 }
 
+/// Makes the file system as large as its volume, while it is mounted. One that is so already stays as it is.
+pub(crate) fn fill(node: &Node) -> Result<(), Error> {
+    let device = node.path().display().to_string();
+    let ran = command::run("resize2fs", "e2fsprogs", std::slice::from_ref(&device), &[])?;
+    if ran.code == Some(0) {
+        return Ok(());
+    }
+    let why = std::io::Error::other(ran.complaint);
+    Err(Error::io(format!("making the file system of the catalog on {device} larger"))(why))
+}
+
 impl OwnerLock {
     /// Takes the lock through the catalog's device; `None` if somebody else has it.
     pub(crate) fn take(node: &Node, device: OwnedFd) -> Result<Option<Self>, Error> {

@@ -75,7 +75,7 @@ fn write_one(shared: &Shared) -> bool {
 }
 
 fn write(shared: &Shared, name: &str, tags: &BTreeSet<String>) -> Result<(), Error> {
-    shared.command(|lvm| {
+    shared.alone(|lvm| {
         let (group, present, read_only) = {
             let known = shared.known();
             // It may be gone.

@@ -6,6 +6,8 @@
 //! caller, through the traits of `catena-sr-api`.
 
 mod command;
+mod discard;
+mod enlarge;
 mod home;
 mod labeller;
 mod location;

@@ -5,7 +5,7 @@
 //! administrator's wait for each other. A command that fails may have done a part: who runs it reads the state anew.
 
 use crate::command;
-use crate::report::{COLUMNS, Group, parse};
+use crate::report::{self, COLUMNS, Free, Group, Physical, parse};
 use catena_sr_api::Error;
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -69,6 +69,36 @@ impl Lvm2 {
         }
         arguments.extend(group.map(str::to_owned));
         parse(&self.run("fullreport", &arguments, &[])?)
+    }
+
+    /// The physical volumes of the scope, in groups or not.
+    pub(crate) fn physical(&self) -> Result<Vec<Physical>, Error> {
+        let arguments = ["--foreign", "--reportformat", "json", "-o", report::PHYSICAL].map(str::to_owned);
+        report::parse_physical(&self.run("pvs", &arguments, &[])?)
+    }
+
+    /// The free ranges of the group's devices.
+    pub(crate) fn free(&self, group: &str) -> Result<Vec<Free>, Error> {
+        let options = ["--segments", "--reportformat", "json", "--units", "b", "--nosuffix", "-o"];
+        let arguments = [&options[..], &[report::RANGES]].concat();
+        let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
+        report::parse_free(&self.run("pvs", &arguments, &[])?, group)
+    }
+
+    /// Makes a device that holds nothing a physical volume with this id.
+    pub(crate) fn make_physical_with(&self, device: &str, id: &str) -> Result<(), Error> {
+        let options = ["--metadatasize", METADATA, "--zero", "y", "--norestorefile", "--uuid", id, device];
+        self.change("pvcreate", &options.map(str::to_owned), &[])
+    }
+
+    /// Adds physical volumes that are in no group.
+    pub(crate) fn extend_group(&self, name: &str, devices: &[String]) -> Result<(), Error> {
+        self.change("vgextend", &[&[name.to_owned()], devices].concat(), &[])
+    }
+
+    /// Takes up what devices have grown by.
+    pub(crate) fn resize_physical(&self, devices: &[String]) -> Result<(), Error> {
+        self.change("pvresize", devices, &[])
     }
 
     /// Makes devices that hold nothing physical volumes.

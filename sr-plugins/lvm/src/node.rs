@@ -77,7 +77,7 @@ impl Node {
 }
 
 /// What the kernel says of a block device.
-fn system(status: &FileStat, what: &str) -> String {
+pub(crate) fn system(status: &FileStat, what: &str) -> String {
     let (major, minor) = (major(status.st_rdev), minor(status.st_rdev));
     fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{what}")).unwrap_or_default()
 }

@@ -61,6 +61,33 @@ pub(crate) struct Volume {
     pub(crate) suspended: bool,
 }
 
+/// A physical volume, in a group or in none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Physical {
+    /// The path of its device.
+    pub(crate) device: String,
+    /// Its id, as lvm2 writes it.
+    pub(crate) id: String,
+    /// Its group; empty for none.
+    pub(crate) group: String,
+}
+
+/// A free range of a device, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Free {
+    /// The path of the device.
+    pub(crate) device: String,
+    /// Where it begins.
+    pub(crate) start: u64,
+    /// Where it ends.
+    pub(crate) end: u64,
+}
+
+/// What is asked of physical volumes.
+pub(crate) const PHYSICAL: &str = "pv_name,pv_uuid,vg_name";
+/// What is asked of their ranges.
+pub(crate) const RANGES: &str = "pv_name,vg_name,vg_extent_size,pe_start,pvseg_start,pvseg_size,segtype";
+
 /// The columns that are asked for, by the part of the report.
 pub(crate) const COLUMNS: [(&str, &str); 5] = [
     (
@@ -86,13 +113,48 @@ struct RawGroup {
     pv: Vec<BTreeMap<String, String>>,
     #[serde(default)]
     lv: Vec<BTreeMap<String, String>>,
+    #[serde(default)]
+    pvseg: Vec<BTreeMap<String, String>>,
 }
 
 /// The groups in the output of `lvm fullreport`.
 pub(crate) fn parse(output: &[u8]) -> Result<Vec<Group>, Error> {
-    let raw: RawReport =
-        serde_json::from_slice(output).map_err(|error| strange(format!("it is no report: {error}")))?;
-    raw.report.iter().filter(|raw| !raw.vg.is_empty()).map(group).collect()
+    read(output)?.report.iter().filter(|raw| !raw.vg.is_empty()).map(group).collect()
+}
+
+/// The physical volumes in the output of `lvm pvs`.
+pub(crate) fn parse_physical(output: &[u8]) -> Result<Vec<Physical>, Error> {
+    let rows = read(output)?.report.into_iter().flat_map(|raw| raw.pv);
+    let physical = rows.map(|row| {
+        let said = |name: &str| text(&row, name).map(str::to_owned);
+        Ok(Physical { device: said("pv_name")?, id: said("pv_uuid")?, group: said("vg_name")? })
+    });
+    physical.collect()
+}
+
+/// The free ranges of a group's devices in the output of `lvm pvs --segments`, in order.
+pub(crate) fn parse_free(output: &[u8], group: &str) -> Result<Vec<Free>, Error> {
+    let mut free = Vec::new();
+    for row in read(output)?.report.iter().flat_map(|raw| &raw.pvseg) {
+        if text(row, "segtype")? != "free" || text(row, "vg_name")? != group {
+            continue;
+        }
+        let extent: u64 = number(row, "vg_extent_size")?;
+        let (first, count): (u64, u64) = (number(row, "pvseg_start")?, number(row, "pvseg_size")?);
+        let at = |extents: u64| extents.checked_mul(extent)?.checked_add(number(row, "pe_start").ok()?);
+        let (Some(start), Some(end)) = (at(first), first.checked_add(count).and_then(at)) else {
+            return Err(strange(format!("{count} free extents from {first} on")));
+        };
+        if start < end {
+            free.push(Free { device: text(row, "pv_name")?.to_owned(), start, end });
+        }
+    }
+    free.sort();
+    Ok(free)
+}
+
+fn read(output: &[u8]) -> Result<RawReport, Error> {
+    serde_json::from_slice(output).map_err(|error| strange(format!("it is no report: {error}")))
 }
 
 fn group(raw: &RawGroup) -> Result<Group, Error> {
@@ -147,4 +209,47 @@ fn tags(text: &str) -> BTreeSet<String> {
 
 fn strange(why: String) -> Error {
     Error::io("reading what lvm2 reports")(std::io::Error::new(std::io::ErrorKind::InvalidData, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(device: &str, group: &str, start: &str, size: &str, kind: &str) -> String {
+        format!(
+            r#"{{"pv_name":"{device}","vg_name":"{group}","vg_extent_size":"4194304","pe_start":"17825792",
+                 "pvseg_start":"{start}","pvseg_size":"{size}","segtype":"{kind}"}}"#
+        )
+    }
+
+    fn report(rows: &[String]) -> Vec<u8> {
+        format!(r#"{{"report":[{{"pvseg":[{}]}}]}}"#, rows.join(",")).into_bytes()
+    }
+
+    #[test]
+    fn only_what_nothing_has_taken_is_free() {
+        let rows = [
+            segment("/dev/b", "ours", "0", "2", "free"),
+            segment("/dev/a", "ours", "0", "3", "linear"),
+            segment("/dev/a", "ours", "3", "1", "free"),
+            segment("/dev/a", "ours", "4", "0", "free"),
+            segment("/dev/c", "theirs", "0", "9", "free"),
+            segment("/dev/d", "", "0", "0", "free"),
+        ];
+        let extent = 4 << 20;
+        let free = |device: &str, start: u64, end: u64| Free {
+            device: device.to_owned(),
+            start: 17_825_792 + start * extent,
+            end: 17_825_792 + end * extent,
+        };
+        assert_eq!(parse_free(&report(&rows), "ours").unwrap(), [free("/dev/a", 3, 4), free("/dev/b", 0, 2)]);
+    }
+
+    #[test]
+    fn a_range_that_makes_no_sense_is_an_error() {
+        for (start, size) in [("x", "1"), ("-1", "1"), ("1", ""), ("18446744073709551615", "1")] {
+            let rows = [segment("/dev/a", "ours", start, size, "free")];
+            assert!(parse_free(&report(&rows), "ours").is_err(), "{start} {size}");
+        }
+    }
 }

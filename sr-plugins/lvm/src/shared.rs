@@ -4,12 +4,14 @@
 //! for moments. Invariant: `known` is what the group is, unless `stale`; then the next who wants to change something reads the
 //! group first. Used by `store` and `labeller`.
 
-use crate::lvm2::{Lvm2, Volumes};
+use crate::enlarge::wider;
+use crate::lvm2::{Lvm2, Scope, Volumes};
 use crate::node::Node;
 use crate::report::{Active, Group};
 use catena_sr_api::{Access, Error};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// What is known.
@@ -32,13 +34,20 @@ pub(crate) struct Shared {
     known: Mutex<Known>,
     /// Told when `meant` or `ending` changes.
     pub(crate) changed: Condvar,
+    /// How often it may have changed which extents are free.
+    layouts: AtomicU64,
 }
 
 impl Shared {
     /// A group as it was reported.
     pub(crate) fn new(lvm: Lvm2, group: Group) -> Self {
         let known = Known { group, stale: false, meant: BTreeMap::new(), ending: false };
-        Self { commands: Mutex::new(lvm), known: Mutex::new(known), changed: Condvar::new() }
+        Self {
+            commands: Mutex::new(lvm),
+            known: Mutex::new(known),
+            changed: Condvar::new(),
+            layouts: AtomicU64::new(0),
+        }
     }
 
     /// What is known now.
@@ -48,15 +57,45 @@ impl Shared {
 
     /// Does something with commands, alone. The group is read first if it is not known.
     pub(crate) fn command<T>(&self, doing: impl FnOnce(&Lvm2) -> Result<T, Error>) -> Result<T, Error> {
-        let lvm = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        self.alone(|lvm| {
+            self.layouts.fetch_add(1, Ordering::Relaxed);
+            doing(lvm)
+        })
+    }
+
+    /// The same for what changes no extents.
+    pub(crate) fn alone<T>(&self, doing: impl FnOnce(&mut Lvm2) -> Result<T, Error>) -> Result<T, Error> {
+        let mut lvm = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
         if self.known().stale {
             self.read(&lvm)?;
         }
-        let done = doing(&lvm);
+        let done = doing(&mut lvm);
         if done.is_err() {
             self.known().stale = true;
         }
         done
+    }
+
+    /// Does something with commands that see these devices too; then they see those that the group has.
+    pub(crate) fn command_wider<T>(
+        &self,
+        devices: &[String],
+        doing: impl FnOnce(&Lvm2, &Group) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.alone(|lvm| {
+            let group = self.known().group.clone();
+            lvm.scope = wider(&group, devices);
+            let done = doing(lvm, &group);
+            // Also after a failure, which may have come after the commit. As long as the group cannot be read its devices may be any.
+            self.read(lvm)?;
+            lvm.scope = Scope::Devices(self.known().group.devices.clone());
+            done
+        })
+    }
+
+    /// Another number means that which extents are free may have changed. To be asked for while nobody else changes it.
+    pub(crate) fn layout(&self) -> u64 {
+        self.layouts.load(Ordering::Relaxed)
     }
 
     /// Reads the group anew, and mends what a command left undone that was killed.
@@ -65,6 +104,7 @@ impl Shared {
         let found = lvm.report(Some(&name))?.pop();
         let group = found.ok_or_else(|| Error::Unavailable(format!("the volume group {name} is gone")))?;
         mend(lvm, &group)?;
+        self.layouts.fetch_add(1, Ordering::Relaxed);
         let mut known = self.known();
         known.group = group;
         known.stale = false;
@@ -102,7 +142,7 @@ impl Shared {
     /// Makes containers active as wanted: at most one command for those that are not, and one for those that were only to be
     /// read until now.
     pub(crate) fn make_ready(&self, wanted: &[(&str, Access)]) -> Result<(), Error> {
-        self.command(|lvm| {
+        self.alone(|lvm| {
             let written: BTreeSet<&str> = wanted
                 .iter()
                 .filter(|(_, access)| *access == Access::ReadWrite)

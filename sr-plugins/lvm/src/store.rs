@@ -10,9 +10,9 @@ use crate::lvm2::{Lvm2, Volumes};
 use crate::marker::{self, CATALOG, Kind};
 use crate::report::{Active, Group};
 use crate::shared::{Shared, missing};
-use crate::tags;
+use crate::{discard, enlarge, tags};
 use catena_sr_api::{
-    Access, Capabilities, ContainerInfo, Error, Labels, Sizing, SrIdentity, Store, StoreStat,
+    Access, Capabilities, ContainerInfo, Discarded, Error, Labels, Sizing, SrIdentity, Store, StoreStat,
 };
 use catena_types::{Bytes, ImageId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -134,7 +134,7 @@ impl Store for LvmStore {
     }
 
     fn check_marker(&self) -> Result<(), Error> {
-        self.shared.command(|lvm| self.shared.read(lvm))?;
+        self.shared.alone(|lvm| self.shared.read(lvm))?;
         let known = self.shared.known();
         let name = &known.group.name;
         let Some(meant) = &self.identity else { return Ok(()) };
@@ -292,7 +292,7 @@ impl Store for LvmStore {
         if nothing(sort(&self.shared.known().group)) {
             return Ok(());
         }
-        self.shared.command(|lvm| {
+        self.shared.alone(|lvm| {
             let (group, (idle, read)) = {
                 let known = self.shared.known();
                 (known.group.name.clone(), sort(&known.group))
@@ -345,6 +345,17 @@ impl Store for LvmStore {
             used,
             allocatable: group.bytes(group.allocatable()),
         })
+    }
+
+    fn enlarge(&self, devices: &[&str]) -> Result<(), Error> {
+        self.check_owner()?;
+        let Some(identity) = &self.identity else { return Ok(()) };
+        enlarge::enlarge(&self.shared, identity.uuid, devices)
+    }
+
+    fn discard_free(&self, told: &mut dyn FnMut(Bytes, Bytes) -> bool) -> Result<Discarded, Error> {
+        self.check_owner()?;
+        discard::discard_free(&self.shared, told)
     }
 
     fn destroy(&self) -> Result<(), Error> {

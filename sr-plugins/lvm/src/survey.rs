@@ -10,7 +10,7 @@ use crate::report::Group;
 use catena_sr_api::{Error, Probe};
 
 /// What `blkid` calls a physical volume.
-const PHYSICAL: &str = "LVM2_member";
+pub(crate) const PHYSICAL: &str = "LVM2_member";
 /// `blkid`'s exit code where there is nothing.
 const NOTHING: i32 = 2;
 /// And where several things are found.
@@ -60,7 +60,7 @@ fn foreign(what: String) -> Found {
 }
 
 /// What a device holds, as people say it; `None` for nothing.
-fn signature(device: &str) -> Result<Option<String>, Error> {
+pub(crate) fn signature(device: &str) -> Result<Option<String>, Error> {
     let arguments = ["--probe", "--output", "export", device].map(str::to_owned);
     let ran = command::run("blkid", "util-linux", &arguments, &[])?;
     let text = String::from_utf8_lossy(&ran.out);

@@ -108,6 +108,7 @@ impl Front {
             Own::SrDetach => self.detach(params),
             Own::SrForget => self.forget(params),
             Own::SrDestroy => self.destroy(params),
+            Own::SrGrow => self.grow(access, params),
             Own::VdiCopy => self.copy(params),
         }
     }

@@ -1,4 +1,4 @@
-//! The life of an SR on this host: create, introduce, attach, detach, forget, destroy.
+//! The life of an SR on this host: create, introduce, attach, grow, detach, forget, destroy.
 //!
 //! The keeper does it, then `sr.d` says so, then the client is told. A crash between the first two leaves an SR that `sr.d` does
 //! not name yet (introduce it) or still names (it fails to attach; forget it). One such request at a
@@ -13,7 +13,10 @@ use crate::routes::PATIENCE;
 use crate::srd::{MadeBy, SrEntry};
 use crate::supervise::Sr;
 use crate::table::taken;
-use catena_rpc::{Job, Outcome, SrCreateParams, SrIntroduceParams, SrParams, SrProbeParams, SrProbed};
+use catena_rpc::{
+    GrowReport, Job, Outcome, SrCreateParams, SrGrowParams, SrIntroduceParams, SrParams, SrProbeParams,
+    SrProbed,
+};
 use catena_types::{ErrorName, Failure, JobState, SrUuid};
 use serde_json::{Value, json};
 use std::path::{Component, Path, PathBuf};
@@ -219,6 +222,33 @@ impl Front {
         Ok(json!({}))
     }
 
+    /// `SR.grow`: the keeper does it, then `sr.d` names the new devices; the answer is a job that is over. After a crash between the
+    /// two the SR is found by what its devices hold, and a repetition of the request brings `sr.d` up to date.
+    pub(crate) fn grow(&self, access: Access, mut params: Params) -> Outcome {
+        let sr = self.named_sr(&mut params)?;
+        let mut params: SrGrowParams = read(params)?;
+        params.devices = self.device_paths(access, &params.devices)?;
+        let _alone = alone(&sr)?;
+        let link = sr.link()?;
+        let call = |method, params| {
+            let answer = link.call(method, params, Vec::new(), None);
+            answer.map(|answer| answer.value()).map_err(|error| sr.failure(error))
+        };
+        let begun = call("SR.grow", wire(&params)?)?;
+        let job = call("Job.wait", json!({"job": begun["id"]}))?;
+        let grown: Option<GrowReport> = serde_json::from_value(job["result"].clone()).ok();
+        let mut entry = sr.entry();
+        if let Some(GrowReport { devices, .. }) = grown
+            && entry.on_devices
+            && devices != entry.devices()
+        {
+            entry.location = devices.join(",");
+            self.store.save(&entry).map_err(|error| not_remembered(entry.uuid, &error))?;
+            sr.set_entry(entry);
+        }
+        Ok(job)
+    }
+
     /// Brings an SR that was not destroyed back to how it was.
     fn settle(&self, sr: &Arc<Sr>, was_attached: bool) {
         let result = if was_attached {
@@ -286,14 +316,7 @@ impl Front {
         let location = match (location, devices) {
             ("", []) => return Err(bad_request("neither a location nor devices are named")),
             (one, []) => self.location(access, one)?,
-            ("", several) => {
-                if let Some(path) = several.iter().find(|path| path.contains(',')) {
-                    return Err(bad_request(format!("'{path}' has a comma, which stands between devices")));
-                }
-                let paths: Result<Vec<String>, Failure> =
-                    several.iter().map(|path| self.location(access, path)).collect();
-                paths?.join(",")
-            }
+            ("", several) => self.device_paths(access, several)?.join(","),
             _ => return Err(bad_request("an SR has either a location or devices")),
         };
         Ok(SrEntry {
@@ -305,6 +328,14 @@ impl Front {
             attach: true,
             made_by: None,
         })
+    }
+
+    /// Devices as they are kept.
+    fn device_paths(&self, access: Access, devices: &[String]) -> Result<Vec<String>, Failure> {
+        if let Some(path) = devices.iter().find(|path| path.contains(',')) {
+            return Err(bad_request(format!("'{path}' has a comma, which stands between devices")));
+        }
+        devices.iter().map(|path| self.location(access, path)).collect()
     }
 
     /// A location as it is kept: absolute, without detours. Compared as text: a look at the storage might hang.
@@ -377,7 +408,7 @@ fn alone(sr: &Sr) -> Result<MutexGuard<'_, ()>, Failure> {
         Ok(guard) => Ok(guard),
         Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
         Err(TryLockError::WouldBlock) => {
-            let text = format!("SR {} is just being attached, detached or destroyed", sr.uuid());
+            let text = format!("SR {} is just being attached, detached, destroyed or made larger", sr.uuid());
             Err(Failure::new(ErrorName::TryAgain, text).object("sr", sr.uuid()))
         }
     }
@@ -516,6 +547,32 @@ mod tests {
         assert_eq!(front.table.all()[0].state().phase, Phase::Detached);
         assert!(!remembered(&front)[0].attach);
         assert_eq!(script.methods().pop().unwrap(), "SR.detach");
+    }
+
+    #[test]
+    fn devices_that_an_sr_has_got_are_remembered() {
+        let uuid = SrUuid::random();
+        let result =
+            json!({"physical_size": 2, "grown_by": 1, "free_space": 1, "devices": ["/dev/a", "/dev/b"]});
+        let mut over = job(uuid, "done");
+        over["result"] = result;
+        let script = Script::new()
+            .answer("SR.create", json!({"uuid": uuid}))
+            .answer("SR.grow", job(uuid, "running"))
+            .answer("Job.wait", over);
+        let (front, _directory) = bare_front([script.clone()]);
+        let create = json!({"type": "lvm", "name_label": "a", "devices": ["/dev/a"]});
+        front.create(Access::Root, params(create)).unwrap();
+        let grow = |access, device: &str| front.grow(access, params(json!({"sr": "a", "devices": [device]})));
+        assert!(grow(Access::Change, "/dev/b").unwrap_err().message.contains("root"));
+        assert_eq!(grow(Access::Root, "b").unwrap_err().name, ErrorName::BadRequest);
+        assert_eq!(grow(Access::Root, "/dev//b").unwrap()["state"], "done");
+        assert_eq!(remembered(&front)[0].devices(), ["/dev/a", "/dev/b"]);
+        assert_eq!(front.table.all()[0].entry().devices(), ["/dev/a", "/dev/b"]);
+        assert_eq!(
+            script.calls().iter().find(|call| call.method == "SR.grow").unwrap().params["devices"],
+            json!(["/dev/b"])
+        );
     }
 
     #[test]

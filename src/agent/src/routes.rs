@@ -49,6 +49,8 @@ pub(crate) enum Own {
     SrForget,
     /// `SR.destroy`.
     SrDestroy,
+    /// `SR.grow`.
+    SrGrow,
     /// `VDI.copy`.
     VdiCopy,
 }
@@ -95,6 +97,7 @@ pub(crate) const METHODS: &[Method] = &[
     act("SR.scan", Route::Sr),
     act("SR.check", Route::Sr),
     act("SR.trim", Route::Sr),
+    act("SR.grow", Route::Front(Own::SrGrow)),
     act("VDI.create", Route::Sr),
     act("VDI.import", Route::Sr),
     look("VDI.list", Route::All("vdis")),

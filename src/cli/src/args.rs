@@ -116,6 +116,8 @@ mod tests {
             "sr policy disks coalesce.rate=20MiB coalesce.window=22:00-06:00",
             "sr check disks --repair --yes",
             "sr trim disks",
+            "sr grow disks",
+            "sr grow disks --devices /dev/sdd,/dev/sde",
             "sr attach disks --take-over",
             "sr detach disks",
             "sr forget disks",

@@ -24,6 +24,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("sr scan", &["catena sr scan disks"]),
     ("sr check", &["catena sr check disks", "catena sr check disks --repair --yes"]),
     ("sr trim", &["catena sr trim disks"]),
+    ("sr grow", &["catena sr grow fast", "catena sr grow fast --devices /dev/sdd"]),
     (
         "sr policy",
         &["catena sr policy disks", "catena sr policy disks coalesce.rate=50MiB coalesce.window=22:00-06:00"],

@@ -75,6 +75,7 @@ points! {
     Repair "repair": Journaled "journaled", Made "made", Committed "committed", Planned "planned", Stepped "stepped",
         Done "done";
     Trim "trim": Journaled "journaled", Made "made", Done "done";
+    Grow "grow": Journaled "journaled", Made "made", Done "done";
     Attach "attach": Journaled "journaled", Made "made", Done "done";
     Detach "detach": Made "stopped", Committed "committed";
 }

@@ -25,6 +25,7 @@ pub(crate) fn answers_with_a_job(method: &str) -> bool {
             | "SR.check"
             | "SR.scan"
             | "SR.trim"
+            | "SR.grow"
             | "SR.introduce"
             | "VDI.copy"
             | "Keeper.copy_receive"
@@ -82,6 +83,7 @@ impl Owner {
             "SR.check" => self.sr_check(call),
             "SR.set_policy" => self.sr_set_policy(call),
             "SR.trim" => self.sr_trim(call),
+            "SR.grow" => self.sr_grow(call),
             "SR.detach" => self.sr_detach(),
             "Keeper.end" => Ok(Given::Farewell(serde_json::json!({}))),
             "SR.destroy" => self.sr_destroy(),
@@ -158,7 +160,9 @@ impl Owner {
                 let chain = chain();
                 [Some(merge.image()), merge.target()].iter().flatten().any(|image| chain.contains(image))
             }
-            "SR.check" | "SR.trim" => true,
+            "SR.check" => true,
+            // On devices it is about what no image has.
+            "SR.trim" => !self.is_sized(),
             _ => false,
         }
     }

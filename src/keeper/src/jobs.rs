@@ -239,7 +239,9 @@ impl Owner {
             running.long.stop();
         } else if let (true, Work::LeafMerge { vdi, .. }) = (job.is_open_move(), &job.work) {
             self.close_move(*vdi, true)?;
-        } else if (job.committed || matches!(job.work, Work::Resize { .. })) && !job.state.is_over() {
+        } else if (job.committed || matches!(job.work, Work::Resize { .. } | Work::Grow { .. }))
+            && !job.state.is_over()
+        {
             return Err(Failure::new(
                 ErrorName::VdiUnavailable,
                 "the job has taken effect, or may have, and only has to be finished",

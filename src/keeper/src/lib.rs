@@ -25,6 +25,7 @@ mod failing;
 mod failures;
 mod figures;
 mod freezing;
+mod grow;
 mod hands;
 mod holds;
 mod images;

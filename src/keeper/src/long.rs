@@ -60,6 +60,11 @@ impl Session<'_> {
         Line { mailbox: self.mailbox.clone(), job: self.job, wanted: Arc::clone(&self.wanted) }
     }
 
+    /// Whether the job is to go on. A script that makes no calls asks.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
     /// Progress that the script itself has made.
     pub(crate) fn progress(&self, progress: Progress) {
         tell(self.mailbox, self.job, News::Progress(progress));

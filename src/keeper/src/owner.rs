@@ -14,7 +14,7 @@ use crate::tree::Rows;
 use crate::worker::SmallWorker;
 use catena_catalog::{Catalog, Change, Error as CatalogError};
 use catena_coalesce::{Candidates, Tree};
-use catena_rpc::{Id, Message, Notification, Reply, Request, Response, ServedDisk, Writer};
+use catena_rpc::{GrowReport, Id, Message, Notification, Reply, Request, Response, ServedDisk, Writer};
 use catena_sr_api::Store;
 use catena_types::{Bytes, EventRecord, Failure, ImageId, JobId, JobRecord, JobState, Severity, VdiUuid};
 use jiff::{Timestamp, Zoned};
@@ -52,6 +52,8 @@ pub(crate) enum Mail {
     },
     /// The containers of a job's removal steps are gone, or not.
     Removed(JobId, Result<(), Failure>),
+    /// The storage was made larger, or not.
+    Grown(JobId, Result<GrowReport, Failure>),
     /// The process of a served disk is heard of, under the incarnation that it had.
     Served(VdiUuid, u64, Heard),
     /// Figures of a served disk are wanted, or of all.
@@ -165,7 +167,7 @@ impl Owner {
         serving: Serving,
     ) -> Self {
         let store: Arc<dyn Store> = Arc::from(store);
-        let board = Arc::new(Board::new(sr.clone(), catalog.state().clone()));
+        let board = Arc::new(Board::new(&sr, catalog.state().clone()));
         let candidates = Candidates::of(&Rows(catalog.state()));
         Self {
             sr,
@@ -258,6 +260,7 @@ impl Owner {
                 let _ = answer.send(self.promise_more(job, &container, bytes));
             }
             Mail::Removed(job, result) => self.removed(job, result),
+            Mail::Grown(job, result) => self.storage_grown(job, result),
             Mail::Served(vdi, incarnation, heard) => self.heard(vdi, incarnation, heard),
             Mail::Figures(of, to) => {
                 self.measure_served(FRESH);
@@ -403,7 +406,7 @@ impl Owner {
     /// Publishes what lists and records are answered from.
     pub(crate) fn publish(&self) {
         self.refresh_stat();
-        self.board.publish(self.catalog.state(), &self.live, self.moment());
+        self.board.publish(&self.sr, self.catalog.state(), &self.live, self.moment());
     }
 
     fn end(mut self) {

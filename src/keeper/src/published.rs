@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What never changes while the SR is attached.
+/// What does not change while the SR is attached, its devices excepted: it may get more.
 #[derive(Debug, Clone)]
 pub(crate) struct SrFacts {
     /// Its id.
@@ -120,29 +120,23 @@ pub(crate) struct Published {
 /// Where the present snapshot hangs.
 #[derive(Debug)]
 pub(crate) struct Board {
-    sr: SrFacts,
     stat: Mutex<StoreStat>,
     present: Mutex<Arc<Published>>,
 }
 
 impl Board {
     /// With a first snapshot.
-    pub(crate) fn new(sr: SrFacts, state: State) -> Self {
+    pub(crate) fn new(sr: &SrFacts, state: State) -> Self {
         let stat = StoreStat { total: Bytes(0), used: Bytes(0), allocatable: Bytes(0) };
         let published =
             Published { sr: sr.clone(), state, live: BTreeMap::new(), moment: Moment::default(), stat };
-        Self { sr, stat: Mutex::new(stat), present: Mutex::new(Arc::new(published)) }
+        Self { stat: Mutex::new(stat), present: Mutex::new(Arc::new(published)) }
     }
 
     /// Hangs up a new snapshot.
-    pub(crate) fn publish(&self, state: &State, live: &BTreeMap<JobId, Live>, moment: Moment) {
-        let published = Published {
-            sr: self.sr.clone(),
-            state: state.clone(),
-            live: live.clone(),
-            moment,
-            stat: self.stat(),
-        };
+    pub(crate) fn publish(&self, sr: &SrFacts, state: &State, live: &BTreeMap<JobId, Live>, moment: Moment) {
+        let published =
+            Published { sr: sr.clone(), state: state.clone(), live: live.clone(), moment, stat: self.stat() };
         *self.present.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(published);
     }
 

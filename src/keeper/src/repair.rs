@@ -10,7 +10,7 @@
 use crate::check::Checker;
 use crate::crash::{self, Phase};
 use crate::dispatch::params;
-use crate::failures::from_trouble;
+use crate::failures::{from_trouble, to_trouble};
 use crate::hands::ready;
 use crate::images::unexpected;
 use crate::long::{LongJob, Script, Session};
@@ -19,7 +19,7 @@ use crate::saved::Saves;
 use catena_catalog::Change;
 use catena_control::{Answer, Fix, Progress, Request, Trouble, TroubleKind};
 use catena_rpc::{CheckReport, Finding, Repaired, SrParams, TrimReport, TrimSkipped};
-use catena_sr_api::{Access, Store};
+use catena_sr_api::{Access, Discarded, Error, Store};
 use catena_types::{
     Bytes, ErrorName, Failure, HeaderPatch, ImageId, ImageRecord, ImageState, JobRecord, Severity, Step, Work,
 };
@@ -49,10 +49,13 @@ impl Owner {
         self.start_on_all(&job, script)
     }
 
-    /// `SR.trim`: a job that gives back what images have and do not use.
+    /// `SR.trim`: a job that gives back what images have and do not use; on devices, what no image has.
     pub(crate) fn sr_trim(&mut self, call: &Call) -> Result<Given, Failure> {
         let asked: SrParams = params(&call.request)?;
         self.store.check_marker()?;
+        if self.is_sized() {
+            return self.discard_free(asked.request_id);
+        }
         self.refuse_while_read()?;
         let mut job = self.new_job(Work::Trim, asked.request_id);
         job.phase = "trimming".to_owned();
@@ -68,9 +71,28 @@ impl Owner {
         self.start_on_all(&job, script)
     }
 
+    /// `SR.trim` of a storage whose containers are sized: no image is touched, so disks in use and merges go on, and none is leased.
+    fn discard_free(&mut self, request_id: Option<String>) -> Result<Given, Failure> {
+        let mut job = self.new_job(Work::Trim, request_id);
+        job.phase = "trimming".to_owned();
+        self.begin(&mut job, Vec::new())?;
+        let store = Arc::clone(&self.store);
+        let script: Script = Box::new(move |session| discard(&*store, session));
+        self.start_leasing(&job, BTreeSet::new(), script)
+    }
+
     /// Starts the long part of a job that leases every image.
     pub(crate) fn start_on_all(&mut self, job: &JobRecord, script: Script) -> Result<Given, Failure> {
         let lease = self.catalog.state().images.keys().copied().collect();
+        self.start_leasing(job, lease, script)
+    }
+
+    fn start_leasing(
+        &mut self,
+        job: &JobRecord,
+        lease: BTreeSet<ImageId>,
+        script: Script,
+    ) -> Result<Given, Failure> {
         let long = self.or_undo(job, |owner| {
             LongJob::start(job.id, &owner.mailbox, script).map_err(|trouble| from_trouble(&trouble))
         })?;
@@ -235,7 +257,7 @@ fn as_document(fix: &Fix, row: &ImageRecord, before: &[Finding], saved: &str) ->
 }
 
 fn trim(store: &dyn Store, rows: &[Arc<ImageRecord>], session: &mut Session<'_>) -> Result<Value, Trouble> {
-    let mut report = TrimReport { freed: Bytes(0), images: 0, skipped: Vec::new() };
+    let mut report = TrimReport { freed: Bytes(0), images: 0, skipped: Vec::new(), discarded: None };
     let total = Bytes(rows.iter().map(|row| row.allocated.0).sum());
     let mut done = Bytes(0);
     for row in rows {
@@ -258,6 +280,26 @@ fn trim(store: &dyn Store, rows: &[Arc<ImageRecord>], session: &mut Session<'_>)
         done.0 += row.allocated.0;
         session.progress(Progress { cursor: 0, bytes_done: done, bytes_total: total });
     }
+    serde_json::to_value(report).map_err(|_| surprise())
+}
+
+/// Tells the devices which space is free.
+fn discard(store: &dyn Store, session: &Session<'_>) -> Result<Value, Trouble> {
+    let discarded = store.discard_free(&mut |bytes_done, bytes_total| {
+        session.progress(Progress { cursor: 0, bytes_done, bytes_total });
+        session.is_wanted()
+    });
+    if !session.is_wanted() {
+        return Err(Trouble { kind: TroubleKind::Stopped, message: "the job was stopped".to_owned() });
+    }
+    let Discarded { bytes, unable } = discarded.map_err(|error| match error {
+        Error::Unsupported(why) => Trouble { kind: TroubleKind::Unsupported, message: why },
+        error => to_trouble(&error.into()),
+    })?;
+    let unable = unable.into_iter();
+    let skipped =
+        unable.map(|object| TrimSkipped { object, reason: "it cannot discard".to_owned() }).collect();
+    let report = TrimReport { freed: bytes, images: 0, skipped, discarded: Some(bytes) };
     serde_json::to_value(report).map_err(|_| surprise())
 }
 

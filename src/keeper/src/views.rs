@@ -298,6 +298,8 @@ fn subject(work: &Work) -> (Option<VdiUuid>, Option<ImageId>) {
         Work::Copy { vdi, image } | Work::Resize { vdi, image, .. } => (Some(*vdi), Some(*image)),
         Work::Merge { from, .. } => (None, Some(*from)),
         Work::Export { image } | Work::Garbage { image } => (None, Some(*image)),
-        Work::Introduce | Work::Check | Work::Scan | Work::Repair | Work::Trim => (None, None),
+        Work::Introduce | Work::Check | Work::Scan | Work::Repair | Work::Trim | Work::Grow { .. } => {
+            (None, None)
+        }
     }
 }

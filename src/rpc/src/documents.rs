@@ -370,15 +370,31 @@ pub struct TrimReport {
     pub freed: Bytes,
     /// Images that were trimmed.
     pub images: u64,
-    /// Images that were not.
+    /// Images, or devices, that were not.
     pub skipped: Vec<TrimSkipped>,
+    /// Free bytes that devices were told are not in use any more (discard). Only of an SR that lies on devices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discarded: Option<Bytes>,
 }
 
-/// An image that was not trimmed.
+/// What was not trimmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TrimSkipped {
-    /// Its container.
+    /// The container of an image, or a device.
     pub object: String,
     /// Why.
     pub reason: String,
+}
+
+/// What became of a storage that was to grow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GrowReport {
+    /// The size that it has now: of the volume group, or of the file system.
+    pub physical_size: Bytes,
+    /// How much larger that is than before.
+    pub grown_by: Bytes,
+    /// Bytes that disks can still take.
+    pub free_space: Bytes,
+    /// All its devices; none where it has a directory.
+    pub devices: Vec<String>,
 }

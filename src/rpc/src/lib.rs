@@ -18,16 +18,16 @@ pub use answers::{
 };
 pub use connection::{Incoming, Reader, WireError, Writer, connect, split, split_for_answers};
 pub use documents::{
-    CheckReport, CoalesceState, CoalesceStatus, Event, Finding, Job, MergePlan, Node, Reason, Repaired,
-    ServedDisk, ServedRequests, Sr, SrState, TrimReport, TrimSkipped, Vdi,
+    CheckReport, CoalesceState, CoalesceStatus, Event, Finding, GrowReport, Job, MergePlan, Node, Reason,
+    Repaired, ServedDisk, ServedRequests, Sr, SrState, TrimReport, TrimSkipped, Vdi,
 };
 pub use message::{Id, Message, Notification, Outcome, Reply, Request, Response};
 pub use params::{
     CoalesceParams, CopyOrigin, EventListParams, JobParams, KeeperOrigin, KeeperReceive, KeeperStart,
-    ListParams, ReadWriteParams, ResolveParams, Resolved, SrCheckParams, SrCreateParams, SrIntroduceParams,
-    SrParams, SrPolicyParams, SrProbeParams, VdiAttachParams, VdiCloneParams, VdiCopyParams, VdiCreateParams,
-    VdiExportParams, VdiImportParams, VdiParams, VdiResizeParams, VdiRevertParams, VdiSetParams,
-    VdiSnapshotParams, Vdis,
+    ListParams, ReadWriteParams, ResolveParams, Resolved, SrCheckParams, SrCreateParams, SrGrowParams,
+    SrIntroduceParams, SrParams, SrPolicyParams, SrProbeParams, VdiAttachParams, VdiCloneParams,
+    VdiCopyParams, VdiCreateParams, VdiExportParams, VdiImportParams, VdiParams, VdiResizeParams,
+    VdiRevertParams, VdiSetParams, VdiSnapshotParams, Vdis,
 };
 pub use schema::{check_params, methods, schema};
 pub use text::Text;

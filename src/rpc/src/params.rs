@@ -169,6 +169,20 @@ pub struct SrCheckParams {
     pub request_id: Option<String>,
 }
 
+/// `SR.grow`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SrGrowParams {
+    /// The SR.
+    pub sr: String,
+    /// Absolute paths of block devices that it gets too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
+    /// The client's key for retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
 /// `SR.attach detach forget destroy get_record stat scan trim`, `Coalesce.run resume`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

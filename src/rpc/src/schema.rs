@@ -15,7 +15,10 @@ use crate::params::{
     VdiCopyParams, VdiCreateParams, VdiExportParams, VdiImportParams, VdiParams, VdiResizeParams,
     VdiRevertParams, VdiSetParams, VdiSnapshotParams,
 };
-use crate::{CheckReport, CoalesceStatus, Event, Job, SCHEMA_VERSION, Sr, SrCheckParams, TrimReport, Vdi};
+use crate::{
+    CheckReport, CoalesceStatus, Event, GrowReport, Job, SCHEMA_VERSION, Sr, SrCheckParams, SrGrowParams,
+    TrimReport, Vdi,
+};
 use catena_types::{ErrorName, Failure, SrUuid, VdiUuid};
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
@@ -72,6 +75,7 @@ const METHODS: &[Method] = &[
     by_job::<SrParams, ScanReport>("SR.scan"),
     by_job::<SrCheckParams, CheckReport>("SR.check"),
     by_job::<SrParams, TrimReport>("SR.trim"),
+    by_job::<SrGrowParams, GrowReport>("SR.grow"),
     at_once::<VdiCreateParams, Made<VdiUuid>>("VDI.create"),
     by_job::<VdiImportParams, Made<VdiUuid>>("VDI.import"),
     at_once::<ListParams, VdiList>("VDI.list"),

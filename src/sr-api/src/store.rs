@@ -118,6 +118,15 @@ pub struct Space {
     pub metadata: Bytes,
 }
 
+/// What has become of free space that was given back.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Discarded {
+    /// Bytes that devices were told of.
+    pub bytes: Bytes,
+    /// Devices that cannot be told.
+    pub unable: Vec<String>,
+}
+
 /// A kind of storage repository.
 ///
 /// A location is what an administrator gave: an absolute path, or several joined by commas where an SR has several devices.
@@ -252,6 +261,23 @@ pub trait Store: Send + Sync {
         let containers = self.list()?.iter().map(|info| info.allocated.0).sum();
         let metadata = Bytes(stat.used.0.saturating_sub(containers));
         Ok(Space { total: stat.total, allocatable: stat.allocatable, metadata })
+    }
+
+    /// Takes up what the storage has grown by, and adds devices to it; those that belong to it already stay as they are. Durable when
+    /// this returns. After a failure or a crash the storage is as it was or larger, and the same may be asked again. A device that
+    /// holds anything is refused ([`Error::Foreign`]). Nothing to do where storage grows by itself.
+    fn enlarge(&self, devices: &[&str]) -> Result<(), Error> {
+        if devices.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Unsupported("the storage of this SR grows by itself, and takes no devices".to_owned()))
+    }
+
+    /// Tells devices which space is free (discard), a little at a time, so that nobody waits for it noticeably. `told` hears how many
+    /// bytes are done, of how many, and says whether to go on. [`Error::Unsupported`] where that is not the SR's business, or no
+    /// device can be told.
+    fn discard_free(&self, _told: &mut dyn FnMut(Bytes, Bytes) -> bool) -> Result<Discarded, Error> {
+        Err(Error::Unsupported("the file system gives its free space back itself".to_owned()))
     }
 
     /// Removes what makes the location an SR: marker, lock and catalog directory, and nothing else. Refused while there are

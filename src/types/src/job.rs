@@ -59,8 +59,10 @@ pub enum JobKind {
     Scan,
     /// Images mended.
     Repair,
-    /// Unused space inside images given back.
+    /// Unused space given back.
     Trim,
+    /// The storage made larger.
+    Grow,
     /// A disk made accessible to a hypervisor.
     Attach,
     /// A disk taken away from a hypervisor.
@@ -190,8 +192,14 @@ pub enum Work {
     Scan,
     /// Images are checked, mended, and checked again.
     Repair,
-    /// Unused space inside images is given back.
+    /// Unused space is given back: inside images, or of devices.
     Trim,
+    /// The storage takes up what its devices have grown by.
+    Grow {
+        /// Devices that it gets too.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        devices: Vec<String>,
+    },
     /// `vdi` gets a process that serves it.
     Attach {
         /// The disk or snapshot.
@@ -239,6 +247,7 @@ impl Work {
             Self::Scan => JobKind::Scan,
             Self::Repair => JobKind::Repair,
             Self::Trim => JobKind::Trim,
+            Self::Grow { .. } => JobKind::Grow,
             Self::Attach { .. } => JobKind::Attach,
             Self::Detach { .. } => JobKind::Detach,
         }

@@ -7,8 +7,8 @@ use crate::jobs;
 use crate::output::table::Rows;
 use crate::output::{Output, record, tree};
 use catena_rpc::{
-    CheckReport, Finding, ListParams, Node, Sr, SrCheckParams, SrCreateParams, SrIntroduceParams, SrParams,
-    SrPolicyParams, SrProbeParams, SrProbed, TrimReport, TrimSkipped,
+    CheckReport, Finding, GrowReport, ListParams, Node, Sr, SrCheckParams, SrCreateParams, SrGrowParams,
+    SrIntroduceParams, SrParams, SrPolicyParams, SrProbeParams, SrProbed, TrimReport, TrimSkipped,
 };
 use catena_types::{ErrorName, Failure};
 use clap::{Args, Subcommand};
@@ -35,8 +35,10 @@ pub(crate) enum SrCommand {
     Scan(Name),
     /// Check every image of an SR; exits with 7 if something is wrong
     Check(Check),
-    /// Give back space that images have and do not use
+    /// Give back space that is not used: inside images, or of the devices of an LVM SR
     Trim(Name),
+    /// Take up what the devices of an LVM SR have grown by, and add devices to it
+    Grow(Grow),
     /// Set how the coalesce worker of an SR behaves, also while it merges; without KEY=VALUE only show it
     Policy(Policy),
     /// Attach an SR to this host
@@ -155,6 +157,16 @@ pub(crate) struct Attach {
     take_over: bool,
 }
 
+/// An SR that is to grow.
+#[derive(Debug, Args)]
+pub(crate) struct Grow {
+    /// The SR
+    sr: String,
+    /// Block devices that it gets too; they must hold nothing
+    #[arg(long, value_name = "DEV", value_delimiter = ',')]
+    devices: Vec<PathBuf>,
+}
+
 /// An SR to destroy.
 #[derive(Debug, Args)]
 pub(crate) struct Destroy {
@@ -182,6 +194,7 @@ pub(crate) fn run(command: SrCommand, agent: &mut Client, out: &mut Output) -> R
         SrCommand::Scan(Name { sr }) => scan(sr, agent, out),
         SrCommand::Check(check) => self::check(check, agent, out),
         SrCommand::Trim(Name { sr }) => trim(sr, agent, out),
+        SrCommand::Grow(asked) => grow(asked, agent, out),
         SrCommand::Policy(Policy { sr, set }) => policy(sr, set, agent, out),
         SrCommand::Attach(Attach { sr, take_over }) => {
             plain("SR.attach", &SrParams { take_over, ..params(sr) }, agent, out)
@@ -409,9 +422,27 @@ fn trim(sr: String, agent: &mut Client, out: &mut Output) -> Result<Exit, CliErr
     let job = jobs::run(agent, out, "SR.trim", &params(sr), &[])?;
     let document = job.result.unwrap_or(Value::Null);
     let report: TrimReport = read(&document)?;
-    out.show(&document, || Ok(format!("{} freed in {} images\n", report.freed, report.images)))?;
+    out.show(&document, || {
+        Ok(match report.discarded {
+            Some(discarded) => format!("{discarded} of free space given back\n"),
+            None => format!("{} freed in {} images\n", report.freed, report.images),
+        })
+    })?;
     for TrimSkipped { object, reason } in report.skipped {
         out.say(&format!("{}: {}", crate::output::printable(&object), crate::output::printable(&reason)));
+    }
+    Ok(Exit::OK)
+}
+
+fn grow(asked: Grow, agent: &mut Client, out: &mut Output) -> Result<Exit, CliError> {
+    let devices = asked.devices.iter().map(|device| absolute(device)).collect::<Result<_, _>>()?;
+    let params = SrGrowParams { sr: asked.sr, devices, request_id: None };
+    let job = jobs::run(agent, out, "SR.grow", &params, &[])?;
+    let document = job.result.unwrap_or(Value::Null);
+    let GrowReport { physical_size, grown_by, free_space, devices } = read(&document)?;
+    out.show(&document, || Ok(format!("{grown_by} more: {physical_size}, {free_space} free\n")))?;
+    if devices.is_empty() {
+        out.say("the storage of this SR grows by itself");
     }
     Ok(Exit::OK)
 }

@@ -89,6 +89,10 @@ fn willing(call: &Call) -> Outcome {
         "SR.introduce" | "SR.scan" => job("done", &json!({})),
         "SR.check" => job("done", &json!({"findings": [], "clean": true})),
         "SR.trim" => job("done", &json!({"freed": 4096, "images": 1, "skipped": []})),
+        "SR.grow" => {
+            let devices = ["/dev/a"];
+            job("done", &json!({"physical_size": 4096, "grown_by": 0, "free_space": 0, "devices": devices}))
+        }
         "SR.list" => json!({"srs": [sr()]}),
         "SR.get_record" | "SR.stat" => sr(),
         "SR.set_policy" => {
@@ -133,6 +137,7 @@ fn every_verb_prints_one_document_with_the_version_first() {
         "sr check a --repair",
         "sr check a --repair --yes",
         "sr trim a",
+        "sr grow a --devices /dev/b",
         "sr attach a",
         "sr detach a",
         "sr forget a",
