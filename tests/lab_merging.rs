@@ -214,15 +214,16 @@ fn a_keeper_that_dies_in_a_merge_of_a_leaf_in_use() -> Result<()> {
     lab::test(|| all(Merged::Live))
 }
 
+/// Plays all points of one kind of merge, one after another on one SR.
 fn all(what: Merged) -> Result<()> {
+    let mut store = Store::new(4 << 10, "thin")?;
     for (at, _) in MERGES_THERE.iter().filter(|(_, one)| *one == what) {
-        play(what, at).with_context(|| format!("{what:?} at {at}"))?;
+        play(&mut store, what, at).with_context(|| format!("{what:?} at {at}"))?;
     }
     Ok(())
 }
 
-fn play(what: Merged, at: &str) -> Result<()> {
-    let mut store = Store::new(4 << 10, "thin")?;
+fn play(store: &mut Store, what: Merged, at: &str) -> Result<()> {
     let (disk, snapshot) = store.chain("disk")?;
     if what != Merged::Inner {
         store.merge()?;
@@ -252,5 +253,11 @@ fn play(what: Merged, at: &str) -> Result<()> {
         Merged::Leaf | Merged::Live => store.has(&[holding(8)], "after all")?,
     }
     ensure!(store.agent.hash(&disk)? == hash, "{}", store.agent.log());
-    store.agent.is_clean(&store.sr)
+    store.agent.is_clean(&store.sr)?;
+    store.agent.ok(&["vdi", "destroy", &disk])?;
+    if what == Merged::Inner {
+        store.agent.ok(&["vdi", "destroy", &snapshot])?;
+    }
+    store.merge()?;
+    store.has(&[], "nothing is left")
 }

@@ -92,6 +92,7 @@ impl Store for FileStore {
             clone_range: self.tried.clone_range,
             punch: self.tried.punch,
             shared: false,
+            own_catalog: false,
         }
     }
 

@@ -123,26 +123,19 @@ impl OwnerLock {
 impl Mounted {
     /// Mounts the catalog for its owner.
     pub(crate) fn new(node: &Node, at: &Path) -> Result<Self, Error> {
-        Self::with(node, at, MsFlags::empty(), None)
+        mount_anew(node, at)?;
+        Ok(Self { at: at.to_owned() })
     }
 
     /// Mounts it for who only looks: nothing is written, not even what a crash has left in the journal.
     pub(crate) fn to_look(node: &Node, at: &Path) -> Result<Self, Error> {
-        Self::with(node, at, MsFlags::MS_RDONLY, Some("noload"))
+        mount_at(node, at, MsFlags::MS_RDONLY, Some("noload"))?;
+        Ok(Self { at: at.to_owned() })
     }
 
-    fn with(node: &Node, at: &Path, flags: MsFlags, data: Option<&str>) -> Result<Self, Error> {
-        let failed = |doing: &str| Error::io(format!("{doing} {}", at.display()));
-        DirBuilder::new().recursive(true).mode(0o700).create(at).map_err(failed("making"))?;
-        if is_mounted(node, at)? {
-            return Ok(Self { at: at.to_owned() });
-        }
-        // What an owner of another time has left here is of a device that is gone.
-        while umount2(at, MntFlags::MNT_DETACH).is_ok() {}
-        let always = MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
-        mount(Some(&node.path()), at, Some(KIND), always | flags, data)
-            .map_err(|errno| failed("mounting the catalog at")(errno.into()))?;
-        Ok(Self { at: at.to_owned() })
+    /// Mounts it anew for its owner.
+    pub(crate) fn renew(&self, node: &Node) -> Result<(), Error> {
+        mount_anew(node, &self.at)
     }
 
     /// Where it is.
@@ -162,6 +155,27 @@ impl Drop for Mounted {
             Err(errno) => tracing::warn!(at = %self.at.display(), %errno, "the catalog stays mounted"),
         }
     }
+}
+
+/// Mounts the catalog for its owner. A mount that is there may have met an error of its storage, and takes no writes then; one that
+/// somebody uses stays.
+fn mount_anew(node: &Node, at: &Path) -> Result<(), Error> {
+    let _ = umount2(at, MntFlags::empty());
+    mount_at(node, at, MsFlags::empty(), None)
+}
+
+/// Mounts the file system of the node there, if it is not.
+fn mount_at(node: &Node, at: &Path, flags: MsFlags, data: Option<&str>) -> Result<(), Error> {
+    let failed = |doing: &str| Error::io(format!("{doing} {}", at.display()));
+    DirBuilder::new().recursive(true).mode(0o700).create(at).map_err(failed("making"))?;
+    if is_mounted(node, at)? {
+        return Ok(());
+    }
+    // What an owner of another time has left here is of a device that is gone.
+    while umount2(at, MntFlags::MNT_DETACH).is_ok() {}
+    let always = MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
+    mount(Some(&node.path()), at, Some(KIND), always | flags, data)
+        .map_err(|errno| failed("mounting the catalog at")(errno.into()))
 }
 
 /// Whether the file system of the node is mounted there.

@@ -67,7 +67,9 @@ impl Lvm2 {
         for (part, columns) in COLUMNS {
             arguments.extend(["--configreport", part, "-o", columns].map(str::to_owned));
         }
-        arguments.extend(group.map(str::to_owned));
+        // Without a name it would have the lock of all groups of the host for as long as one of these devices hangs, and nobody could
+        // make a group on another one. Who then changes what was found reads it again by its name.
+        arguments.push(group.unwrap_or("--nolocking").to_owned());
         parse(&self.run("fullreport", &arguments, &[])?)
     }
 

@@ -42,6 +42,11 @@ impl Node {
     }
 
     /// Opens it; `None` if the volume is not active.
+    ///
+    /// Not exclusively (`O_EXCL`), though that would keep mounts and other mappings off: the claim would be of this one open file, and ours
+    /// overlap by design. Who comes next is handed an open file while the last one still has his, and waits for the lock (D11); one
+    /// that fails is tried beside the process that has it. Foreign writers are kept off by what they look for: the volume is active only
+    /// while we use it, and writable only while we write.
     pub(crate) fn open(&self, access: Access) -> Result<Option<OwnedFd>, Error> {
         let mode = match access {
             Access::ReadOnly => OFlag::O_RDONLY,

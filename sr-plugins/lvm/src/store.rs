@@ -49,7 +49,7 @@ pub(crate) struct LvmStore {
 #[derive(Debug)]
 struct Owner {
     labeller: Option<Labeller>,
-    _home: Home,
+    home: Home,
 }
 
 impl LvmStore {
@@ -62,7 +62,7 @@ impl LvmStore {
             shared,
             catalog_dir,
             identity: Some(identity),
-            owner: Mutex::new(Some(Owner { labeller: Some(labeller), _home: home })),
+            owner: Mutex::new(Some(Owner { labeller: Some(labeller), home })),
             looked_at: Mutex::default(),
             _mounted: None,
         }
@@ -126,11 +126,16 @@ impl LvmStore {
 
 impl Store for LvmStore {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { sizing: Sizing::Explicit, ..Capabilities::default() }
+        Capabilities { sizing: Sizing::Explicit, own_catalog: true, ..Capabilities::default() }
     }
 
     fn catalog_dir(&self) -> &Path {
         &self.catalog_dir
+    }
+
+    fn renew_catalog(&self) -> Result<(), Error> {
+        let node = home::node(&self.shared.known().group);
+        self.owner()?.as_ref().map_or(Ok(()), |owner| owner.home.mounted.renew(&node))
     }
 
     fn check_marker(&self) -> Result<(), Error> {

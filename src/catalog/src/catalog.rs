@@ -194,7 +194,7 @@ impl Catalog {
         }
     }
 
-    fn doubt(&mut self, reason: String) {
+    pub(crate) fn doubt(&mut self, reason: String) {
         let nothing = Backing::Doubtful { store: None, reason: reason.clone() };
         if let Backing::Sound(store) = std::mem::replace(&mut self.backing, nothing) {
             self.backing = Backing::Doubtful { store: Some(store), reason };

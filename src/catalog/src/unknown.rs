@@ -104,6 +104,16 @@ fn rewrite(store: Store, dir: &Path) -> Result<Store> {
 }
 
 impl Catalog {
+    /// Closes the files, so that their file system can be mounted anew after its storage has failed. From here on as after
+    /// [`Error::OutcomeUnknown`]: [`resolve_unknown`](Self::resolve_unknown) opens what is there then, which is what the storage has:
+    /// nothing of what the system had in memory outlives a mount.
+    pub fn let_go(&mut self) {
+        self.doubt("the storage of the catalog has failed".to_owned());
+        if let Backing::Doubtful { store, .. } = &mut self.backing {
+            *store = None;
+        }
+    }
+
     /// Ends the doubt after [`Error::OutcomeUnknown`]: afterwards [`state`](Self::state) is what is durably in the
     /// catalog, and says whether the commit took effect. Does nothing where there is no doubt.
     ///

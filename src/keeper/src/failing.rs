@@ -9,13 +9,16 @@
 //!
 //! The next process stores what was acknowledged (D8), as after a death; what the failed flush was to make durable may be lost,
 //! and the client was told so by that flush. A storage that fails again and again is tried more and more seldom. To try is to
-//! open the leaf for writing and to flush it, in a thread that nobody waits for. Called by `adoption`.
+//! read something of every image of the chain and to flush the leaf, in a thread that nobody waits for. Called by `adoption`.
 
 use crate::adoption::end_now;
 use crate::owner::{Mail, Owner};
 use crate::serving::Heard;
-use catena_sr_api::Access;
-use catena_types::{Severity, VdiUuid};
+use catena_sr_api::{Access, Store};
+use catena_types::{ErrorName, Failure, Severity, VdiUuid};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::uio::pread;
 use nix::unistd::fdatasync;
 use std::time::{Duration, Instant};
 
@@ -113,13 +116,11 @@ impl Owner {
 
     fn try_storage(&self, vdi: VdiUuid, incarnation: u64) {
         let state = self.catalog.state();
-        let leaf = state.vdis.get(&vdi).and_then(|row| state.images.get(&row.image));
-        let Some(container) = leaf.map(|leaf| leaf.container.clone()) else { return };
+        let Some(row) = state.vdis.get(&vdi) else { return };
+        let chain: Vec<String> = state.chain(row.image).map(|image| image.container.clone()).collect();
         let (store, mailbox) = (self.store.clone(), self.mailbox.clone());
         std::thread::spawn(move || {
-            // Nothing is written, so that somebody else has it open for writing does not matter (D11).
-            let opened = store.activate(&container, Access::ReadWrite).map_err(|error| error.to_string());
-            let works = opened.and_then(|fd| fdatasync(fd).map_err(|error| error.to_string()));
+            let works = try_chain(&*store, &chain).map_err(|failure| failure.to_string());
             // Without an owner the keeper is ending.
             let _ = mailbox.send(Mail::Served(vdi, incarnation, Heard::Tried(works)));
         });
@@ -148,6 +149,32 @@ impl Owner {
         }
         end_now(pid);
     }
+}
+
+/// A page, where direct I/O can put it.
+#[repr(align(4096))]
+struct Page([u8; 4096]);
+
+/// Whether the next process could open the chain, leaf first: the beginning of each image can be read from the storage, and the leaf be
+/// flushed. Else the present one would be ended for nothing, and reads with it. Nothing is written, so that somebody else has the
+/// leaf open for writing does not matter (D11).
+fn try_chain(store: &dyn Store, chain: &[String]) -> Result<(), Failure> {
+    let failed = |container: &str| {
+        let container = container.to_owned();
+        move |errno: Errno| Failure::new(ErrorName::IoError, format!("{container}: {errno}"))
+    };
+    for (at, container) in chain.iter().enumerate() {
+        let access = if at == 0 { Access::ReadWrite } else { Access::ReadOnly };
+        let fd = store.activate(container, access)?;
+        // What the system has in memory says nothing; a file system without direct I/O has no more than that.
+        let _ = fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_DIRECT));
+        let mut page = Box::new(Page([0; 4096]));
+        pread(&fd, &mut page.0, 0).map_err(failed(container))?;
+        if at == 0 {
+            fdatasync(&fd).map_err(failed(container))?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

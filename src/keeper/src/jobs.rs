@@ -285,7 +285,7 @@ impl Owner {
         let state = self.catalog.state();
         let waiters = self.job_waiters.iter().filter_map(|waiter| waiter.deadline);
         let awake = waiters.chain(self.priority.as_ref().and_then(Priority::deadline));
-        let awake = awake.chain(self.serving.deadline());
+        let awake = awake.chain(self.serving.deadline()).chain(self.ailing);
         let awake = awake.map(|at| at.saturating_duration_since(instant));
         let rests = state.unfinished().filter_map(|job| job.retry_at);
         let rests = rests.chain(state.meta.paused_until).chain(self.policy().window.next_change(looked));

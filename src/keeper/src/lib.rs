@@ -47,6 +47,7 @@ mod published;
 mod qos;
 mod rebuild;
 mod recover;
+mod renewal;
 mod repair;
 mod resize;
 mod revert;

@@ -152,6 +152,8 @@ pub(crate) struct Owner {
     pub(crate) served_measured: Instant,
     /// Whether the figures of the storage may have changed since they were asked for.
     pub(crate) stat_due: Cell<bool>,
+    /// When a catalog whose storage has failed is tried next.
+    pub(crate) ailing: Option<Instant>,
     /// Something was written since the catalog was last tidied.
     untidy: bool,
 }
@@ -199,6 +201,7 @@ impl Owner {
             stale: BTreeSet::new(),
             served_measured: Instant::now(),
             stat_due: Cell::new(true),
+            ailing: None,
             untidy: true,
         }
     }
@@ -223,6 +226,7 @@ impl Owner {
     fn rest(&mut self, mail: &Receiver<Mail>) {
         // What ends after this moment may have been missed below, and what ended before was not.
         let looked = Zoned::now();
+        self.renew_catalog();
         self.look_after_served();
         self.go_on_detaching();
         self.coalesce();
@@ -242,6 +246,7 @@ impl Owner {
     fn tidy(&mut self) {
         self.untidy = false;
         if let Err(error) = self.catalog.idle() {
+            self.note_catalog(&error);
             tracing::warn!(sr = %self.sr.uuid, %error, "housekeeping of the catalog failed");
         }
         self.measure_served(HOUSEKEEPING);
@@ -290,7 +295,10 @@ impl Owner {
             Ok(ids) => ids,
             Err(CatalogError::OutcomeUnknown { .. }) => {
                 tracing::error!(sr = %self.sr.uuid, "a commit has an unknown outcome; the catalog is rewritten");
-                self.catalog.resolve_unknown().map_err(|error| from_catalog(&error))?;
+                if let Err(error) = self.catalog.resolve_unknown() {
+                    self.note_catalog(&error);
+                    return Err(from_catalog(&error));
+                }
                 if !self.took_effect(&wanted) {
                     self.relabel(&labelled.taken);
                     let what = "the catalog could not be written; nothing was changed";
@@ -301,6 +309,7 @@ impl Owner {
                 Vec::new()
             }
             Err(error) => {
+                self.note_catalog(&error);
                 self.relabel(&labelled.taken);
                 return Err(from_catalog(&error));
             }

@@ -22,8 +22,9 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-/// How long a predecessor on this host, whose front has died, may take to let go of the SR.
-const PREDECESSOR: Duration = Duration::from_secs(10);
+/// How long a predecessor on this host, whose front has died, may take to let go of the SR: longer than it may be waiting for a process
+/// of a disk that does not end.
+const PREDECESSOR: Duration = Duration::from_secs(40);
 
 /// What a first request came to.
 pub(crate) enum Begun {
@@ -190,12 +191,14 @@ pub(crate) fn open(
     take_over: bool,
 ) -> Result<Box<dyn Store>, Failure> {
     let location = Path::new(&start.location);
-    let deadline = Instant::now() + PREDECESSOR;
+    // From when it is met, not from before: to look at a device that hangs takes as long as it hangs.
+    let mut deadline = None;
     loop {
         let own = |probe| matches!(probe, Probe::Ours(identity) if identity.owner.host == start.host_id);
         match plugin.open(location, uuid, &host(start), take_over) {
             Err(StoreError::InUse(_))
-                if Instant::now() < deadline && plugin.probe(location).is_ok_and(own) =>
+                if Instant::now() < *deadline.get_or_insert_with(|| Instant::now() + PREDECESSOR)
+                    && plugin.probe(location).is_ok_and(own) =>
             {
                 std::thread::sleep(Duration::from_millis(20));
             }

@@ -61,12 +61,14 @@ pub struct Capabilities {
     pub punch: bool,
     /// Whether several hosts may hold it at once.
     pub shared: bool,
+    /// Whether the catalog has a file system of its own, which [`Store::renew_catalog`] mounts anew.
+    pub own_catalog: bool,
 }
 
 impl Default for Capabilities {
     /// The least that can be assumed.
     fn default() -> Self {
-        Self { sizing: Sizing::Explicit, clone_range: false, punch: false, shared: false }
+        Self { sizing: Sizing::Explicit, clone_range: false, punch: false, shared: false, own_catalog: false }
     }
 }
 
@@ -176,6 +178,12 @@ pub trait Store: Send + Sync {
 
     /// The directory of the catalog, on the SR itself.
     fn catalog_dir(&self) -> &Path;
+
+    /// Mounts the file system of the catalog anew, where the SR has one of its own: after an error of its storage it takes no writes
+    /// until then, though the storage works again. The caller has nothing of it open. After a failure it may not be mounted.
+    fn renew_catalog(&self) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Whether the storage is still the one that was opened (the marker can be read and names the same SR).
     fn check_marker(&self) -> Result<(), Error>;

@@ -429,8 +429,8 @@ fn what_was_found_of_a_range_before_a_merge_is_found_again_after_it() {
         make(&disks[n], if n == 3 { 0 } else { n }, parent, Bytes(SIZE));
         if n % 2 == 1 {
             let container: Arc<dyn catena_blockio::Container> = disks[n].clone();
-            let mut image = super::rig::image(&container, catena_vhd::Mode::ReadWrite);
-            let at = catena_types::GuestOffset(BLOCK_BYTES - 4096);
+            let mut image = image(&container, Mode::ReadWrite);
+            let at = GuestOffset(BLOCK_BYTES - 4096);
             catena_chain::write(&mut image, None, at, &[7; 2 * PAGE]).unwrap();
             image.close().unwrap();
         }
@@ -464,7 +464,7 @@ fn the_leaf_is_patched_by_the_one_who_has_it_open() {
     rig.ask(Change::SetHidden { hidden: true });
     rig.settle();
     assert_eq!(rig.told.pop(), Some(Ok(Told::Done)));
-    assert!(super::rig::image(&gated(&disks[1]), catena_vhd::Mode::ReadOnly).info().hidden);
+    assert!(image(&gated(&disks[1]), Mode::ReadOnly).info().hidden);
 }
 
 #[test]
