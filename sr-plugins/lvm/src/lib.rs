@@ -21,6 +21,7 @@ mod shared;
 mod space;
 mod store;
 mod survey;
+mod system_dir;
 mod tags;
 
 pub use command::commands_run;
@@ -64,6 +65,7 @@ impl Plugin for LvmPlugin {
     fn prepare(&self, run_dir: &Path) {
         // The first word counts: mounts may be there already.
         let _ = self.run_dir.set(run_dir.to_owned());
+        system_dir::prepare(run_dir);
     }
 
     fn probe(&self, location: &Path) -> Result<Probe, Error> {

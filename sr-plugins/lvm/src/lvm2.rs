@@ -6,6 +6,7 @@
 
 use crate::command;
 use crate::report::{self, COLUMNS, Free, Group, Physical, parse};
+use crate::system_dir;
 use catena_sr_api::Error;
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -20,8 +21,6 @@ const METADATA: &str = "16m";
 pub(crate) const EXTENT: u64 = 4 << 20;
 /// Its presence says that udev makes the nodes of devices.
 const UDEV: &str = "/run/udev/control";
-/// In its environment lvm2 reads no configuration from here, and says nothing about descriptors that others left open.
-const ENVIRONMENT: [(&str, &str); 2] = [("LVM_SYSTEM_DIR", ""), ("LVM_SUPPRESS_FD_WARNINGS", "1")];
 
 /// Which devices commands see.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -228,7 +227,9 @@ impl Lvm2 {
         read_only: &[String],
     ) -> Result<Vec<u8>, Error> {
         let settings = [command.to_owned(), "--config".to_owned(), self.settings(read_only)];
-        let ran = command::run("lvm", PACKAGE, &[&settings[..], arguments].concat(), &ENVIRONMENT)?;
+        // No configuration of the host, and no words about descriptors that others left open.
+        let environment = [("LVM_SYSTEM_DIR", system_dir::get()), ("LVM_SUPPRESS_FD_WARNINGS", "1")];
+        let ran = command::run("lvm", PACKAGE, &[&settings[..], arguments].concat(), &environment)?;
         if ran.code == Some(0) { Ok(ran.out) } else { Err(failed(command, ran.code, &ran.complaint)) }
     }
 

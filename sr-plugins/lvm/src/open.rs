@@ -51,11 +51,13 @@ pub(crate) fn open(
     // What was read before the lock may have been another owner's last word but one.
     let (group, mut identity) = of(vec![only(&lvm, &group.name)?], uuid).ok_or_else(|| gone(uuid))?;
     refuse_others(&identity, host, take_over)?;
+    let mut changed = taking;
     if taking {
         lvm.give_group(&group.name, &own)?;
     }
     let lvm = Lvm2 { taken_from: None, ..lvm };
     if identity.owner != *host {
+        changed = true;
         tracing::info!(sr = %uuid, from = ?identity.owner, to = ?host, "the owner in the marker changes");
         identity.owner = host.clone();
         let tags = marker::all_tags(&identity);
@@ -63,8 +65,8 @@ pub(crate) fn open(
         let new = tags.difference(&group.tags).cloned().collect();
         lvm.tag_group(&group.name, &new, &old.cloned().collect())?;
     }
-    mend(&lvm, &group)?;
-    let group = only(&lvm, &group.name)?;
+    changed |= mend(&lvm, &group)?;
+    let group = if changed { only(&lvm, &group.name)? } else { group };
     let mounted = Mounted::new(&node, &home::place(run_dir, uuid))?;
     Ok(LvmStore::owned(lvm, group, identity, Home { mounted, _lock: lock }))
 }

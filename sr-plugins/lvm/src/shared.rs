@@ -204,8 +204,9 @@ impl Shared {
     }
 }
 
-/// Loads active volumes anew that the kernel holds back or has with another size: a command that changed them was killed.
-pub(crate) fn mend(lvm: &Lvm2, group: &Group) -> Result<(), Error> {
+/// Loads active volumes anew that the kernel holds back or has with another size: a command that changed them was killed. Whether
+/// there are any.
+pub(crate) fn mend(lvm: &Lvm2, group: &Group) -> Result<bool, Error> {
     let torn = |name: &str, volume: &crate::report::Volume| {
         let size = Node::of(&group.name, &group.uuid, name).size();
         volume.suspended || size.is_some_and(|size| size != group.bytes(volume.extents))
@@ -214,12 +215,13 @@ pub(crate) fn mend(lvm: &Lvm2, group: &Group) -> Result<(), Error> {
     let names: Vec<&str> =
         active.filter(|(name, volume)| torn(name, volume)).map(|(name, _)| name.as_str()).collect();
     if names.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     tracing::warn!(group = group.name, ?names, "volumes are mended whose change was cut short");
     let read_only = group.read_only();
     let read_only: Vec<&str> = read_only.iter().map(String::as_str).collect();
-    lvm.refresh(Volumes { group: &group.name, names: &names, read_only: &read_only })
+    lvm.refresh(Volumes { group: &group.name, names: &names, read_only: &read_only })?;
+    Ok(true)
 }
 
 /// There is no such container.
