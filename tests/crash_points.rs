@@ -9,6 +9,7 @@ mod harness;
 
 use anyhow::{Context, Result, bail, ensure};
 use crash::effect::Effect;
+use crash::extending::EXTENSIONS;
 use crash::life::{self, Life};
 use crash::mending;
 use crash::merging::MERGES_THERE;
@@ -293,6 +294,7 @@ fn every_point_of_every_program_has_a_scenario() -> Result<()> {
         .chain(SERVING.iter().map(|(at, _)| name_of(at)))
         .chain(LIFE.iter().map(|(at, _)| name_of(at)))
         .chain(SERVE.iter().copied())
+        .chain(EXTENSIONS.iter().copied())
         .chain(VOLUMES.iter().map(|(at, _)| name_of(at)))
         .chain(MERGES_THERE.iter().map(|(at, _)| name_of(at)))
         .collect();

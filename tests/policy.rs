@@ -88,7 +88,7 @@ fn a_policy_is_checked_kept_and_shown() -> Result<()> {
     let mut agent = Agent::start()?;
     let place = agent.path("sr").to_string_lossy().into_owned();
     agent.ok(&["sr", "create", "--type", "file", "--name", "store", "--location", &place])?;
-    let defaults = json!({"allocation": "thin", "coalesce.enabled": true, "coalesce.io_class": "idle", "coalesce.rate": 0,
+    let defaults = json!({"allocation": "thin", "allocation.chunk": 0, "coalesce.enabled": true, "coalesce.io_class": "idle", "coalesce.rate": 0,
         "coalesce.floor": MIB, "coalesce.weight": 100, "coalesce.window": "always"});
     ensure!(agent.json(&["sr", "policy", "store"])?["policy"] == defaults);
     for wrong in
@@ -109,7 +109,7 @@ fn a_policy_is_checked_kept_and_shown() -> Result<()> {
     let answer = agent.call("SR.set_policy", &values)?.map_err(|error| anyhow::anyhow!("{error}"))?;
     agent.kill()?;
     agent.launch(None)?;
-    let wanted = json!({"allocation": "thin", "coalesce.enabled": false, "coalesce.io_class": "best-effort:4", "coalesce.rate": 1000,
+    let wanted = json!({"allocation": "thin", "allocation.chunk": 0, "coalesce.enabled": false, "coalesce.io_class": "best-effort:4", "coalesce.rate": 1000,
         "coalesce.floor": MIB, "coalesce.weight": 100, "coalesce.window": "22:00-06:00"});
     let shown = until(&agent, "attached SR", || {
         let shown = agent.json(&["sr", "show", "store"])?;

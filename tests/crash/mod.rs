@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 pub(crate) mod effect;
+pub(crate) mod extending;
 pub(crate) mod life;
 pub(crate) mod mending;
 pub(crate) mod merging;

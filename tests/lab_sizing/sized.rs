@@ -1,4 +1,5 @@
 //! A private agent with an SR on logical volumes, and what `lvs` says of it.
+#![allow(dead_code, reason = "each suite uses a part of it")]
 
 use crate::harness::lab::{Disk, run};
 use crate::harness::nbd::Client;
@@ -124,7 +125,7 @@ impl Sized {
     }
 }
 
-fn byte_of(block: u64) -> u8 {
+pub(crate) fn byte_of(block: u64) -> u8 {
     u8::try_from(block % 251).unwrap_or(0) + 1
 }
 

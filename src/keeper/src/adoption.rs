@@ -44,7 +44,7 @@ const SECOND_TRY: Duration = Duration::from_secs(2);
 /// How long one may take that is only looked after: most answer at once, and of the others we hear.
 const GLANCE: Duration = Duration::from_millis(20);
 /// The rest after a connection broke, in which the end of a process of ours is heard of.
-const BREATH: Duration = Duration::from_millis(50);
+pub(crate) const BREATH: Duration = Duration::from_millis(50);
 /// The longest rest between two tries.
 const REST: Duration = Duration::from_secs(30);
 /// How often it is tried to learn what became of a commit.
@@ -347,7 +347,8 @@ impl Owner {
             // Without its limits is better than not at all; a link that broke is noticed by whoever needs it next.
             tracing::warn!(%vdi, %failure, "a datapath does not take its limits");
         }
-        if let Some(served) = self.serving.disks.get_mut(&vdi) {
+        self.tell_watermark(vdi);
+        if let Some(served) = self.serving.disks.get_mut(&vdi).filter(|served| served.link.is_some()) {
             (served.attempts, served.retry_at, served.ended) = (0, None, None);
         }
         self.note_failing(vdi, hello.failed.as_deref());
@@ -475,6 +476,7 @@ impl Owner {
             }
             Heard::News(News::Moved { done, left }) => self.move_progressed(vdi, done, left),
             Heard::News(News::MoveFailed { message }) => self.move_failed(vdi, &message),
+            Heard::News(News::Grow { image, size }) => self.wants_room(vdi, image, size),
             Heard::News(news) => self.tell_news(vdi, news),
             Heard::Moves(generation) => {
                 let open = served.moving.as_mut();

@@ -127,7 +127,7 @@ impl Tub {
         let enough = self.store.round(Bytes(self.empty.0.saturating_add(need.0)));
         match (self.full, self.allocation) {
             (Some(full), Allocation::Thick) => full,
-            (Some(full), Allocation::Thin) => enough.min(full),
+            (Some(full), _) => enough.min(full),
             (None, _) => enough,
         }
     }
@@ -150,7 +150,7 @@ impl Tub {
     fn settle(&self, virtual_size: Bytes, session: &mut Session<'_>, line: &Line) -> Result<(), Failure> {
         let image = ImageRecord { virtual_size, ..self.image.clone() };
         let mut call = |request: &Request, fds: Vec<OwnedFd>| session.call(request, fds);
-        if self.allocation == Allocation::Thin {
+        if self.allocation != Allocation::Thick {
             return sizing::deflate(&*self.store, &image, &mut call);
         }
         let full = Sizes::of(&*self.store, &image, &mut call)?.full;

@@ -78,4 +78,5 @@ points! {
     Grow "grow": Journaled "journaled", Made "made", Done "done";
     Attach "attach": Journaled "journaled", Made "made", Done "done";
     Detach "detach": Made "stopped", Committed "committed";
+    Extend "extend": Journaled "journaled", Grown "grown", Made "told";
 }

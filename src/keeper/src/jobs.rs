@@ -239,7 +239,7 @@ impl Owner {
             running.long.stop();
         } else if let (true, Work::LeafMerge { vdi, .. }) = (job.is_open_move(), &job.work) {
             self.close_move(*vdi, true)?;
-        } else if (job.committed || matches!(job.work, Work::Resize { .. } | Work::Grow { .. }))
+        } else if (job.committed || matches!(job.work, Work::Resize { .. } | Work::Grow { .. } | Work::Extend { .. }))
             && !job.state.is_over()
         {
             return Err(Failure::new(
@@ -285,7 +285,7 @@ impl Owner {
         let state = self.catalog.state();
         let waiters = self.job_waiters.iter().filter_map(|waiter| waiter.deadline);
         let awake = waiters.chain(self.priority.as_ref().and_then(Priority::deadline));
-        let awake = awake.chain(self.serving.deadline()).chain(self.ailing);
+        let awake = awake.chain(self.serving.deadline()).chain(self.ailing).chain(self.demand_deadline());
         let awake = awake.map(|at| at.saturating_duration_since(instant));
         let rests = state.unfinished().filter_map(|job| job.retry_at);
         let rests = rests.chain(state.meta.paused_until).chain(self.policy().window.next_change(looked));

@@ -20,6 +20,7 @@ mod check;
 mod coalescing;
 mod copying;
 mod crash;
+mod demand;
 mod dispatch;
 mod failing;
 mod failures;

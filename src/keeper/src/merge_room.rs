@@ -4,7 +4,7 @@
 //!  plan ─▶ measured ─▶ promised ─▶ [commit] sizes ─▶ parent grown, footer at its end ─▶ [commit] ─▶ the mover, or the disk's process
 //! ```
 //! How much that is the images say, whose maps are read: a base copy gets what it will use, the leaf of a disk that is served, or of any
-//! disk where allocation is thick, the size in which every block has a place. Where that is not free, a leaf that nobody writes is first
+//! disk where allocation is thick, the size in which every block has a place; where allocation is dynamic, what comes from the leaf. Where that is not free, a leaf that nobody writes is first
 //! cut to what it uses, and its extents are the parent's. What is missing then is remembered, and the plan holds the merge until so
 //! much is free. When a merge has ended early its parent is cut again, and a leaf that was cut gets its size back as soon as there is
 //! room, or when it is attached.
@@ -120,10 +120,15 @@ impl Owner {
     ) -> Result<(Option<Bytes>, Bytes), Failure> {
         let virtual_size = from.virtual_size.max(into.virtual_size);
         let full = self.sizes_of(&ImageRecord { virtual_size, ..into.clone() })?.full;
-        if self.is_served(task) {
+        let served = self.is_served(task);
+        if served && self.target_of(from.id) == Target::Full {
             return Ok((None, full));
         }
         let (from_uses, wanted) = self.measure_merge(from, into)?;
+        if served {
+            // The guest goes on to write meanwhile: what that takes is asked for when it does.
+            return Ok((None, wanted));
+        }
         Ok(match task {
             Task::LeafMerge { .. } if self.policy().allocation == Allocation::Thick => {
                 (Some(from_uses), wanted.max(full))
@@ -202,7 +207,7 @@ impl Owner {
     pub(crate) fn fits_at_rest(&self, task: Task) -> bool {
         match task {
             Task::Merge { .. } => true,
-            Task::LeafMerge { .. } => !self.is_served(task) && self.policy().allocation == Allocation::Thin,
+            Task::LeafMerge { .. } => !self.is_served(task) && self.policy().allocation != Allocation::Thick,
             Task::Remove { .. } => false,
         }
     }
@@ -240,6 +245,7 @@ impl Owner {
             let done = match self.target_of(image) {
                 Target::Fitted => self.deflate(image),
                 Target::Full => self.refill(image),
+                Target::Roomy => Ok(()),
             };
             if let Err(failure) = done {
                 if !is_lack(&failure) {

@@ -4,6 +4,7 @@
 use crate::adoption::Serving;
 use crate::arrival::Arriving;
 use crate::coalescing::Current;
+use crate::demand::Demand;
 use crate::failures::from_catalog;
 use crate::holds::Holds;
 use crate::long::{LongJob, News};
@@ -50,6 +51,8 @@ pub(crate) enum Mail {
         /// Whether it may.
         answer: Sender<bool>,
     },
+    /// The container of a disk in use has grown, or not.
+    Extended(JobId, Result<(), Failure>),
     /// The containers of a job's removal steps are gone, or not.
     Removed(JobId, Result<(), Failure>),
     /// The storage was made larger, or not.
@@ -144,6 +147,8 @@ pub(crate) struct Owner {
     pub(crate) lacking: BTreeMap<ImageId, (ImageId, Bytes)>,
     /// Images that merges have left in containers of another size than they are to have, and when these may get it.
     pub(crate) roomy: BTreeMap<ImageId, Instant>,
+    /// Images in use whose containers are to be larger.
+    pub(crate) demands: BTreeMap<ImageId, Demand>,
     /// What containers take that the catalog does not know.
     pub(crate) beside: Bytes,
     /// Images that were written since their rows were: the next commit measures them.
@@ -197,6 +202,7 @@ impl Owner {
             holds: Holds::default(),
             lacking: BTreeMap::new(),
             roomy: BTreeMap::new(),
+            demands: BTreeMap::new(),
             beside: Bytes(0),
             stale: BTreeSet::new(),
             served_measured: Instant::now(),
@@ -229,6 +235,7 @@ impl Owner {
         self.renew_catalog();
         self.look_after_served();
         self.go_on_detaching();
+        self.meet_demands();
         self.coalesce();
         self.answer_waiters();
         self.publish();
@@ -264,6 +271,7 @@ impl Owner {
                 // A thread that has given up needs no answer.
                 let _ = answer.send(self.promise_more(job, &container, bytes));
             }
+            Mail::Extended(job, result) => self.extended(job, result),
             Mail::Removed(job, result) => self.removed(job, result),
             Mail::Grown(job, result) => self.storage_grown(job, result),
             Mail::Served(vdi, incarnation, heard) => self.heard(vdi, incarnation, heard),
@@ -276,6 +284,7 @@ impl Owner {
             Mail::FrontGone => self.leaving = true,
         }
         self.go_on_detaching();
+        self.meet_demands();
         self.publish();
         // Nobody waits for it.
         self.keep_active();

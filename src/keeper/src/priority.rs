@@ -107,6 +107,7 @@ impl Owner {
             priority.adopt(&policy);
         }
         self.tell_pace();
+        self.tell_watermarks();
         if let Some(Err(error)) = self.sr.group.as_ref().map(|group| group.weigh(policy.weight)) {
             tracing::warn!(sr = %self.sr.uuid, %error, "the weight of merges could not be changed");
         }

@@ -9,6 +9,7 @@
 //! | containers that were made larger | their images are brought to that size; what is done with them comes later |
 //! | not committed, makes containers | they are removed, the job has failed |
 //! | not committed, an attach | its process is ended, its attachment removed |
+//! | not committed, a container that grew under a guest | nothing is left to do; its disk asks anew |
 //! | not committed, a resize | the leaf's own size decides: it has grown, or the job has failed |
 //! | not committed, a merge | its mover's locks are waited for; it waits for its turn, with its cursor |
 //! | not committed, a merge that a disk's process carries out | goes on, if that lives; else with its successor (`live_merge`) |
@@ -48,6 +49,8 @@ impl Owner {
                 self.requeue(job)?;
             } else if matches!(job.work, Work::Attach { .. }) {
                 self.undo_attach(job, &interrupted());
+            } else if matches!(job.work, Work::Extend { .. }) && job.effects.sizes.is_empty() {
+                self.forget_extension(&job)?;
             } else {
                 self.undo_interrupted(job);
             }

@@ -133,7 +133,9 @@ impl Owner {
         let answer = Some(json!({"virtual_size": size}));
         let done = JobRecord { committed: true, answer, ..job.clone() };
         self.finish(done, vec![Change::PutImage(image), event])
-            .inspect_err(|failure| self.put_off(job, failure))
+            .inspect_err(|failure| self.put_off(job, failure))?;
+        self.tell_watermark(vdi);
+        Ok(())
     }
 
     /// Decides resizes of which it is not known whether they have happened, where the last try was long enough ago.

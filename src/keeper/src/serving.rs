@@ -176,8 +176,10 @@ impl Served {
 pub(crate) struct Link {
     channel: Channel,
     answers: Receiver<Result<Told, Trouble>>,
-    /// Answers that nobody waits for any more.
+    /// Answers that nobody waits for, or not any more.
     owed: usize,
+    /// Somebody has waited for one of them in vain.
+    is_late: bool,
     told_to_stop: bool,
     gone: Arc<AtomicBool>,
     vdi: VdiUuid,
@@ -202,7 +204,7 @@ impl Link {
             // Without an owner the keeper is ending, here and below.
             let _ = mailbox.send(Mail::Served(vdi, incarnation, Heard::Gone));
         });
-        Ok(Self { channel, answers, owed: 0, told_to_stop: false, gone, vdi })
+        Ok(Self { channel, answers, owed: 0, is_late: false, told_to_stop: false, gone, vdi })
     }
 
     /// Whether the process has closed the connection.
@@ -215,12 +217,23 @@ impl Link {
         !self.is_gone() && !self.is_owed()
     }
 
-    /// Whether an answer is missing that nobody waits for any more.
+    /// Whether an answer is missing that somebody has waited for in vain.
     pub(crate) fn is_owed(&mut self) -> bool {
         while self.owed > 0 && self.answers.try_recv().is_ok() {
             self.owed -= 1;
         }
-        self.owed > 0
+        self.is_late &= self.owed > 0;
+        self.is_late
+    }
+
+    /// Tells it something whose answer nobody waits for.
+    pub(crate) fn tell(&mut self, ask: &Ask) -> Result<(), Failure> {
+        if self.told_to_stop || self.is_owed() {
+            return Err(silent(self.vdi));
+        }
+        self.put(ask, &[])?;
+        self.owed += 1;
+        Ok(())
     }
 
     /// Whether it was told to stop: that is its last answer.
@@ -255,7 +268,7 @@ impl Link {
                     return answer.map_err(|trouble| from_trouble(&trouble).object("vdi", self.vdi));
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    self.owed += 1;
+                    (self.owed, self.is_late) = (self.owed + 1, true);
                     return Err(silent(self.vdi));
                 }
                 Err(RecvTimeoutError::Disconnected) => {
@@ -270,7 +283,8 @@ impl Link {
         if self.told_to_stop || self.is_owed() {
             return Err(silent(self.vdi));
         }
-        self.hello(MOMENT)?;
+        // What it was told it may have to do first.
+        self.hello(if self.owed > 0 { PATIENCE } else { MOMENT })?;
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         let sent = self.put(ask, &borrowed);
         drop(borrowed);

@@ -1,12 +1,12 @@
 //! Containers of explicit size: which size an image is to have, and the steps that give it that.
 //!
-//! | image | `thin` | `thick` |
-//! |---|---|---|
-//! | leaf of a VDI that is attached read-write | full | full |
-//! | leaf of another disk | what it needs | full |
-//! | leaf of a snapshot, base copy | what it needs | what it needs |
+//! | image | `thin` | `thick` | `dynamic` |
+//! |---|---|---|---|
+//! | leaf of a VDI that is attached read-write | full | full | grows as it fills |
+//! | leaf of another disk | what it needs | full | what it needs |
+//! | leaf of a snapshot, base copy | what it needs | what it needs | what it needs |
 //!
-//! *Full* can take every block of the disk. To make a container larger has two steps, and an image whose container grew without its
+//! *Full* can take every block of the disk. What grows as it fills is the matter of `demand`. To make a container larger has two steps, and an image whose container grew without its
 //! footer has one only at its beginning: a job's row names it before ([`catena_types::Resized`]), and recovery brings it to the size
 //! that it finds. To make it smaller can be interrupted anywhere: the footer moves down first, and both are right until the cut.
 //!
@@ -55,12 +55,15 @@ pub(crate) enum Target {
     Full,
     /// For what it holds.
     Fitted,
+    /// For what it holds and a chunk more, which grows as it fills.
+    Roomy,
 }
 
 /// The size that an image is to have; `written` is whether a guest writes it.
 pub(crate) const fn target(role: Role, written: bool, allocation: Allocation) -> Target {
     match (role, allocation) {
         (Role::Disk, Allocation::Thick) => Target::Full,
+        (Role::Disk | Role::Snapshot, Allocation::Dynamic) if written => Target::Roomy,
         (Role::Disk | Role::Snapshot, _) if written => Target::Full,
         _ => Target::Fitted,
     }
@@ -85,11 +88,12 @@ impl Sizes {
         }
     }
 
-    /// The one that is meant.
-    pub(crate) const fn get(self, target: Target) -> Bytes {
+    /// The one that is meant for an image without blocks, where containers grow by such a chunk.
+    pub(crate) fn get(self, target: Target, chunk: Bytes) -> Bytes {
         match target {
             Target::Full => self.full,
             Target::Fitted => self.empty,
+            Target::Roomy => Bytes(self.empty.0.saturating_add(chunk.0)).min(self.full),
         }
     }
 }
@@ -174,15 +178,16 @@ mod tests {
     #[test]
     fn only_what_a_guest_may_write_is_full_unless_disks_are_thick() {
         use {Role::*, Target::*};
-        for (role, written, thin, thick) in [
-            (Disk, true, Full, Full),
-            (Disk, false, Fitted, Full),
-            (Snapshot, true, Full, Full),
-            (Snapshot, false, Fitted, Fitted),
-            (Base, false, Fitted, Fitted),
+        for (role, written, thin, thick, dynamic) in [
+            (Disk, true, Full, Full, Roomy),
+            (Disk, false, Fitted, Full, Fitted),
+            (Snapshot, true, Full, Full, Roomy),
+            (Snapshot, false, Fitted, Fitted, Fitted),
+            (Base, false, Fitted, Fitted, Fitted),
             // One whose VDI has another leaf by now: its process has not let go of it yet, and does not write it any more.
-            (Base, true, Fitted, Fitted),
+            (Base, true, Fitted, Fitted, Fitted),
         ] {
+            assert_eq!(target(role, written, Allocation::Dynamic), dynamic, "{role:?} {written}");
             assert_eq!(target(role, written, Allocation::Thin), thin, "{role:?} {written}");
             assert_eq!(target(role, written, Allocation::Thick), thick, "{role:?} {written}");
         }

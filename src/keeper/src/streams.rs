@@ -140,7 +140,7 @@ impl Owner {
         self.need_space(asked.length)?;
         let stream = descriptor(call, asked.fd)?;
         let chain: Vec<_> = self.catalog.state().chain(vdi.image).cloned().collect();
-        self.make_room_in(&leaf)?;
+        self.make_room_in(&leaf, asked.length)?;
         let (handed, fds) = ready_chain(&*self.store, &chain, Access::ReadWrite)?;
         let request = Request::Write { chain: handed, offset: asked.offset, length: asked.length };
         let given = self.moved(&request, stream, fds);

@@ -295,7 +295,9 @@ fn subject(work: &Work) -> (Option<VdiUuid>, Option<ImageId>) {
         | Work::Attach { vdi }
         | Work::Detach { vdi } => (Some(*vdi), None),
         Work::LeafMerge { vdi, from, .. } => (Some(*vdi), Some(*from)),
-        Work::Copy { vdi, image } | Work::Resize { vdi, image, .. } => (Some(*vdi), Some(*image)),
+        Work::Copy { vdi, image } | Work::Resize { vdi, image, .. } | Work::Extend { vdi, image } => {
+            (Some(*vdi), Some(*image))
+        }
         Work::Merge { from, .. } => (None, Some(*from)),
         Work::Export { image } | Work::Garbage { image } => (None, Some(*image)),
         Work::Introduce | Work::Check | Work::Scan | Work::Repair | Work::Trim | Work::Grow { .. } => {

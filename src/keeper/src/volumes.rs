@@ -11,9 +11,12 @@ use catena_catalog::Change;
 use catena_control::Ask;
 use catena_sr_api::Sizing;
 use catena_types::{
-    Allocation, AttachMode, AttachmentRecord, Bytes, Effects, ErrorName, Failure, ImageId, ImageRecord,
-    ImageState, JobRecord, JobState, Resized, Step, VdiKind, VdiRecord, VdiUuid, Work,
+    Allocation, AttachMode, AttachmentRecord, BLOCK_BYTES, Bytes, Effects, ErrorName, Failure, ImageId,
+    ImageRecord, ImageState, JobRecord, JobState, Resized, Step, VdiKind, VdiRecord, VdiUuid, Work,
 };
+
+/// What a block's bitmap takes beside it, with what aligns it.
+const BITMAP_BYTES: u64 = 4096;
 
 impl Owner {
     /// Whether containers must be sized.
@@ -49,13 +52,15 @@ impl Owner {
     /// Says in the row of an image that is to be made how large its container is to be.
     pub(crate) fn size_new(&mut self, image: &mut ImageRecord, target: Target) -> Result<(), Failure> {
         if self.is_sized() {
-            image.allocated = self.sizes_of(image)?.get(target);
+            let chunk = self.store.round(self.policy().chunk_of(image.virtual_size));
+            image.allocated = self.sizes_of(image)?.get(target, chunk);
         }
         Ok(())
     }
 
     /// The same for new leaves of these VDIs, as large as those are to be. Where there is no room for that now, but there will be when the
-    /// `bases` below them are cut, they are made empty and grow after that. Refused where there is no room in the end either.
+    /// `bases` below them are cut, they are made empty and grow after that. Refused where there is no room in the end either. Those that
+    /// grow as they fill are made empty where what they would take is short.
     pub(crate) fn size_leaves(
         &mut self,
         leaves: &mut [(&VdiRecord, &mut ImageRecord)],
@@ -65,12 +70,21 @@ impl Owner {
         if !self.is_sized() {
             return Ok(());
         }
-        let mut need = others;
+        let total = |leaves: &[(&VdiRecord, &mut ImageRecord)]| {
+            Bytes(others.0 + leaves.iter().map(|(_, leaf)| leaf.allocated.0).sum::<u64>())
+        };
         for (vdi, leaf) in &mut *leaves {
             self.size_new(leaf, self.leaf_target(vdi))?;
-            need.0 += leaf.allocated.0;
         }
         let free = self.unpromised(self.store.space()?.allocatable);
+        if total(leaves) > self.to_fill()? {
+            for (vdi, leaf) in &mut *leaves {
+                if self.leaf_target(vdi) == Target::Roomy {
+                    self.size_new(leaf, Target::Fitted)?;
+                }
+            }
+        }
+        let need = total(leaves);
         if need <= free {
             return Ok(());
         }
@@ -138,7 +152,7 @@ impl Owner {
         job: &mut JobRecord,
         image: &ImageRecord,
     ) -> Result<(), Failure> {
-        if !self.is_sized() {
+        if !self.is_inflated() {
             return Ok(());
         }
         let full = self.sizes_of(image)?.full;
@@ -149,21 +163,29 @@ impl Owner {
         })
     }
 
-    /// Makes the container of a detached leaf large enough for what is to be written into it without an attachment; it is cut again
-    /// afterwards. Needs no row: if it is not, the next detach does it, and the copy of the footer counts until then.
-    pub(crate) fn make_room_in(&mut self, image: &ImageRecord) -> Result<(), Failure> {
+    /// Whether what a guest writes has room for every block.
+    fn is_inflated(&self) -> bool {
+        self.is_sized() && self.allocation() != Allocation::Dynamic
+    }
+
+    /// Makes the container of a detached leaf large enough for so many bytes that are to be written into it without an attachment; it is
+    /// cut again afterwards. Needs no row: if it is not, the next detach does it, and the copy of the footer counts until then.
+    pub(crate) fn make_room_in(&mut self, image: &ImageRecord, length: Bytes) -> Result<(), Failure> {
         if !self.is_sized() {
             return Ok(());
         }
-        self.may_inflate(image)?;
-        let full = self.sizes_of(image)?.full;
+        let (now, full) = (sizing::length(&*self.store, image)?, self.sizes_of(image)?.full);
+        let blocks = length.0 / BLOCK_BYTES + 2;
+        let more = blocks.saturating_mul(BLOCK_BYTES + BITMAP_BYTES);
+        let to = self.store.round(Bytes(now.0.saturating_add(more))).min(full);
+        self.need_space(Bytes(to.0.saturating_sub(now.0)))?;
         let small = &mut self.small;
-        sizing::grow_to(&*self.store, image, full, &mut |request, fds| small.call(request, fds))
+        sizing::grow_to(&*self.store, image, to, &mut |request, fds| small.call(request, fds))
     }
 
     /// Refuses what [`Self::inflate_for_writing`] would refuse, before anything is done.
     pub(crate) fn may_inflate(&mut self, image: &ImageRecord) -> Result<(), Failure> {
-        if !self.is_sized() {
+        if !self.is_inflated() {
             return Ok(());
         }
         let (full, now) = (self.sizes_of(image)?.full, sizing::length(&*self.store, image)?);
@@ -235,7 +257,11 @@ impl Owner {
         let is_there = !matches!(row.state, ImageState::Garbage | ImageState::Missing);
         // What a merge writes is its business.
         let is_merged = self.current.is_some_and(|current| current.images().any(|one| one == image));
-        if !self.is_sized() || !is_there || row.foreign || is_merged || self.target_of(image) == Target::Full
+        if !self.is_sized()
+            || !is_there
+            || row.foreign
+            || is_merged
+            || self.target_of(image) != Target::Fitted
         {
             return Ok(());
         }

@@ -32,7 +32,7 @@ pub struct Sr {
     pub kind: String,
     /// Attached, detached or failed.
     pub state: SrState,
-    /// `thin` or `thick`.
+    /// `thin`, `thick` or `dynamic`.
     pub allocation: String,
     /// Where it is: its directory, or its devices joined by commas.
     pub location: String,

@@ -90,7 +90,7 @@ pub struct SrCreateParams {
     /// Absolute paths of block devices, where the back end takes whole devices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<String>,
-    /// `thin` or `thick`, where the back end has a choice.
+    /// `thin`, `thick` or `dynamic`, where the back end has a choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allocation: Option<String>,
     /// The client's key for retries.

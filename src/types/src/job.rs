@@ -67,6 +67,8 @@ pub enum JobKind {
     Attach,
     /// A disk taken away from a hypervisor.
     Detach,
+    /// The container of a disk in use made larger, because it fills.
+    Extend,
 }
 
 /// How far a job is.
@@ -210,6 +212,13 @@ pub enum Work {
         /// The disk or snapshot.
         vdi: VdiUuid,
     },
+    /// The container of an image grows that the process of `vdi` writes. The row goes when it has.
+    Extend {
+        /// The disk or snapshot.
+        vdi: VdiUuid,
+        /// The image.
+        image: ImageId,
+    },
 }
 
 impl JobRecord {
@@ -250,6 +259,7 @@ impl Work {
             Self::Grow { .. } => JobKind::Grow,
             Self::Attach { .. } => JobKind::Attach,
             Self::Detach { .. } => JobKind::Detach,
+            Self::Extend { .. } => JobKind::Extend,
         }
     }
 }

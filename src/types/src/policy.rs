@@ -146,15 +146,17 @@ fn time_of_day(text: &str) -> Option<Time> {
     Time::new(hour, minute, 0, 0).ok()
 }
 
-/// How large the containers of images are that nobody writes, where they must be sized.
+/// How large the containers of images are, where they must be sized.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Allocation {
-    /// As large as what they hold.
+    /// As large as what they hold, and for every block while a guest writes.
     #[default]
     Thin,
     /// Those of disks are always large enough for every block.
     Thick,
+    /// As large as what they hold, and a chunk larger while a guest writes, always.
+    Dynamic,
 }
 
 impl Allocation {
@@ -163,6 +165,7 @@ impl Allocation {
         match self {
             Self::Thin => "thin",
             Self::Thick => "thick",
+            Self::Dynamic => "dynamic",
         }
     }
 }
@@ -171,8 +174,8 @@ impl FromStr for Allocation {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let known = [Self::Thin, Self::Thick].into_iter().find(|one| one.word() == text);
-        known.ok_or_else(|| format!("'{text}' is not an allocation: give thin or thick"))
+        let known = [Self::Thin, Self::Thick, Self::Dynamic].into_iter().find(|one| one.word() == text);
+        known.ok_or_else(|| format!("'{text}' is not an allocation: give thin, thick or dynamic"))
     }
 }
 
@@ -180,8 +183,11 @@ impl FromStr for Allocation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Policy {
-    /// How large the containers of images are that nobody writes.
+    /// How large the containers of images are.
     pub allocation: Allocation,
+    /// By how much the container grows of a disk that a guest writes, where allocation is dynamic; 0 is by the size of the disk.
+    #[serde(rename = "allocation.chunk")]
+    pub chunk: Bytes,
     /// Whether it works at all.
     #[serde(rename = "coalesce.enabled")]
     pub enabled: bool,
@@ -206,6 +212,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             allocation: Allocation::Thin,
+            chunk: Bytes(0),
             enabled: true,
             io_class: IoClass::Idle,
             rate: Bytes(0),
@@ -218,8 +225,12 @@ impl Default for Policy {
 
 impl Policy {
     /// The names, in the order in which they are shown, and what may be set.
-    pub const KEYS: [(&str, &str); 7] = [
-        ("allocation", "thin or thick"),
+    pub const KEYS: [(&str, &str); 8] = [
+        ("allocation", "thin, thick or dynamic"),
+        (
+            "allocation.chunk",
+            "bytes, 8MiB or more, where allocation is dynamic; 0 is by the size of the disk",
+        ),
         ("coalesce.enabled", "true or false"),
         ("coalesce.io_class", "idle, best-effort, or best-effort:0 to :7"),
         ("coalesce.rate", "bytes a second, such as 20MiB; 0 is no limit"),
@@ -244,6 +255,7 @@ impl Policy {
     pub fn set(&mut self, key: &str, text: &str) -> Result<(), String> {
         match key {
             "allocation" => self.allocation = text.parse()?,
+            "allocation.chunk" => self.chunk = chunk(text)?,
             "coalesce.enabled" => {
                 self.enabled = text.parse().map_err(|_| format!("'{text}' is neither true nor false"))?;
             }
@@ -264,6 +276,7 @@ impl Policy {
     pub fn get(&self, key: &str) -> Option<String> {
         Some(match key {
             "allocation" => self.allocation.word().to_owned(),
+            "allocation.chunk" => self.chunk.0.to_string(),
             "coalesce.enabled" => self.enabled.to_string(),
             "coalesce.io_class" => self.io_class.to_string(),
             "coalesce.rate" => self.rate.0.to_string(),
@@ -278,6 +291,24 @@ impl Policy {
     pub fn reachable_floor(&self) -> Bytes {
         if self.rate.0 == 0 { self.floor } else { self.floor.min(Bytes(self.rate.0 / 2)) }
     }
+
+    /// By how much the container of a disk of that size grows at a time. To make one larger takes half a second, and it begins
+    /// when half a chunk is left: who writes 200 MB/s does not have to wait.
+    pub fn chunk_of(&self, virtual_size: Bytes) -> Bytes {
+        match self.chunk {
+            Bytes(0) => Bytes((virtual_size.0 / 32).clamp(256 << 20, 1 << 30)),
+            chunk => chunk,
+        }
+    }
+}
+
+/// The least that a container grows by: room for some blocks.
+const LEAST_CHUNK: Bytes = Bytes(8 << 20);
+
+fn chunk(text: &str) -> Result<Bytes, String> {
+    let chunk = rate(text)?;
+    let fits = chunk.0 == 0 || chunk >= LEAST_CHUNK;
+    if fits { Ok(chunk) } else { Err(format!("'{text}' is too little: give 0, or {LEAST_CHUNK} and more")) }
 }
 
 fn rate(text: &str) -> Result<Bytes, String> {
@@ -317,6 +348,9 @@ mod tests {
     fn what_is_set_is_read_back_and_stored() {
         for (key, text, back) in [
             ("allocation", "thick", "thick"),
+            ("allocation", "dynamic", "dynamic"),
+            ("allocation.chunk", "8MiB", "8388608"),
+            ("allocation.chunk", "0", "0"),
             ("coalesce.enabled", "false", "false"),
             ("coalesce.io_class", "best-effort", "best-effort:4"),
             ("coalesce.io_class", "best-effort:0", "best-effort:0"),
@@ -343,6 +377,7 @@ mod tests {
         let mut policy = Policy::default();
         for (key, text) in [
             ("allocation", "fat"),
+            ("allocation.chunk", "4MiB"),
             ("coalesce.enabled", "maybe"),
             ("coalesce.io_class", "best-effort:8"),
             ("coalesce.io_class", "realtime"),
@@ -393,6 +428,16 @@ mod tests {
                 "{window} {now}"
             );
         }
+    }
+
+    #[test]
+    fn a_chunk_is_a_part_of_the_disk_unless_it_is_given() {
+        let mut policy = Policy::default();
+        for (gib, mib) in [(1, 256), (8, 256), (16, 512), (32, 1024), (1024, 1024)] {
+            assert_eq!(policy.chunk_of(Bytes(gib << 30)), Bytes(mib << 20), "{gib} GiB");
+        }
+        policy.set("allocation.chunk", "64MiB").unwrap();
+        assert_eq!(policy.chunk_of(Bytes(1 << 40)), Bytes(64 << 20));
     }
 
     #[test]

@@ -83,7 +83,7 @@ pub(crate) struct Create {
     #[command(flatten)]
     place: Place,
     /// How disks take space
-    #[arg(long, value_parser = ["thin", "thick"])]
+    #[arg(long, value_parser = ["thin", "thick", "dynamic"])]
     allocation: Option<String>,
 }
 
