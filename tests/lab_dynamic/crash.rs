@@ -6,6 +6,7 @@ use crate::harness::{lab, wait_until};
 use crate::points::EXTENSIONS;
 use crate::sized::{Sized, holding};
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
 use std::path::Path;
 
 #[test]
@@ -16,8 +17,10 @@ fn a_keeper_that_dies_while_a_volume_grows() -> Result<()> {
         let socket = attach(&sized, &disk)?;
         follows(&sized, &disk, 0)?;
         let mut blocks = 0;
-        for at in EXTENSIONS {
-            blocks = play(&mut sized, &disk, &socket, at, blocks)
+        // Alone, and with the process that serves the disk.
+        let deaths = EXTENSIONS.iter().map(|at| (*at, false)).chain([("extend.grown", true)]);
+        for (at, both) in deaths {
+            blocks = play(&mut sized, &disk, &socket, (at, both), blocks)
                 .with_context(|| format!("{at}: {}", sized.agent.log()))?;
         }
         sized.agent.ok(&["vdi", "detach", &disk])?;
@@ -34,7 +37,7 @@ fn a_keeper_that_dies_while_a_volume_grows() -> Result<()> {
 }
 
 /// Writes more than the volume has room for, with a keeper that dies; how many blocks are written then.
-fn play(sized: &mut Sized, disk: &str, socket: &Path, at: &str, blocks: u64) -> Result<u64> {
+fn play(sized: &mut Sized, disk: &str, socket: &Path, (at, both): (&str, bool), blocks: u64) -> Result<u64> {
     sized.agent.stop()?;
     sized.agent.launch(Some(at))?;
     let end = blocks + CHUNK;
@@ -42,6 +45,9 @@ fn play(sized: &mut Sized, disk: &str, socket: &Path, at: &str, blocks: u64) -> 
     let said = format!("crash point {at}\n");
     wait_until("the keeper to die", || Ok(sized.agent.log().contains(&said)))?;
     sized.agent.kill()?;
+    for served in sized.agent.served().into_iter().filter(|_| both) {
+        kill(served, Signal::SIGKILL)?;
+    }
     sized.agent.launch(None)?;
     guest.ends()?;
     wait_until("the SR to be attached", || {

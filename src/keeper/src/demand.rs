@@ -104,7 +104,10 @@ impl Owner {
     }
 
     fn meet(&mut self, image: ImageId) {
-        let Some(vdi) = self.writer_of(image) else { return drop(self.demands.remove(&image)) };
+        let Some(vdi) = self.writer_of(image) else {
+            self.demands.remove(&image);
+            return;
+        };
         let Some(demand) = self.demands.get_mut(&image).filter(|demand| demand.job.is_none()) else { return };
         demand.rests_until = demand.rests_until.filter(|at| *at > Instant::now());
         let (size, rests) = (demand.size, demand.rests_until.is_some());
@@ -175,12 +178,14 @@ impl Owner {
     }
 
     /// The container has grown, or could not.
-    pub(crate) fn extended(&mut self, id: JobId, result: Result<(), Failure>) {
+    pub(crate) fn extended(&mut self, id: JobId, result: &Result<(), Failure>) {
         let Some(mut job) = self.catalog.state().jobs.get(&id).map(|row| (**row).clone()) else { return };
         let Work::Extend { image, .. } = job.work else { return };
-        match &result {
+        match result {
             // What is missing yet is asked for again by who knows.
-            Ok(()) => drop(self.demands.remove(&image)),
+            Ok(()) => {
+                self.demands.remove(&image);
+            }
             Err(failure) => {
                 tracing::error!(%image, %failure, "a container of a disk in use could not be made larger");
                 let size = self.demands.get(&image).map_or(Bytes(0), |demand| demand.size);
@@ -212,6 +217,13 @@ impl Owner {
         if let Err(failure) = self.forget_extension(&job) {
             tracing::error!(job = id, %failure, "the end of a growth could not be recorded");
         }
+    }
+
+    /// Whether nothing is left to do of a growth that was interrupted: who takes up a disk without a process finds what its container
+    /// has, and makes use of it.
+    pub(crate) fn is_extended(&self, job: &JobRecord) -> bool {
+        let Work::Extend { image, .. } = job.work else { return false };
+        job.effects.sizes.is_empty() || self.writer_of(image).is_some()
     }
 
     /// The row of a growth goes: whoever writes the image knows, or nobody does and it is cut.

@@ -239,7 +239,8 @@ impl Owner {
             running.long.stop();
         } else if let (true, Work::LeafMerge { vdi, .. }) = (job.is_open_move(), &job.work) {
             self.close_move(*vdi, true)?;
-        } else if (job.committed || matches!(job.work, Work::Resize { .. } | Work::Grow { .. } | Work::Extend { .. }))
+        } else if (job.committed
+            || matches!(job.work, Work::Resize { .. } | Work::Grow { .. } | Work::Extend { .. }))
             && !job.state.is_over()
         {
             return Err(Failure::new(

@@ -271,7 +271,7 @@ impl Owner {
                 // A thread that has given up needs no answer.
                 let _ = answer.send(self.promise_more(job, &container, bytes));
             }
-            Mail::Extended(job, result) => self.extended(job, result),
+            Mail::Extended(job, result) => self.extended(job, &result),
             Mail::Removed(job, result) => self.removed(job, result),
             Mail::Grown(job, result) => self.storage_grown(job, result),
             Mail::Served(vdi, incarnation, heard) => self.heard(vdi, incarnation, heard),

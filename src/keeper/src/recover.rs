@@ -49,7 +49,7 @@ impl Owner {
                 self.requeue(job)?;
             } else if matches!(job.work, Work::Attach { .. }) {
                 self.undo_attach(job, &interrupted());
-            } else if matches!(job.work, Work::Extend { .. }) && job.effects.sizes.is_empty() {
+            } else if self.is_extended(&job) {
                 self.forget_extension(&job)?;
             } else {
                 self.undo_interrupted(job);
