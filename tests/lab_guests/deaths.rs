@@ -16,7 +16,7 @@ const DEATHS: [(bool, bool, bool); 4] =
 fn deaths_of_everybody() -> Result<()> {
     lab::test(|| {
         let mut store = Store::new(2048, "thin")?;
-        let size = 32 << 20;
+        let size = 16 << 20;
         let disk = store.vdi(&size.to_string(), "disk")?;
         let uri = store.agent.ok(&["vdi", "attach", &disk])?;
         let mut guest = Guest::new(&uri, size, seed("deaths_of_everybody") | 1)?;

@@ -27,7 +27,7 @@ fn passes(socket: &Path, over: &AtomicBool) -> Result<u32> {
 fn full_rate_under_snapshots_and_merges() -> Result<()> {
     lab::test(|| {
         let store = Store::new(2048, "thin")?;
-        let disk = store.vdi("32MiB", "disk")?;
+        let disk = store.vdi("16MiB", "disk")?;
         let socket = store.attach(&disk)?;
         let over = AtomicBool::new(false);
         let made = std::thread::scope(|scope| {
@@ -62,7 +62,7 @@ fn cycle_once(store: &Store, disk: &str, cycle: u64) -> Result<()> {
     }
     if cycle == 3 {
         store.agent.ok(&["sr", "policy", &store.sr, "allocation=thick"])?;
-        store.agent.ok(&["vdi", "resize", disk, "64MiB"])?;
+        store.agent.ok(&["vdi", "resize", disk, "24MiB"])?;
     }
     store.settle()?;
     let wanted = if cycle == 1 { 1 } else { 2 };

@@ -16,8 +16,8 @@ const MIB: usize = 1 << 20;
 #[test]
 fn what_was_on_the_device_is_seen_by_nobody() -> Result<()> {
     lab::test(|| {
-        let store = Store::on(soiled(256)?, "thin")?;
-        let disk = store.vdi("24MiB", "disk")?;
+        let store = Store::on(soiled(192)?, "thin")?;
+        let disk = store.vdi("8MiB", "disk")?;
         let guest = in_use(&store, &disk)?;
         all_see(&store, &disk, &guest, "after a detach")?;
         let guest = at_rest(&store, &disk, guest)?;
@@ -41,7 +41,7 @@ fn soiled(mib: u64) -> Result<Disk> {
 /// A new disk, read by everybody, and then what a guest sees: snapshots, merges and growth while it writes.
 fn in_use(store: &Store, disk: &str) -> Result<Guest> {
     let uri = store.agent.ok(&["vdi", "attach", disk])?;
-    let mut guest = Guest::new(&uri, 24 * MIB, seed("what_was_on_the_device_is_seen_by_nobody") | 1)?;
+    let mut guest = Guest::new(&uri, 8 * MIB, seed("what_was_on_the_device_is_seen_by_nobody") | 1)?;
     store.agent.ok(&["vdi", "detach", disk])?;
     all_see(store, disk, &guest, "a new disk")?;
     store.agent.ok(&["vdi", "attach", disk])?;
@@ -53,8 +53,8 @@ fn in_use(store: &Store, disk: &str) -> Result<Guest> {
         ensure!(store.agent.hash(&snapshot)? == held, "the snapshot holds something else");
         if round == 1 {
             // A base copy below is smaller than the disk.
-            store.agent.ok(&["vdi", "resize", disk, "32MiB"])?;
-            guest.grown(32 * MIB);
+            store.agent.ok(&["vdi", "resize", disk, "12MiB"])?;
+            guest.grown(12 * MIB);
         }
         store.agent.ok(&["vdi", "destroy", &snapshot, "--yes"])?;
         works(&mut guest, 10)?;
@@ -68,8 +68,8 @@ fn in_use(store: &Store, disk: &str) -> Result<Guest> {
 /// The same with a disk that is merged and grows while nobody uses it, and that is trimmed.
 fn at_rest(store: &Store, disk: &str, mut guest: Guest) -> Result<Guest> {
     let snapshot = store.agent.ok(&["vdi", "snapshot", disk])?;
-    store.agent.ok(&["vdi", "resize", disk, "48MiB"])?;
-    guest.grown(48 * MIB);
+    store.agent.ok(&["vdi", "resize", disk, "20MiB"])?;
+    guest.grown(20 * MIB);
     store.agent.ok(&["vdi", "attach", disk])?;
     works(&mut guest, 40)?;
     store.agent.ok(&["vdi", "detach", disk])?;
@@ -114,7 +114,7 @@ fn all_see(store: &Store, disk: &str, guest: &Guest, when: &str) -> Result<()> {
     let mounted = Mounted::new(&node, store.agent.path("seen"))?;
     // It takes the size that a disk was made with for the one that it has.
     let read = fs::read(mounted.layer(1)).context("vhdimount")?;
-    ensure!(guest.content().starts_with(&read) && read.len() >= 24 * MIB, "{when}: libvhdi, of the volume");
+    ensure!(guest.content().starts_with(&read) && read.len() >= 8 * MIB, "{when}: libvhdi, of the volume");
     drop(mounted);
     fs::remove_dir(store.agent.path("seen"))?;
     store.agent.ok(&["vdi", "detach", disk]).map(drop)
