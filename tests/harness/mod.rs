@@ -14,6 +14,7 @@ pub(crate) mod nbd;
 pub(crate) mod qmp;
 pub(crate) mod serving;
 pub(crate) mod small;
+pub(crate) mod theirs;
 pub(crate) mod volumes;
 
 pub(crate) use disks::socket_of;

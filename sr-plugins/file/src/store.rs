@@ -8,7 +8,10 @@ use crate::home::{HOME, Home};
 use crate::labels;
 use crate::marker::MARKER;
 use crate::reflink::{self, Tried};
-use catena_sr_api::{Access, Capabilities, ContainerInfo, Error, Labels, Sizing, Space, Store, StoreStat};
+use crate::survey;
+use catena_sr_api::{
+    Access, Capabilities, ContainerInfo, Error, Labels, RawDisk, Sizing, Space, Store, StoreStat,
+};
 use catena_types::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -98,6 +101,14 @@ impl Store for FileStore {
 
     fn catalog_dir(&self) -> &Path {
         &self.home_path
+    }
+
+    fn may_be_image(&self, name: &str) -> bool {
+        survey::may_be_image(name)
+    }
+
+    fn raw_disk(&self, name: &str) -> Option<RawDisk> {
+        survey::raw_disk(name)
     }
 
     fn check_marker(&self) -> Result<(), Error> {

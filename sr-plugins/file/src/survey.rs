@@ -4,7 +4,7 @@
 
 use crate::directory::{Directory, is_regular};
 use crate::home::{self, HOME, State};
-use catena_sr_api::{Error, Probe};
+use catena_sr_api::{Error, Probe, RawDisk};
 use std::ffi::OsString;
 
 /// Made by the system at the root of a file system; it is no content.
@@ -36,13 +36,27 @@ pub(crate) fn survey(directory: &Directory) -> Result<Probe, Error> {
     Ok(Probe::Images(images))
 }
 
-/// Those of the names that may be images: regular files ending in `.vhd` in any case.
+/// What the names of raw disks end in.
+const RAW: &str = ".raw";
+
+/// The raw disk of another manager that a file is, as far as its name says.
+pub(crate) fn raw_disk(name: &str) -> Option<RawDisk> {
+    let id = name.strip_suffix(RAW)?.parse().ok()?;
+    Some(RawDisk { id, hidden: false })
+}
+
+/// Whether a file may be an image, as far as its name says.
+pub(crate) fn may_be_image(name: &str) -> bool {
+    let tail = name.len().checked_sub(4).and_then(|at| name.get(at..));
+    tail.is_some_and(|tail| tail.eq_ignore_ascii_case(".vhd")) || raw_disk(name).is_some()
+}
+
+/// Those of the names that may be images: regular files ending in `.vhd` in any case, and raw disks.
 fn images(directory: &Directory, names: &[OsString]) -> Result<Vec<String>, Error> {
     let mut images = Vec::new();
     for name in names.iter().filter_map(|name| name.to_str()) {
-        let tail = name.len().checked_sub(4).and_then(|at| name.get(at..));
         if !name.starts_with('.')
-            && tail.is_some_and(|tail| tail.eq_ignore_ascii_case(".vhd"))
+            && may_be_image(name)
             && directory.status(name)?.as_ref().is_some_and(is_regular)
         {
             images.push(name.to_owned());

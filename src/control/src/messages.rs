@@ -94,10 +94,8 @@ pub enum ExportFormat {
 pub enum Request {
     /// What are these files? Descriptors: one each, read-only. Nothing is known of them yet, so they are not [`Handed`].
     Inspect {
-        /// How they are to be read.
-        format: Format,
-        /// How many.
-        count: usize,
+        /// How each is to be read.
+        formats: Vec<Format>,
     },
     /// Write new images. Descriptors: one each, read-write, empty containers.
     Create {
@@ -268,9 +266,11 @@ pub enum Request {
 /// What an image says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageReport {
-    /// Its id.
+    /// Its id; [`ImageId::NONE`] where the format has none.
     pub id: ImageId,
-    /// The parent that it names.
+    /// How it was read.
+    pub format: Format,
+    /// The parent that it names; [`ImageId::NONE`] for one that is known by its name only.
     pub parent: Option<ImageId>,
     /// Names of the parent's container, as the header and its locators have it, most telling first.
     pub parent_names: Vec<String>,
@@ -278,7 +278,7 @@ pub struct ImageReport {
     pub virtual_size: Bytes,
     /// Hidden flag.
     pub hidden: bool,
-    /// Written by neither us nor XenServer.
+    /// Written by neither us nor XenServer, or without a format of its own.
     pub foreign: bool,
     /// Whether it has a place for any block: if not, it owns nothing.
     pub owns_blocks: bool,

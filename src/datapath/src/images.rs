@@ -2,25 +2,44 @@
 
 use crate::crash;
 use crate::open::{Caching, Descriptors};
+use crate::raw::Raw;
 use crate::trouble::{from_io, from_vhd, trouble};
+use catena_chain::Layer;
 use catena_control::{Answer, Answered, CreateImage, Handed, ImageReport, Parent, Trouble, TroubleKind};
-use catena_types::{Bytes, FileOffset, Format, HeaderPatch, PatchWrite};
+use catena_types::{Bytes, FileOffset, Format, HeaderPatch, ImageId, PatchWrite};
 use catena_vhd::{
     ContainerSizes, CreateSpec, FooterState, Image, Mode, ParentSpec, apply_patch, is_stale, table_size_on,
     vhd_timestamp,
 };
 
 /// What are these files?
-pub(crate) fn inspect(format: Format, count: usize, fds: &mut Descriptors) -> Answered {
-    let Format::Vhd = format;
-    let mut reports = Vec::with_capacity(count.min(1024));
-    for _ in 0..count {
-        reports.push(fds.container(Caching::Buffered).and_then(|container| {
-            let image = Image::open(container, Mode::ReadOnly).map_err(|error| from_vhd(&error))?;
-            Ok(report(&image))
+pub(crate) fn inspect(formats: &[Format], fds: &mut Descriptors) -> Answered {
+    let mut reports = Vec::with_capacity(formats.len());
+    for format in formats {
+        reports.push(fds.container(Caching::Buffered).and_then(|container| match format {
+            Format::Vhd => {
+                let image = Image::open(container, Mode::ReadOnly).map_err(|error| from_vhd(&error))?;
+                Ok(report(&image))
+            }
+            Format::Raw => Raw::open(container).map(|raw| report_of_raw(&raw)),
         }));
     }
     Ok(Answer::Reports { reports })
+}
+
+fn report_of_raw(raw: &Raw) -> ImageReport {
+    ImageReport {
+        id: ImageId::NONE,
+        format: Format::Raw,
+        parent: None,
+        parent_names: Vec::new(),
+        virtual_size: raw.virtual_size(),
+        hidden: false,
+        foreign: true,
+        owns_blocks: true,
+        needs: raw.virtual_size(),
+        remarks: Vec::new(),
+    }
 }
 
 fn report(image: &Image) -> ImageReport {
@@ -36,6 +55,7 @@ fn report(image: &Image) -> ImageReport {
     let names = info.parent.iter().flat_map(|parent| std::iter::once(&parent.name).chain(&parent.locators));
     ImageReport {
         id: info.id,
+        format: Format::Vhd,
         parent_names: names.cloned().collect(),
         parent: info.parent.as_ref().map(|parent| parent.id),
         virtual_size: info.virtual_size,
@@ -50,7 +70,9 @@ fn report(image: &Image) -> ImageReport {
 /// Writes new images; each is durable when this returns.
 pub(crate) fn create(images: &[CreateImage], fds: &mut Descriptors) -> Answered {
     for image in images {
-        let Format::Vhd = image.format;
+        if image.format != Format::Vhd {
+            return Err(trouble(TroubleKind::Unsupported, "a raw disk is only read"));
+        }
         let container = fds.container(Caching::Buffered)?;
         let spec = CreateSpec {
             id: image.id,
@@ -91,9 +113,13 @@ pub(crate) fn grow(handed: &Handed, size: Bytes, fds: &mut Descriptors) -> Answe
 
 /// How large must a container of explicit size be?
 pub(crate) fn sizes(format: Format, virtual_size: Bytes) -> Answer {
-    let Format::Vhd = format;
-    let ContainerSizes { empty, full } = ContainerSizes::of(virtual_size);
-    Answer::Sizes { empty, full }
+    match format {
+        Format::Vhd => {
+            let ContainerSizes { empty, full } = ContainerSizes::of(virtual_size);
+            Answer::Sizes { empty, full }
+        }
+        Format::Raw => Answer::Sizes { empty: virtual_size, full: virtual_size },
+    }
 }
 
 /// Brings an image to its container's size; durable when this returns.

@@ -21,6 +21,7 @@ mod outflow;
 mod pacing;
 mod privileges;
 mod ranges;
+mod raw;
 mod repair;
 mod run;
 mod serve;

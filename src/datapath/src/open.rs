@@ -1,5 +1,6 @@
 //! From the descriptors of a request to open images, verified to be those that the keeper means.
 
+use crate::raw::Raw;
 use crate::trouble::{from_io, from_vhd, trouble};
 use catena_blockio::{Container, open_container};
 use catena_chain::{Chain, Layer};
@@ -48,8 +49,9 @@ impl Descriptors {
 
     /// The next one, as the image it is said to be, in a container whose size was changed or is to be.
     pub(crate) fn image_to_fit(&mut self, handed: &Handed, before: Bytes) -> Result<Image, Trouble> {
-        let Format::Vhd = handed.format;
-        let image = Image::open_to_fit(self.container(Caching::Buffered)?, before);
+        let container = self.container(Caching::Buffered)?;
+        only_vhd(handed)?;
+        let image = Image::open_to_fit(container, before);
         verified(image, handed, Mode::ReadWrite)
     }
 
@@ -59,8 +61,14 @@ impl Descriptors {
         chain: &[Handed],
         caching: Caching,
     ) -> Result<Vec<Arc<dyn Layer>>, Trouble> {
-        let open = |handed| Ok(Arc::new(self.image(handed, Mode::ReadOnly, caching)?) as Arc<dyn Layer>);
-        chain.iter().map(open).collect()
+        chain.iter().map(|handed| self.layer(handed, caching)).collect()
+    }
+
+    fn layer(&mut self, handed: &Handed, caching: Caching) -> Result<Arc<dyn Layer>, Trouble> {
+        Ok(match handed.format {
+            Format::Vhd => Arc::new(self.image(handed, Mode::ReadOnly, caching)?),
+            Format::Raw => Arc::new(open_raw(self.container(caching)?, handed)?),
+        })
     }
 
     /// The next ones, as the disk that they make together.
@@ -75,8 +83,21 @@ pub(crate) fn open_image(
     handed: &Handed,
     mode: Mode,
 ) -> Result<Image, Trouble> {
-    let Format::Vhd = handed.format;
+    only_vhd(handed)?;
     verified(Image::open(container, mode), handed, mode)
+}
+
+/// The raw disk that a container is said to be.
+pub(crate) fn open_raw(container: Arc<dyn Container>, handed: &Handed) -> Result<Raw, Trouble> {
+    Raw::open(container).map_err(|trouble| of_image(handed, trouble))
+}
+
+/// Refuses what has no format of its own where an image's metadata are needed.
+fn only_vhd(handed: &Handed) -> Result<(), Trouble> {
+    match handed.format {
+        Format::Vhd => Ok(()),
+        Format::Raw => Err(of_image(handed, trouble(TroubleKind::Unsupported, "a raw disk is only read"))),
+    }
 }
 
 fn verified(opened: Result<Image, catena_vhd::Error>, handed: &Handed, mode: Mode) -> Result<Image, Trouble> {

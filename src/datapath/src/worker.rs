@@ -2,8 +2,10 @@
 
 use crate::open::Descriptors;
 use crate::supervisor::Supervisor;
+use crate::trouble::trouble;
 use crate::{copying, crash, export, images, import, merging, ranges, repair};
-use catena_control::{Answered, Channel, ChannelError, Packet, Reply, Request};
+use catena_control::{Answered, Channel, ChannelError, Packet, Reply, Request, TroubleKind};
+use catena_types::Format;
 
 /// Serves requests until the keeper has gone.
 pub(crate) fn serve(channel: &Channel) -> Result<(), ChannelError> {
@@ -22,7 +24,7 @@ pub(crate) fn serve(channel: &Channel) -> Result<(), ChannelError> {
 fn handle(channel: &Channel, request: &Request, mut fds: Descriptors) -> Answered {
     let fds = &mut fds;
     match request {
-        Request::Inspect { format, count } => images::inspect(*format, *count, fds),
+        Request::Inspect { formats } => images::inspect(formats, fds),
         Request::Create { images } => images::create(images, fds),
         Request::SetHidden { image, hidden } => images::set_hidden(image, *hidden, fds),
         Request::Grow { image, size } => images::grow(image, *size, fds),
@@ -47,11 +49,15 @@ fn handle(channel: &Channel, request: &Request, mut fds: Descriptors) -> Answere
             merging::move_down(from, into, *give_back, fds, &mut Supervisor::paced(channel, *pace))
         }
         Request::Room { from, into } => merging::room(from, into, fds),
-        Request::Import { format, id, image_format: catena_types::Format::Vhd, created } => {
+        Request::Import { format, id, image_format: Format::Vhd, created } => {
             import::import(*format, *id, *created, fds, &mut Supervisor::new(channel))
         }
-        Request::Copy { chain, id, image_format: catena_types::Format::Vhd, created } => {
+        Request::Copy { chain, id, image_format: Format::Vhd, created } => {
             copying::copy(chain, *id, *created, fds, &mut Supervisor::new(channel))
+        }
+        Request::Import { image_format: Format::Raw, .. }
+        | Request::Copy { image_format: Format::Raw, .. } => {
+            Err(trouble(TroubleKind::Unsupported, "a raw disk is only read"))
         }
         Request::Export { chain, format } => {
             export::export(chain, *format, fds, &mut Supervisor::new(channel))

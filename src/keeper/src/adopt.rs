@@ -5,23 +5,26 @@
 
 use crate::failures::from_trouble;
 use crate::images::{container_name, new_image, unexpected};
+use crate::labels;
 use crate::operations::new_vdi;
 use crate::owner::Owner;
 use crate::published::{Published, SrFacts};
+use crate::sizing::Sizes;
 use crate::views::View;
 use crate::worker::SmallWorker;
 use catena_catalog::{Change, Meta, State};
 use catena_coalesce::Moment;
-use catena_control::{Answer, ImageReport, Request, Trouble};
+use catena_control::{Answer, ImageReport, Request, Trouble, TroubleKind};
 use catena_rpc::Finding;
-use catena_sr_api::{Access, ContainerInfo, Store, StoreStat};
+use catena_sr_api::{Access, ContainerInfo, Error as StoreError, Labels, RawDisk, Sizing, Store, StoreStat};
 use catena_types::{
     Bytes, Effects, EventRecord, Failure, Format, ImageId, ImageRecord, ImageState, JobId, JobRecord,
-    JobState, Severity, SrUuid, VdiKind, VdiRecord, VdiUuid, Work,
+    JobState, Severity, SrUuid, VHD_MAX_SIZE, VdiKind, VdiRecord, VdiUuid, Work,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Containers inspected with one request.
@@ -38,61 +41,131 @@ pub(crate) struct Adoption {
     pub(crate) vdis: Vec<VdiRecord>,
     /// What is remarkable.
     pub(crate) findings: Vec<Finding>,
+    /// What containers are called as disks.
+    disks: BTreeMap<String, String>,
 }
 
 /// A container and what it says of itself.
-pub(crate) type Found = (ContainerInfo, Result<ImageReport, Trouble>);
+pub(crate) struct Found {
+    /// The container.
+    pub(crate) info: ContainerInfo,
+    /// The part of its name that names its disk.
+    pub(crate) disk: String,
+    /// What is in it.
+    pub(crate) report: Result<ImageReport, Trouble>,
+}
 
 /// Looks at every image of a store and says what it becomes. Changes nothing.
 pub(crate) fn survey(store: &dyn Store, small: &mut SmallWorker, sr: SrUuid) -> Result<Adoption, Failure> {
-    let mut adoption = inspect(store, small, sr).map(adoption)?;
+    let mut adoption = adoption(inspect(store, small, sr)?, &store.told());
     adoption.leaves.iter_mut().for_each(|leaf| leaf.container = container_name(store, leaf));
+    adoption.findings.extend(store.remarks().into_iter().map(|remark| Finding {
+        severity: remark.severity,
+        object: remark.object,
+        problem: remark.problem,
+        repair: String::new(),
+    }));
     Ok(adoption)
 }
 
-/// What every image of a store says of itself.
+/// What every image of a store says of itself. One that cannot be opened is found damaged, the others are looked at.
 pub(crate) fn inspect(store: &dyn Store, small: &mut SmallWorker, sr: SrUuid) -> Result<Vec<Found>, Failure> {
     let mut containers = store.list()?;
     containers.retain(|info| store.may_be_image(&info.name));
     containers.sort_by(|a, b| a.name.cmp(&b.name));
     let mut found: Vec<Found> = Vec::with_capacity(containers.len());
     for batch in containers.chunks(BATCH) {
-        let fds = batch
-            .iter()
-            .map(|info| store.activate(&info.name, Access::ReadOnly))
-            .collect::<Result<Vec<_>, _>>()?;
-        let request = Request::Inspect { format: Format::Vhd, count: fds.len() };
-        match small.call(&request, fds).map_err(|trouble| from_trouble(&trouble))? {
-            Answer::Reports { reports } if reports.len() == batch.len() => {
-                found.extend(batch.iter().cloned().zip(reports));
+        let mut unopened: BTreeMap<usize, Trouble> = BTreeMap::new();
+        let (mut fds, mut formats) = (Vec::new(), Vec::new());
+        for (at, opened) in open_all(store, batch).into_iter().enumerate() {
+            match opened {
+                Ok(fd) => {
+                    fds.push(fd);
+                    let raw = store.raw_disk(&batch[at].name).is_some();
+                    formats.push(if raw { Format::Raw } else { Format::Vhd });
+                }
+                Err(error) => {
+                    let message = error.to_string();
+                    unopened.insert(at, Trouble { kind: TroubleKind::Io, message });
+                }
             }
-            _ => return Err(unexpected()),
+        }
+        let reports = match small.call(&Request::Inspect { formats }, fds) {
+            Ok(Answer::Reports { reports }) if reports.len() + unopened.len() == batch.len() => reports,
+            Ok(_) => return Err(unexpected()),
+            Err(trouble) => return Err(from_trouble(&trouble)),
+        };
+        let mut reports = reports.into_iter();
+        for (at, info) in batch.iter().enumerate() {
+            let report = unopened.remove(&at).map(Err).or_else(|| reports.next()).ok_or_else(unexpected)?;
+            let disk = store.disk_name(&info.name).to_owned();
+            found.push(Found { info: info.clone(), disk, report });
         }
     }
-    tracing::info!(%sr, images = found.len(), "a directory was surveyed");
+    name_raw_disks(&mut found, |name| store.raw_disk(name));
+    tracing::info!(%sr, images = found.len(), "a location was surveyed");
     Ok(found)
 }
 
+/// Opens containers at the cost of one where all can be opened.
+fn open_all(store: &dyn Store, containers: &[ContainerInfo]) -> Vec<Result<OwnedFd, StoreError>> {
+    let wanted: Vec<(&str, Access)> =
+        containers.iter().map(|info| (info.name.as_str(), Access::ReadOnly)).collect();
+    match store.activate_all(&wanted) {
+        Ok(fds) => fds.into_iter().map(Ok).collect(),
+        Err(_) => wanted.iter().map(|(name, access)| store.activate(name, *access)).collect(),
+    }
+}
+
+/// Gives raw disks the ids that only their names say, and makes them the parents of the images that name them.
+fn name_raw_disks(found: &mut [Found], raw_disk: impl Fn(&str) -> Option<RawDisk>) {
+    let mut raws: BTreeMap<String, ImageId> = BTreeMap::new();
+    for one in &mut *found {
+        let Ok(report) = &mut one.report else { continue };
+        if let (Format::Raw, Some(disk)) = (report.format, raw_disk(&one.info.name)) {
+            (report.id, report.hidden) = (disk.id, disk.hidden);
+            raws.insert(one.info.name.clone(), disk.id);
+        }
+    }
+    let named = |name: &String| {
+        let last = name.rsplit(['/', '\\']).next()?;
+        // The node of a volume is called `GROUP-VOLUME`, with each dash of the two names doubled.
+        let volume = last.replace("--", "-");
+        let is_named = |container: &&String| {
+            last == container.as_str()
+                || volume.strip_suffix(container.as_str()).is_some_and(|group| group.ends_with('-'))
+        };
+        raws.keys().find(is_named).and_then(|container| raws.get(container)).copied()
+    };
+    let reports = found.iter_mut().filter_map(|one| one.report.as_mut().ok());
+    for report in reports.filter(|report| report.parent == Some(ImageId::NONE)) {
+        report.parent = report.parent_names.iter().find_map(named).or(report.parent);
+    }
+    let parents: BTreeSet<ImageId> =
+        found.iter().filter_map(|one| one.report.as_ref().ok()?.parent).collect();
+    for report in found.iter_mut().filter_map(|one| one.report.as_mut().ok()) {
+        // Nothing on it could say so; to XenServer's tools too it is hidden when something hangs from it.
+        report.hidden |= report.format == Format::Raw && parents.contains(&report.id);
+    }
+}
+
 /// The rows that images become. Pure.
-fn adoption(found: Vec<Found>) -> Adoption {
+fn adoption(found: Vec<Found>, told: &BTreeMap<String, Labels>) -> Adoption {
     let mut adoption = Adoption::default();
     let mut known = BTreeSet::new();
-    for (info, report) in found {
-        let row = adoption.row(&info, report, &mut known);
+    for one in found {
+        let row = adoption.row(one, &mut known);
         adoption.images.push(row);
     }
     adoption.orphans();
-    adoption.disks();
+    adoption.disks(told);
     adoption
 }
 
 impl Adoption {
-    pub(crate) fn row(
-        &mut self,
-        info: &ContainerInfo,
-        report: Result<ImageReport, Trouble>,
-        known: &mut BTreeSet<ImageId>,
-    ) -> ImageRecord {
+    pub(crate) fn row(&mut self, found: Found, known: &mut BTreeSet<ImageId>) -> ImageRecord {
+        let Found { info, disk, report } = found;
+        self.disks.insert(info.name.clone(), disk);
         let unread = ImageRecord {
             id: ImageId::random(),
             parent: None,
@@ -116,6 +189,7 @@ impl Adoption {
         }
         let row = ImageRecord {
             id: report.id,
+            format: report.format,
             parent: report.parent,
             virtual_size: report.virtual_size,
             hidden: report.hidden,
@@ -123,6 +197,15 @@ impl Adoption {
             state: ImageState::Ok,
             ..unread.clone()
         };
+        if row.format == Format::Raw && row.virtual_size > VHD_MAX_SIZE {
+            let size = row.virtual_size;
+            self.find(
+                Severity::Error,
+                &info.name,
+                format!("a raw disk of {size}, too large for an image on top of it: kept as an orphan"),
+            );
+            return ImageRecord { state: ImageState::Orphan, ..row };
+        }
         if known.insert(report.id) {
             return row;
         }
@@ -173,15 +256,15 @@ impl Adoption {
         }
     }
 
-    /// Makes a disk of every visible image. One that others hang from, and one that we must never write to, gets an empty child
-    /// that carries its disk.
-    fn disks(&mut self) {
+    /// Makes a disk of every visible image, with the names that its manager has given it where they are known. One that others
+    /// hang from, and one that we must never write to, gets an empty child that carries its disk.
+    fn disks(&mut self, told: &BTreeMap<String, Labels>) {
         let parents: BTreeSet<ImageId> = self.images.iter().filter_map(|row| row.parent).collect();
         let mut taken = BTreeSet::new();
         let mut bases = Vec::new();
         for row in self.images.iter().filter(|row| row.state == ImageState::Ok && !row.hidden) {
-            let stem = row.container.rsplit_once('.').map_or(row.container.as_str(), |(stem, _)| stem);
-            let uuid = stem
+            let name = self.disk_name(&row.container);
+            let uuid = name
                 .parse::<VdiUuid>()
                 .ok()
                 .filter(|uuid| taken.insert(*uuid))
@@ -191,21 +274,45 @@ impl Adoption {
                 let child = new_image(Some(row.id), row.virtual_size);
                 leaf = child.id;
                 self.leaves.push(child);
-                bases.push((row.id, row.container.clone(), row.foreign));
+                bases.push(row.clone());
             }
-            self.vdis.push(new_vdi(uuid, leaf, stem.to_owned(), VdiKind::Disk));
+            let named = told.get(&row.container).map(|labels| labels::described(labels, uuid, leaf));
+            self.vdis.push(named.unwrap_or_else(|| new_vdi(uuid, leaf, name, VdiKind::Disk)));
         }
-        for (id, name, foreign) in bases {
-            let why = if foreign {
-                "written by another program, never written to"
-            } else {
-                "visible, and others hang from it"
+        for base in bases {
+            let why = match (base.format, base.foreign) {
+                (Format::Raw, _) => "a raw disk, never written to",
+                (Format::Vhd, true) => "written by another program, never written to",
+                (Format::Vhd, false) => "visible, and others hang from it",
             };
-            self.find(Severity::Info, &name, format!("{why}: becomes a base copy under a new empty image"));
-            for row in self.images.iter_mut().filter(|row| row.id == id) {
+            let text = format!("{why}: becomes a base copy under a new empty image");
+            self.find(Severity::Info, &base.container, text);
+            for row in self.images.iter_mut().filter(|row| row.id == base.id) {
                 row.hidden = true;
             }
         }
+    }
+
+    /// What a container is called as a disk.
+    pub(crate) fn disk_name(&self, container: &str) -> String {
+        self.disks.get(container).map_or(container, String::as_str).to_owned()
+    }
+
+    /// Says where there is no room for the empty images that are to be made.
+    pub(crate) fn has_room(&mut self, store: &dyn Store, small: &mut SmallWorker) -> Result<(), Failure> {
+        if store.capabilities().sizing == Sizing::Automatic {
+            return Ok(());
+        }
+        let mut needed = 0;
+        for leaf in &self.leaves {
+            needed += Sizes::of(store, leaf, &mut |request, fds| small.call(request, fds))?.empty.0;
+        }
+        let short = needed.saturating_sub(store.stat()?.allocatable.0);
+        if short > 0 {
+            let text = format!("{} are missing for the empty images that are to be made", Bytes(short));
+            self.find(Severity::Error, "space", text);
+        }
+        Ok(())
     }
 
     pub(crate) fn find(&mut self, severity: Severity, object: &str, problem: String) {
@@ -288,10 +395,10 @@ pub(crate) fn made_anew(sr: SrUuid, job: JobId, adoption: &Adoption) -> EventRec
 impl Owner {
     /// Writes the rows of an adoption in one commit, after the empty leaves it needs were made.
     pub(crate) fn adopt(&mut self, mut job: JobRecord, mut adoption: Adoption) -> Result<(), Failure> {
-        let names: BTreeMap<ImageId, String> =
-            adoption.images.iter().map(|row| (row.id, row.container.clone())).collect();
+        let rows: BTreeMap<ImageId, ImageRecord> =
+            adoption.images.iter().map(|row| (row.id, row.clone())).collect();
         let mut leaves = std::mem::take(&mut adoption.leaves);
-        self.make_on(&mut job, &mut leaves, &names)?;
+        self.make_on(&mut job, &mut leaves, &rows)?;
         adoption.leaves = leaves;
         let mut changes: Vec<Change> = adoption.changes().collect();
         for finding in adoption.findings.iter().filter(|finding| finding.severity == Severity::Error) {

@@ -175,10 +175,10 @@ impl Checker {
                     Severity::Info,
                     &row.container,
                     text,
-                    "remove the file by hand if it is not needed",
+                    "remove it by hand if it is not needed",
                 ));
             } else if !present.contains(&row.container) && row.state != ImageState::Garbage {
-                let repair = "bring the file back, then `catena sr scan`";
+                let repair = "bring it back, then `catena sr scan`";
                 findings.push(finding(Severity::Error, &row.container, "the container is gone", repair));
             }
         }
@@ -186,12 +186,7 @@ impl Checker {
             known.extend(job.effects.makes.iter().map(|made| made.container.as_str()));
         }
         for name in present.iter().filter(|name| !known.contains(name.as_str())) {
-            findings.push(finding(
-                Severity::Info,
-                name,
-                "a file that the catalog does not know",
-                "never touched",
-            ));
+            findings.push(finding(Severity::Info, name, "the catalog does not know it", "never touched"));
         }
         for vdi in self.state.vdis.values().filter(|vdi| !self.state.images.contains_key(&vdi.image)) {
             findings.push(finding(Severity::Error, &vdi.name_label, "its image is not in the catalog", ""));
@@ -205,6 +200,10 @@ impl Checker {
         batch: &[&Arc<ImageRecord>],
         findings: &mut Vec<Finding>,
     ) -> Result<(), Trouble> {
+        let wanted: Vec<(&str, Access)> =
+            batch.iter().map(|row| (row.container.as_str(), Access::ReadOnly)).collect();
+        // At the cost of one, where all can be made ready; those of which one cannot are tried again below.
+        let _ready = self.store.activate_all(&wanted);
         let (mut images, mut rows, mut fds, mut again) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for row in batch {
             let (Ok(one), Ok(two)) =
@@ -217,7 +216,7 @@ impl Checker {
             fds.push(one.fd);
             again.push(two.fd);
         }
-        let inspect = Request::Inspect { format: Format::Vhd, count: rows.len() };
+        let inspect = Request::Inspect { formats: rows.iter().map(|row| row.format).collect() };
         if let Answer::Reports { reports } = session.call(&inspect, again)? {
             for (row, report) in rows.iter().zip(reports) {
                 self.against_catalog(row, report, findings);
@@ -247,7 +246,10 @@ impl Checker {
         }
         let parent = row.parent.and_then(|id| self.state.images.get(&id)).map(|parent| {
             let modified = self.store.info(&parent.container).map_or(0, |info| info.modified);
-            (Parent { id: parent.id, container: parent.container.clone(), modified }, parent.virtual_size)
+            (
+                Parent { id: parent.id_in_headers(), container: parent.container.clone(), modified },
+                parent.virtual_size,
+            )
         });
         Expected { parent, hidden: Some(row.hidden) }
     }
@@ -271,15 +273,17 @@ impl Checker {
             let repair = if pending || row.foreign { "" } else { repair };
             findings.push(finding(severity, &row.container, &text, &by_repair(repair)));
         };
-        if report.id != row.id {
+        if report.id != row.id_in_headers() {
             say(Severity::Error, format!("holds image {}, the catalog says {}", report.id, row.id), "");
         }
         let untidy = if pending || row.foreign { Severity::Info } else { Severity::Warning };
-        if report.parent != row.parent {
+        let named =
+            row.parent.map(|id| self.state.images.get(&id).map_or(id, |parent| parent.id_in_headers()));
+        if report.parent != named {
             let repair = if report.parent.is_some() && row.parent.is_some() { REPARENTED } else { "" };
             say(untidy, "its header names another parent than the catalog".to_owned(), repair);
         }
-        if report.hidden != row.hidden {
+        if report.hidden != row.hidden && row.format != Format::Raw {
             say(
                 Severity::Info,
                 format!("its hidden flag is {}, the catalog says {}", report.hidden, row.hidden),

@@ -104,15 +104,15 @@ impl Owner {
     fn used_by(&mut self, chain: &[Arc<ImageRecord>]) -> Result<Bytes, Failure> {
         // What a guest writes may have grown since its row was written.
         let allocated: Vec<u64> = chain.iter().map(|image| self.measured(image).allocated.0).collect();
-        let format = match chain.first() {
-            Some(leaf) if self.is_sized() => leaf.format,
-            _ => return Ok(Bytes(allocated.iter().sum())),
-        };
+        if !self.is_sized() {
+            return Ok(Bytes(allocated.iter().sum()));
+        }
         // A container may be larger than its image.
         let wanted: Vec<(&str, Access)> =
             chain.iter().map(|image| (image.container.as_str(), Access::ReadOnly)).collect();
         let fds = self.store.activate_all(&wanted)?;
-        let reports = match self.small.call(&Request::Inspect { format, count: fds.len() }, fds) {
+        let formats = chain.iter().map(|image| image.format).collect();
+        let reports = match self.small.call(&Request::Inspect { formats }, fds) {
             Ok(Answer::Reports { reports }) => reports,
             Ok(_) => return Err(unexpected()),
             Err(trouble) => return Err(from_trouble(&trouble)),

@@ -60,12 +60,12 @@ impl Owner {
         self.make_on(job, images, &BTreeMap::new())
     }
 
-    /// The same on parents that the catalog does not have yet, whose containers are given.
+    /// The same on parents that the catalog does not have yet, which are given.
     pub(crate) fn make_on(
         &mut self,
         job: &mut JobRecord,
         images: &mut [ImageRecord],
-        parents: &BTreeMap<ImageId, String>,
+        parents: &BTreeMap<ImageId, ImageRecord>,
     ) -> Result<(), Failure> {
         images.iter_mut().for_each(|image| image.container = container_name(&*self.store, image));
         let mut need = 0;
@@ -93,7 +93,7 @@ impl Owner {
     fn make_batch(
         &mut self,
         images: &mut [ImageRecord],
-        parents: &BTreeMap<ImageId, String>,
+        parents: &BTreeMap<ImageId, ImageRecord>,
     ) -> Result<(), Failure> {
         let created = Timestamp::now().as_second();
         let mut fds = Vec::with_capacity(images.len());
@@ -120,15 +120,16 @@ impl Owner {
 
     /// What a child's header says of its parent.
     pub(crate) fn parent(&self, id: ImageId) -> Result<Parent, Failure> {
-        let row = self.image(id)?;
-        let modified = self.store.info(&row.container)?.modified;
-        Ok(Parent { id, container: row.container.clone(), modified })
+        self.named(self.image(id)?)
     }
 
-    fn parent_in(&self, id: ImageId, named: &BTreeMap<ImageId, String>) -> Result<Parent, Failure> {
-        let Some(container) = named.get(&id) else { return self.parent(id) };
-        let modified = self.store.info(container)?.modified;
-        Ok(Parent { id, container: container.clone(), modified })
+    fn parent_in(&self, id: ImageId, given: &BTreeMap<ImageId, ImageRecord>) -> Result<Parent, Failure> {
+        given.get(&id).map_or_else(|| self.parent(id), |row| self.named(row))
+    }
+
+    fn named(&self, row: &ImageRecord) -> Result<Parent, Failure> {
+        let modified = self.store.info(&row.container)?.modified;
+        Ok(Parent { id: row.id_in_headers(), container: row.container.clone(), modified })
     }
 
     /// The row of an image that must be there.
@@ -142,7 +143,7 @@ impl Owner {
         let row = self.image(id)?;
         let (format, fd) =
             (row.format, self.store.activate(&row.container, catena_sr_api::Access::ReadOnly)?);
-        let answer = self.small.call(&Request::Inspect { format, count: 1 }, vec![fd]);
+        let answer = self.small.call(&Request::Inspect { formats: vec![format] }, vec![fd]);
         match answer.map_err(|trouble| from_trouble(&trouble))? {
             Answer::Reports { reports } => match reports.into_iter().next() {
                 Some(Ok(report)) => Ok(!report.owns_blocks),

@@ -5,7 +5,7 @@ use crate::adopt;
 use crate::failures::from_catalog;
 use crate::owner::Owner;
 use crate::rebuild;
-use crate::start::{Begun, Starter, identity, meta, open};
+use crate::start::{Begun, Starter, host, identity, meta, open};
 use crate::worker::SmallWorker;
 use catena_catalog::{Catalog, Change, Error as CatalogError, Meta, Remains};
 use catena_rpc::SrIntroduceParams;
@@ -35,7 +35,9 @@ impl Starter {
             }
             _ if asked.dry_run => {
                 let store = plugin.look(&location)?;
-                let adoption = adopt::survey(&*store, &mut SmallWorker::default(), start.sr)?;
+                let small = &mut SmallWorker::default();
+                let mut adoption = adopt::survey(&*store, small, start.sr)?;
+                adoption.has_room(&*store, small)?;
                 let facts = self.facts(start.sr, &*store)?;
                 Ok(Begun::Said(adopt::document(&adoption, facts, meta(start.sr, ""))))
             }
@@ -64,7 +66,14 @@ impl Starter {
     /// Opens an SR of ours that this host does not know or could not attach. A lost catalog is made anew (D21).
     fn bring_back(&self, asked: &SrIntroduceParams, identity: &SrIdentity) -> Result<Begun, Failure> {
         let (start, plugin) = self.start()?;
-        let store = open(plugin, start, identity.uuid, asked.take_over)?;
+        let store = match open(plugin, start, identity.uuid, asked.take_over) {
+            // D21: nothing can be read of the catalog any more, and what is there is kept aside.
+            Err(failure) if failure.name == ErrorName::Metadata => {
+                let location = Path::new(&start.location);
+                plugin.renew(location, identity.uuid, &host(start), asked.take_over)?
+            }
+            opened => opened?,
+        };
         match Catalog::open(store.catalog_dir()) {
             Ok(catalog) => {
                 let mut owner = self.owner(identity.uuid, store, catalog)?;

@@ -10,7 +10,7 @@
 use crate::owner::Owner;
 use catena_catalog::{Change, State};
 use catena_sr_api::{Error, Labels};
-use catena_types::{ImageId, ImageRecord, ImageState, VdiKind, VdiRecord};
+use catena_types::{ImageId, ImageRecord, ImageState, VdiKind, VdiRecord, VdiUuid};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,9 +54,14 @@ pub(crate) fn of(vdi: &VdiRecord) -> Labels {
 /// The VDI that labels speak of, on this image; none if they do not say which. What else is missing or makes no sense is left
 /// empty: whoever had the right to write the file may have written anything.
 pub(crate) fn read(labels: &Labels, image: ImageId) -> Option<VdiRecord> {
+    Some(described(labels, labels.get("vdi")?.parse().ok()?, image))
+}
+
+/// What labels say of this VDI.
+pub(crate) fn described(labels: &Labels, uuid: VdiUuid, image: ImageId) -> VdiRecord {
     let text = |name: &str| labels.get(name).cloned().unwrap_or_default();
-    Some(VdiRecord {
-        uuid: labels.get("vdi")?.parse().ok()?,
+    VdiRecord {
+        uuid,
         image,
         name_label: text("label"),
         name_description: text("description"),
@@ -64,7 +69,7 @@ pub(crate) fn read(labels: &Labels, image: ImageId) -> Option<VdiRecord> {
         snapshot_of: labels.get("snapshot_of").and_then(|disk| disk.parse().ok()),
         created: text("created").parse().unwrap_or_else(|_| Timestamp::now()),
         other_config: serde_json::from_str(&text("other_config")).unwrap_or_default(),
-    })
+    }
 }
 
 /// Whether labels say that the image belongs to no disk: its disk was deleted or merged into another image.
@@ -196,7 +201,6 @@ fn becomes_garbage(changes: &[Change], id: ImageId) -> bool {
 mod tests {
     use super::*;
     use crate::operations::new_vdi;
-    use catena_types::VdiUuid;
 
     #[test]
     fn what_is_written_is_read_back() {

@@ -26,7 +26,7 @@ pub(crate) fn survey(
 ) -> Result<Adoption, Failure> {
     let found = inspect(store, small, sr)?;
     let mut labels = BTreeMap::new();
-    for (info, _) in &found {
+    for Found { info, .. } in &found {
         match store.labels(&info.name) {
             Ok(some) => drop(labels.insert(info.name.clone(), some)),
             Err(error) => tracing::warn!(%sr, container = info.name, %error, "labels cannot be read"),
@@ -39,16 +39,17 @@ pub(crate) fn survey(
 fn rebuild(found: Vec<Found>, labels: &BTreeMap<String, Labels>, copy: Option<&State>) -> Adoption {
     let mut tree = Tree::default();
     let mut known = BTreeSet::new();
-    for (info, report) in found {
-        let empty = report.as_ref().is_ok_and(|ImageReport { owns_blocks, .. }| !owns_blocks);
-        let row = tree.adoption.row(&info, report, &mut known);
+    for one in found {
+        let empty = one.report.as_ref().is_ok_and(|ImageReport { owns_blocks, .. }| !owns_blocks);
+        let container = one.info.name.clone();
+        let row = tree.adoption.row(one, &mut known);
         if empty {
             tree.empty.insert(row.id);
         }
-        if let Some(vdi) = labels.get(&info.name).and_then(|labels| labels::read(labels, row.id)) {
+        if let Some(vdi) = labels.get(&container).and_then(|labels| labels::read(labels, row.id)) {
             tree.told.insert(row.id, vdi);
         }
-        if labels.get(&info.name).is_some_and(labels::is_unused) {
+        if labels.get(&container).is_some_and(labels::is_unused) {
             tree.unused.insert(row.id);
         }
         tree.index.insert(row.id, tree.adoption.images.len());
@@ -239,14 +240,14 @@ impl Tree {
             if row.foreign && row.state == ImageState::Ok && !parents.contains(&row.id) {
                 self.orphan(row.id, Severity::Warning, "written by another program");
             } else if self.is_free_leaf(row.id, &parents) {
-                let stem = row.container.rsplit_once('.').map_or(row.container.as_str(), |(stem, _)| stem);
-                let named = stem.parse().ok().filter(|uuid| !self.placed.contains(uuid));
+                let name = self.adoption.disk_name(&row.container);
+                let named = name.parse().ok().filter(|uuid| !self.placed.contains(uuid));
                 let uuid = named.unwrap_or_else(VdiUuid::random);
                 let text = format!(
                     "nothing says whose it is: becomes the disk {uuid}; it may be one that was deleted"
                 );
                 self.adoption.find(Severity::Warning, &row.container, text);
-                self.place(new_vdi(uuid, row.id, stem.to_owned(), VdiKind::Disk));
+                self.place(new_vdi(uuid, row.id, name, VdiKind::Disk));
             }
         }
     }

@@ -18,6 +18,7 @@ fn image(n: u8, parent: Option<u8>, hidden: bool) -> Found {
     let name = format!("{n}.vhd");
     let report = ImageReport {
         id: id(n),
+        format: Format::Vhd,
         parent: parent.map(id),
         parent_names: Vec::new(),
         virtual_size: Bytes(2 << 20),
@@ -27,12 +28,13 @@ fn image(n: u8, parent: Option<u8>, hidden: bool) -> Found {
         needs: Bytes(0),
         remarks: Vec::new(),
     };
-    (ContainerInfo { name, length: Bytes(4096), allocated: Bytes(4096), modified: 0 }, Ok(report))
+    let info = ContainerInfo { name, length: Bytes(4096), allocated: Bytes(4096), modified: 0 };
+    Found { info, disk: n.to_string(), report: Ok(report) }
 }
 
 fn empty(n: u8, parent: u8) -> Found {
     let mut found = image(n, Some(parent), false);
-    found.1.as_mut().unwrap().owns_blocks = false;
+    found.report.as_mut().unwrap().owns_blocks = false;
     found
 }
 
@@ -149,7 +151,7 @@ fn contradictions_lose_nothing() {
 #[test]
 fn what_cannot_be_placed_is_an_orphan() {
     let mut foreign = image(7, None, false);
-    foreign.1.as_mut().unwrap().foreign = true;
+    foreign.report.as_mut().unwrap().foreign = true;
     let found = vec![
         image(1, None, true),
         image(2, Some(99), false),

@@ -197,7 +197,7 @@ impl Owner {
         }
         drop(ready(&*self.store, &row, Access::ReadWrite)?);
         let fd = self.store.activate(&row.container, Access::ReadOnly)?;
-        let answer = self.small.call(&Request::Inspect { format: row.format, count: 1 }, vec![fd]);
+        let answer = self.small.call(&Request::Inspect { formats: vec![row.format] }, vec![fd]);
         match answer.map_err(|trouble| from_trouble(&trouble))? {
             Answer::Reports { reports } => match reports.into_iter().next() {
                 Some(Ok(report)) => Ok(report.virtual_size == size),

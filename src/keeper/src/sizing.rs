@@ -129,7 +129,7 @@ pub(crate) fn settle(
 /// The size that the image's container can be cut to.
 pub(crate) fn needed(store: &dyn Store, image: &ImageRecord, call: &mut Call<'_>) -> Result<Bytes, Failure> {
     let fd = store.activate(&image.container, Access::ReadOnly)?;
-    let answer = call(&Request::Inspect { format: image.format, count: 1 }, vec![fd]);
+    let answer = call(&Request::Inspect { formats: vec![image.format] }, vec![fd]);
     match answer.map_err(|trouble| from_trouble(&trouble))? {
         Answer::Reports { reports } => match reports.into_iter().next() {
             Some(Ok(report)) => Ok(store.round(report.needs)),

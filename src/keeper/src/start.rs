@@ -108,7 +108,10 @@ impl Starter {
 
     fn attach(&self, asked: &SrParams) -> Result<Begun, Failure> {
         let (start, plugin) = self.start()?;
-        let store = open(plugin, start, start.sr, asked.take_over)?;
+        let store = open(plugin, start, start.sr, asked.take_over).map_err(|failure| match failure.name {
+            ErrorName::Metadata => make_anew(failure, start),
+            _ => failure,
+        })?;
         let catalog = match Catalog::open(store.catalog_dir()) {
             // The end of a creation that stopped between marker and catalog: there is nothing to lose.
             Err(CatalogError::Missing(_)) if store.list()?.is_empty() && nothing_is_left(&*store)? => {
@@ -219,9 +222,11 @@ pub(crate) fn open(
 /// What the catalog of an SR that is to be attached says when it cannot be opened.
 fn unopened(error: &CatalogError, start: &KeeperStart) -> Failure {
     let failure = from_catalog(error);
-    if !lost(error) {
-        return failure;
-    }
+    if lost(error) { make_anew(failure, start) } else { failure }
+}
+
+/// Says how a lost catalog gets a successor.
+fn make_anew(failure: Failure, start: &KeeperStart) -> Failure {
     let option = if start.devices.is_empty() { "--location" } else { "--devices" };
     failure.hint(format!(
         "make it anew from its copy and the images: catena sr introduce --type {} {option} {} (first with --dry-run)",
@@ -229,7 +234,7 @@ fn unopened(error: &CatalogError, start: &KeeperStart) -> Failure {
     ))
 }
 
-fn host(start: &KeeperStart) -> HostIdentity {
+pub(crate) fn host(start: &KeeperStart) -> HostIdentity {
     HostIdentity { host: start.host_id.clone(), boot: start.boot_id.clone() }
 }
 

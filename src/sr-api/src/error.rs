@@ -29,6 +29,9 @@ pub enum Error {
     /// The location is absent, has no marker, or the marker names another SR.
     #[error("{0}")]
     Unavailable(String),
+    /// The SR is there, but the place of its catalog is gone or unreadable.
+    #[error("{0}")]
+    CatalogLost(String),
     /// Too little space.
     #[error("{0}")]
     NoSpace(String),
@@ -57,6 +60,7 @@ impl Error {
             Self::Foreign(_) => ErrorName::SrNotEmpty,
             Self::Exists(_) => ErrorName::SrExists,
             Self::Missing(_) | Self::Unavailable(_) => ErrorName::SrUnavailable,
+            Self::CatalogLost(_) => ErrorName::Metadata,
             Self::NoSpace(_) => ErrorName::NoSpace,
             Self::Unsupported(_) => ErrorName::Unsupported,
         }
@@ -77,6 +81,9 @@ impl Error {
             }
             Self::Missing(_) => "bring the file back, then `catena sr scan`",
             Self::Unavailable(_) => "look whether the storage is mounted and the path is right",
+            Self::CatalogLost(_) => {
+                "make it anew from the images: `catena sr introduce`, first with --dry-run"
+            }
             Self::NoSpace(_) => "delete what is not needed, or make the storage larger",
             Self::Unsupported(_) => "",
         }

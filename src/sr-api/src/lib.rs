@@ -10,6 +10,6 @@ mod store;
 
 pub use error::Error;
 pub use store::{
-    Access, Capabilities, ContainerInfo, Discarded, HostIdentity, Labels, Plugin, Probe, Sizing, Space,
-    SrIdentity, Store, StoreStat,
+    Access, Capabilities, ContainerInfo, Discarded, HostIdentity, Labels, Plugin, Probe, RawDisk, Remark,
+    Sizing, Space, SrIdentity, Store, StoreStat,
 };

@@ -1,7 +1,7 @@
 //! The two traits of a back end and the plain values they speak in.
 
 use crate::error::Error;
-use catena_types::{Bytes, ImageId, SrUuid};
+use catena_types::{Bytes, ImageId, Severity, SrUuid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -98,6 +98,27 @@ pub struct ContainerInfo {
 /// counts; labels are for other tools, and for who has to make a new catalog.
 pub type Labels = BTreeMap<String, String>;
 
+/// A container that is the bytes of a disk and nothing else, as other managers keep some. It has no header, so what it is stands
+/// in its name and beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RawDisk {
+    /// The disk that its name says, as an image.
+    pub id: ImageId,
+    /// Whether its manager made a base copy of it.
+    pub hidden: bool,
+}
+
+/// What is remarkable at a place, for who takes over what another manager left there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remark {
+    /// How bad: an error stands in the way.
+    pub severity: Severity,
+    /// Of what.
+    pub object: String,
+    /// What it is.
+    pub problem: String,
+}
+
 /// Figures of an SR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreStat {
@@ -163,6 +184,18 @@ pub trait Plugin: Sync {
         take_over: bool,
     ) -> Result<Box<dyn Store>, Error>;
 
+    /// The same for an SR whose catalog has lost its place ([`Error::CatalogLost`]): it gets a new, empty one. What is left of the old
+    /// is kept aside.
+    fn renew(
+        &self,
+        location: &Path,
+        uuid: SrUuid,
+        host: &HostIdentity,
+        take_over: bool,
+    ) -> Result<Box<dyn Store>, Error> {
+        self.open(location, uuid, host, take_over)
+    }
+
     /// Looks at a location without owning or changing it: of the store only `list`, `info`, `labels`, `stat` and read-only
     /// `activate` work.
     /// For dry runs.
@@ -194,9 +227,26 @@ pub trait Store: Send + Sync {
     }
 
     /// Whether a container that was made by others may hold an image, as far as its name says.
-    fn may_be_image(&self, name: &str) -> bool {
-        let tail = name.len().checked_sub(4).and_then(|at| name.get(at..));
-        tail.is_some_and(|tail| tail.eq_ignore_ascii_case(".vhd"))
+    fn may_be_image(&self, name: &str) -> bool;
+
+    /// The raw disk that a container is, as far as its name says.
+    fn raw_disk(&self, _name: &str) -> Option<RawDisk> {
+        None
+    }
+
+    /// The part of a container's name that names its disk.
+    fn disk_name<'a>(&self, name: &'a str) -> &'a str {
+        name.rsplit_once('.').map_or(name, |(stem, _)| stem)
+    }
+
+    /// What is remarkable beside the containers, for who takes them over.
+    fn remarks(&self) -> Vec<Remark> {
+        Vec::new()
+    }
+
+    /// What another manager says of its disks, by the name of the container: labels as ours are. Empty where nothing is known.
+    fn told(&self) -> BTreeMap<String, Labels> {
+        BTreeMap::new()
     }
 
     /// The size that a container made of, grown or shrunk to `size` really gets.

@@ -67,3 +67,8 @@ uuid_id!(
     /// A node of the tree: one image file or volume. For VHD it is the footer's unique id.
     ImageId
 );
+
+impl ImageId {
+    /// What stands in a header for a parent that has no id of its own: zeros.
+    pub const NONE: Self = Self::from_bytes([0; 16]);
+}

@@ -13,6 +13,9 @@ use std::collections::BTreeMap;
 pub enum Format {
     /// A virtual hard disk: dynamic, differencing or fixed.
     Vhd,
+    /// The bytes of the disk and nothing else: what another manager keeps as a plain volume or file. Has no id of its own, and is
+    /// only read.
+    Raw,
 }
 
 impl Format {
@@ -20,6 +23,7 @@ impl Format {
     pub const fn extension(self) -> &'static str {
         match self {
             Self::Vhd => "vhd",
+            Self::Raw => "raw",
         }
     }
 }
@@ -61,8 +65,18 @@ pub struct ImageRecord {
     pub state: ImageState,
     /// Hidden on disk: no VDI is to be made of it.
     pub hidden: bool,
-    /// Written by a program other than us or XenServer: never written to.
+    /// Written by a program other than us or XenServer, or without a format of its own: never written to.
     pub foreign: bool,
+}
+
+impl ImageRecord {
+    /// The id by which the header of a child names this image: none for one that has no id of its own.
+    pub const fn id_in_headers(&self) -> ImageId {
+        match self.format {
+            Format::Vhd => self.id,
+            Format::Raw => ImageId::NONE,
+        }
+    }
 }
 
 /// Whether a VDI is a disk or the snapshot of one.

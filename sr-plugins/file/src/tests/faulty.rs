@@ -195,6 +195,10 @@ impl Store for FaultyStore {
         if self.fault == Fault::ChecksNoMarker { Ok(()) } else { self.store.check_marker() }
     }
 
+    fn may_be_image(&self, name: &str) -> bool {
+        self.store.may_be_image(name)
+    }
+
     fn create_container(&self, name: &str, size: Bytes) -> Result<(), Error> {
         match self.store.create_container(name, size) {
             Err(Error::Unsupported(_)) if self.fault == Fault::TakesAnyName && name.starts_with('.') => {

@@ -33,7 +33,8 @@ pub(crate) struct Arguments {
     /// The file that keeps what is acknowledged and not yet on the image.
     #[arg(long, value_name = "FD")]
     pending: RawFd,
-    /// An image of the chain, leaf first; FORMAT is `vhd`, or `vhd:any` for an adopted image whose own id may be another.
+    /// An image of the chain, leaf first; FORMAT is `vhd`, `vhd:any` for an adopted image whose own id may be another,
+    /// or `raw` for a disk that is only read.
     #[arg(long = "image", value_name = "FD:ID:FORMAT", required = true)]
     images: Vec<ImageArgument>,
     /// A leaf merge into this image, the second of the chain, is open: it is written too, and the merge goes on.
@@ -77,6 +78,7 @@ impl FromStr for ImageArgument {
         let (format, any) = match part()? {
             "vhd" => (Format::Vhd, false),
             "vhd:any" => (Format::Vhd, true),
+            "raw" => (Format::Raw, false),
             other => return Err(format!("'{other}' is not a format that is known")),
         };
         Ok(Self { fd, handed: Handed { id, format, any } })

@@ -4,11 +4,13 @@
 //! All go past the page cache: what a guest reads it keeps in its own.
 
 use super::disk::{Leaf, Part};
-use crate::open::{Caching, Descriptors, open_image};
+use crate::open::{Caching, Descriptors, open_image, open_raw};
 use crate::trouble::trouble;
 use catena_blockio::Container;
+use catena_chain::Recall;
 use catena_control::{Handed, Trouble, TroubleKind};
-use catena_vhd::{Image, Mode};
+use catena_types::Format;
+use catena_vhd::Mode;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -17,14 +19,19 @@ const LANES: usize = 4;
 
 /// An image that is going to be written.
 pub(crate) fn leaf(handed: &Handed, fd: OwnedFd) -> Result<Leaf, Trouble> {
-    let (image, container) = open(handed, fd, Mode::ReadWrite)?;
+    let container = container(fd)?;
+    let image = open_image(Arc::clone(&container), handed, Mode::ReadWrite)?;
     Ok(Leaf { id: handed.id, layer: Box::new(image), container })
 }
 
 /// An image that is only read.
 pub(crate) fn part(handed: &Handed, fd: OwnedFd) -> Result<Part, Trouble> {
-    let (image, container) = open(handed, fd, Mode::Recall)?;
-    Ok(Part { id: handed.id, layer: Arc::new(image), container })
+    let container = container(fd)?;
+    let layer: Arc<dyn Recall> = match handed.format {
+        Format::Vhd => Arc::new(open_image(Arc::clone(&container), handed, Mode::Recall)?),
+        Format::Raw => Arc::new(open_raw(Arc::clone(&container), handed)?),
+    };
+    Ok(Part { id: handed.id, layer, container })
 }
 
 /// All of a chain, in their order. Several at a time: to open an image is to wait for a few reads. The block tables are read when
@@ -46,9 +53,4 @@ pub(crate) fn parts(images: Vec<(Handed, OwnedFd)>) -> Result<Vec<Part>, Trouble
 /// Its bytes.
 pub(crate) fn container(fd: OwnedFd) -> Result<Arc<dyn Container>, Trouble> {
     Descriptors::new(vec![fd]).container(Caching::Direct)
-}
-
-fn open(handed: &Handed, fd: OwnedFd, mode: Mode) -> Result<(Image, Arc<dyn Container>), Trouble> {
-    let container = container(fd)?;
-    Ok((open_image(Arc::clone(&container), handed, mode)?, container))
 }
