@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 /// The file system of the catalog.
 const KIND: &str = "ext4";
 /// The least size of the volume, in bytes: a journal, the catalog's write-ahead log and some thousand images.
-const LEAST: u64 = 32 << 20;
+pub(crate) const LEAST: u64 = 32 << 20;
 /// The greatest, enough for any catalog.
 const MOST: u64 = 256 << 20;
 /// In between it has this part of the group.
@@ -55,8 +55,8 @@ pub(crate) enum Seen {
     At(Mounted),
     /// The owner on this host has it mounted there.
     Owners(PathBuf),
-    /// There is none.
-    Nowhere,
+    /// There is none; where it would be.
+    Nowhere(PathBuf),
 }
 
 impl Seen {
@@ -64,8 +64,7 @@ impl Seen {
     pub(crate) fn into_parts(self) -> (PathBuf, Option<Mounted>) {
         match self {
             Self::At(mounted) => (mounted.path().to_owned(), Some(mounted)),
-            Self::Owners(path) => (path, None),
-            Self::Nowhere => (PathBuf::new(), None),
+            Self::Owners(path) | Self::Nowhere(path) => (path, None),
         }
     }
 }
@@ -174,8 +173,17 @@ fn mount_at(node: &Node, at: &Path, flags: MsFlags, data: Option<&str>) -> Resul
     // What an owner of another time has left here is of a device that is gone.
     while umount2(at, MntFlags::MNT_DETACH).is_ok() {}
     let always = MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
-    mount(Some(&node.path()), at, Some(KIND), always | flags, data)
-        .map_err(|errno| failed("mounting the catalog at")(errno.into()))
+    mount(Some(&node.path()), at, Some(KIND), always | flags, data).map_err(|errno| {
+        let _ = fs::remove_dir(at);
+        match errno {
+            // What is there is no such file system any more, or a damaged one. A device that fails is none of these.
+            Errno::EINVAL | Errno::EUCLEAN | Errno::EBADMSG => {
+                let device = node.path();
+                Error::CatalogLost(format!("the catalog on {} cannot be mounted: {errno}", device.display()))
+            }
+            _ => failed("mounting the catalog at")(errno.into()),
+        }
+    })
 }
 
 /// Whether the file system of the node is mounted there.

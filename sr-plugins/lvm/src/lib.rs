@@ -14,8 +14,10 @@ mod location;
 mod lvm2;
 mod make;
 mod marker;
+mod names;
 mod node;
 mod open;
+mod renew;
 mod report;
 mod shared;
 mod space;
@@ -23,6 +25,7 @@ mod store;
 mod survey;
 mod system_dir;
 mod tags;
+mod xenserver;
 
 pub use command::commands_run;
 
@@ -109,6 +112,16 @@ impl Plugin for LvmPlugin {
         take_over: bool,
     ) -> Result<Box<dyn Store>, Error> {
         Ok(Box::new(open::open(location, uuid, host, take_over, self.run_dir())?))
+    }
+
+    fn renew(
+        &self,
+        location: &Path,
+        uuid: SrUuid,
+        host: &HostIdentity,
+        take_over: bool,
+    ) -> Result<Box<dyn Store>, Error> {
+        Ok(Box::new(renew::renew(location, uuid, host, take_over, self.run_dir())?))
     }
 
     fn look(&self, location: &Path) -> Result<Box<dyn Store>, Error> {

@@ -165,6 +165,11 @@ impl Lvm2 {
         self.change("lvcreate", &[&arguments[..], &each("--addtag", tags), &[group.to_owned()]].concat(), &[])
     }
 
+    /// Gives a volume another name, active or not.
+    pub(crate) fn rename(&self, group: &str, from: &str, to: &str) -> Result<(), Error> {
+        self.change("lvrename", &[group, from, to].map(str::to_owned), &[])
+    }
+
     /// Makes a volume larger, active or not.
     pub(crate) fn extend(&self, volume: Volumes<'_>, extents: u64) -> Result<(), Error> {
         self.resize("lvextend", volume, extents)

@@ -13,7 +13,7 @@ use crate::marker::{self, CATALOG};
 use crate::report::Group;
 use crate::space::MARGIN;
 use crate::store::LvmStore;
-use crate::tags::PREFIX;
+use crate::xenserver;
 use catena_sr_api::{Access, Error, SrIdentity};
 use catena_types::SrUuid;
 use std::collections::BTreeSet;
@@ -56,23 +56,18 @@ pub(crate) fn adopt(devices: &[String], identity: &SrIdentity, run_dir: &Path) -
     let found = Lvm2::reading(Scope::Devices(devices.to_vec())).report(None)?.pop();
     let group = found.ok_or_else(|| Error::Unavailable("there is no volume group".to_owned()))?;
     let name = group.name.clone();
-    if !group.system_id.is_empty() {
-        return Err(Error::InUse(format!("the volume group {name} belongs to the host {}", group.system_id)));
-    }
-    if group.missing > 0 {
-        return Err(Error::Unavailable(format!("devices of the volume group {name} are missing")));
+    let own = marker::system_id(&identity.owner.host);
+    if let Some(error) = xenserver::obstacles(&group, Some(&own)).into_iter().next() {
+        return Err(error);
     }
     let lvm = acting(&group.devices, identity);
     let catalog = Volumes { group: &name, names: &[CATALOG], read_only: &[] };
-    if let Some(volume) = group.volumes.get(CATALOG) {
-        if !volume.tags.iter().any(|tag| tag.starts_with(PREFIX)) {
-            return Err(Error::Foreign(format!("the volume group {name} has a volume {CATALOG} of its own")));
-        }
+    if group.volumes.contains_key(CATALOG) {
         // What an introduction left that did not come to its end.
         lvm.remove(catalog)?;
     }
     // From here on the tools of other hosts leave it alone.
-    lvm.give_group(&name, &marker::system_id(&identity.owner.host))?;
+    lvm.give_group(&name, &own)?;
     match finish(&lvm, &name, identity, run_dir) {
         Ok((group, home)) => Ok(LvmStore::owned(lvm, group, identity.clone(), home)),
         Err(error) => {
@@ -88,7 +83,7 @@ pub(crate) fn adopt(devices: &[String], identity: &SrIdentity, run_dir: &Path) -
 /// From a group to an SR.
 fn finish(lvm: &Lvm2, name: &str, identity: &SrIdentity, run_dir: &Path) -> Result<(Group, Home), Error> {
     let group = only(lvm, name)?;
-    let extents = group.extents_of(home::size(group.bytes(group.extents)));
+    let extents = xenserver::catalog_extents(&group);
     if group.free <= extents + MARGIN {
         let short = group.bytes(extents + MARGIN + 1 - group.free);
         return Err(Error::NoSpace(format!(
@@ -106,7 +101,7 @@ fn finish(lvm: &Lvm2, name: &str, identity: &SrIdentity, run_dir: &Path) -> Resu
 }
 
 /// The lock of a group that is being made.
-fn locked(group: &Group) -> Result<OwnerLock, Error> {
+pub(crate) fn locked(group: &Group) -> Result<OwnerLock, Error> {
     let node = home::node(group);
     let device = node.open(Access::ReadOnly)?;
     let lock = device.map(|device| OwnerLock::take(&node, device)).transpose()?.flatten();

@@ -20,7 +20,7 @@ pub(crate) const CATALOG: &str = "catalog";
 /// What the names of groups made here begin with.
 const GROUP: &str = "catena-";
 /// What the names of XenServer's groups begin with.
-const XENSERVER: &str = "VG_XenStorage-";
+pub(crate) const XENSERVER: &str = "VG_XenStorage-";
 /// The version of the layout that this program knows.
 const LAYOUT: &str = "1";
 /// The most characters of a system id that are taken from the name of a host; lvm2's limit is 128.
@@ -109,6 +109,7 @@ mod tests {
             created: 1,
             plain: true,
             active: Active::No,
+            open: false,
             suspended: false,
         };
         Group {

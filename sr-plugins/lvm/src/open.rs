@@ -29,6 +29,9 @@ pub(crate) fn open(
 ) -> Result<LvmStore, Error> {
     let (group, identity) = find(location, uuid)?;
     refuse_others(&identity, host, take_over)?;
+    if !group.volumes.contains_key(CATALOG) {
+        return Err(lost(&group));
+    }
     let own = marker::system_id(&host.host);
     let mut taking = group.system_id != own;
     let lvm = Lvm2 {
@@ -56,19 +59,31 @@ pub(crate) fn open(
         lvm.give_group(&group.name, &own)?;
     }
     let lvm = Lvm2 { taken_from: None, ..lvm };
-    if identity.owner != *host {
-        changed = true;
-        tracing::info!(sr = %uuid, from = ?identity.owner, to = ?host, "the owner in the marker changes");
-        identity.owner = host.clone();
-        let tags = marker::all_tags(&identity);
-        let old = group.tags.iter().filter(|tag| tag.starts_with(PREFIX) && !tags.contains(*tag));
-        let new = tags.difference(&group.tags).cloned().collect();
-        lvm.tag_group(&group.name, &new, &old.cloned().collect())?;
-    }
+    changed |= become_owner(&lvm, &group, &mut identity, host)?;
     changed |= mend(&lvm, &group)?;
     let group = if changed { only(&lvm, &group.name)? } else { group };
     let mounted = Mounted::new(&node, &home::place(run_dir, uuid))?;
     Ok(LvmStore::owned(lvm, group, identity, Home { mounted, _lock: lock }))
+}
+
+/// Makes the marker name this host; whether that is a change.
+pub(crate) fn become_owner(
+    lvm: &Lvm2,
+    group: &Group,
+    identity: &mut SrIdentity,
+    host: &HostIdentity,
+) -> Result<bool, Error> {
+    if identity.owner == *host {
+        return Ok(false);
+    }
+    let uuid = identity.uuid;
+    tracing::info!(sr = %uuid, from = ?identity.owner, to = ?host, "the owner in the marker changes");
+    identity.owner = host.clone();
+    let tags = marker::all_tags(identity);
+    let old = group.tags.iter().filter(|tag| tag.starts_with(PREFIX) && !tags.contains(*tag));
+    let new = tags.difference(&group.tags).cloned().collect();
+    lvm.tag_group(&group.name, &new, &old.cloned().collect())?;
+    Ok(true)
 }
 
 /// Looks at the one group on the devices.
@@ -82,22 +97,39 @@ pub(crate) fn look(location: &Path, run_dir: &Path) -> Result<LvmStore, Error> {
         ..Lvm2::reading(Scope::Devices(group.devices.clone()))
     };
     let Kind::Sr(identity) = marker::kind(&group) else {
-        return Ok(LvmStore::looked_at(lvm, group, None, Seen::Nowhere));
+        let nowhere = Seen::Nowhere(run_dir.join("sr").join("none"));
+        return Ok(LvmStore::looked_at(lvm, group, None, nowhere));
     };
     let node = home::node(&group);
     let owners = home::place(run_dir, identity.uuid);
     let seen = if home::is_mounted(&node, &owners)? {
         Seen::Owners(owners)
     } else {
-        drop(catalog(&lvm, &group)?);
         let name = format!("{}.look-{}", identity.uuid, std::process::id());
-        Seen::At(Mounted::to_look(&node, &owners.with_file_name(name))?)
+        look_at_catalog(&lvm, &group, &owners.with_file_name(name))?
     };
     Ok(LvmStore::looked_at(lvm, group, Some(identity), seen))
 }
 
+fn look_at_catalog(lvm: &Lvm2, group: &Group, at: &Path) -> Result<Seen, Error> {
+    let nowhere = || Ok(Seen::Nowhere(at.with_extension("lost")));
+    if !group.volumes.contains_key(CATALOG) {
+        return nowhere();
+    }
+    drop(catalog(lvm, group)?);
+    match Mounted::to_look(&home::node(group), at) {
+        Ok(mounted) => Ok(Seen::At(mounted)),
+        Err(Error::CatalogLost(why)) => {
+            tracing::info!(why, "a lost catalog");
+            lvm.deactivate(Volumes { group: &group.name, names: &[CATALOG], read_only: &[] })?;
+            nowhere()
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// The SR's group: on the devices of the location, or on those that have other names by now.
-fn find(location: &Path, uuid: SrUuid) -> Result<(Group, SrIdentity), Error> {
+pub(crate) fn find(location: &Path, uuid: SrUuid) -> Result<(Group, SrIdentity), Error> {
     let (devices, missing) = location::present(location)?;
     if missing.is_empty() {
         let groups = Lvm2::reading(Scope::Devices(devices)).report(None)?;
@@ -115,7 +147,11 @@ fn find(location: &Path, uuid: SrUuid) -> Result<(Group, SrIdentity), Error> {
     Ok((group, identity))
 }
 
-fn refuse_others(identity: &SrIdentity, host: &HostIdentity, take_over: bool) -> Result<(), Error> {
+pub(crate) fn refuse_others(
+    identity: &SrIdentity,
+    host: &HostIdentity,
+    take_over: bool,
+) -> Result<(), Error> {
     if identity.owner.host == host.host || take_over {
         return Ok(());
     }
@@ -124,7 +160,7 @@ fn refuse_others(identity: &SrIdentity, host: &HostIdentity, take_over: bool) ->
 }
 
 /// The device of the catalog, made active if it is not.
-fn catalog(lvm: &Lvm2, group: &Group) -> Result<OwnedFd, Error> {
+pub(crate) fn catalog(lvm: &Lvm2, group: &Group) -> Result<OwnedFd, Error> {
     let node = home::node(group);
     for _ in 0..TRIES {
         if let Some(device) = node.open(Access::ReadOnly)? {
@@ -133,6 +169,10 @@ fn catalog(lvm: &Lvm2, group: &Group) -> Result<OwnedFd, Error> {
         lvm.activate(Volumes { group: &group.name, names: &[CATALOG], read_only: &[] })?;
     }
     Err(Error::Unavailable(format!("the catalog of the volume group {} does not stay active", group.name)))
+}
+
+fn lost(group: &Group) -> Error {
+    Error::CatalogLost(format!("the volume group {} has no volume {CATALOG} any more", group.name))
 }
 
 fn gone(uuid: SrUuid) -> Error {

@@ -57,6 +57,8 @@ pub(crate) struct Volume {
     pub(crate) plain: bool,
     /// Whether it can be opened.
     pub(crate) active: Active,
+    /// Whether somebody has it open.
+    pub(crate) open: bool,
     /// Whether the kernel holds back everything that is asked of it: a command that changed it was killed.
     pub(crate) suspended: bool,
 }
@@ -95,7 +97,7 @@ pub(crate) const COLUMNS: [(&str, &str); 5] = [
         "vg_name,vg_uuid,vg_systemid,vg_tags,vg_extent_size,vg_extent_count,vg_free_count,vg_missing_pv_count",
     ),
     ("pv", "pv_name"),
-    ("lv", "lv_name,lv_size,lv_tags,lv_time,lv_layout,lv_active,lv_permissions,lv_suspended"),
+    ("lv", "lv_name,lv_size,lv_tags,lv_time,lv_layout,lv_active,lv_permissions,lv_suspended,lv_device_open"),
     ("seg", "seg_start"),
     ("pvseg", "pvseg_start"),
 ];
@@ -190,7 +192,9 @@ fn volume(lv: &BTreeMap<String, String>, extent: u64) -> Result<Volume, Error> {
         created: number(lv, "lv_time")?,
         plain: text(lv, "lv_layout")? == "linear",
         active,
-        suspended: !text(lv, "lv_suspended")?.is_empty(),
+        open: text(lv, "lv_device_open")? == "open",
+        // Of one that is not active lvm2 says "unknown".
+        suspended: text(lv, "lv_suspended")? == "suspended",
     })
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Known {
     pub(crate) stale: bool,
     /// Tags of ours that volumes are to have and do not have yet.
     pub(crate) meant: BTreeMap<String, BTreeSet<String>>,
+    /// Volumes that were made or made active here, whatever their names.
+    pub(crate) used: BTreeSet<String>,
     /// The store is being closed.
     pub(crate) ending: bool,
 }
@@ -38,10 +40,18 @@ pub(crate) struct Shared {
     layouts: AtomicU64,
 }
 
+impl Known {
+    /// Whether a volume is of the SR: who else has volumes in the group makes them active and inactive as he likes.
+    pub(crate) fn is_of_sr(&self, name: &str) -> bool {
+        self.used.contains(name) || crate::store::is_image(name)
+    }
+}
+
 impl Shared {
     /// A group as it was reported.
     pub(crate) fn new(lvm: Lvm2, group: Group) -> Self {
-        let known = Known { group, stale: false, meant: BTreeMap::new(), ending: false };
+        let known =
+            Known { group, stale: false, meant: BTreeMap::new(), used: BTreeSet::new(), ending: false };
         Self {
             commands: Mutex::new(lvm),
             known: Mutex::new(known),
@@ -167,6 +177,7 @@ impl Shared {
                 let all: Vec<&str> = inactive.iter().copied().collect();
                 lvm.activate(Volumes { group: &group, names: &all, read_only: &ro })?;
                 let mut known = self.known();
+                known.used.extend(all.iter().map(|name| (*name).to_owned()));
                 known.group.set_active(&rw, Active::ReadWrite);
                 known.group.set_active(&ro, Active::ReadOnly);
             }

@@ -67,7 +67,7 @@ impl Group {
     pub(crate) fn made(&mut self, name: &str, extents: u64, created: i64, tags: BTreeSet<String>) {
         self.free = self.free.saturating_sub(extents);
         let active = Active::ReadWrite;
-        let volume = Volume { extents, tags, created, plain: true, active, suspended: false };
+        let volume = Volume { extents, tags, created, plain: true, active, open: false, suspended: false };
         self.volumes.insert(name.to_owned(), volume);
     }
 

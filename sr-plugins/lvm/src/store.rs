@@ -9,13 +9,16 @@ use crate::labeller::Labeller;
 use crate::lvm2::{Lvm2, Volumes};
 use crate::marker::{self, CATALOG, Kind};
 use crate::report::{Active, Group};
-use crate::shared::{Shared, missing};
-use crate::{discard, enlarge, tags};
+use crate::shared::{Known, Shared, missing};
+use crate::{discard, enlarge, names, tags, xenserver};
 use catena_sr_api::{
-    Access, Capabilities, ContainerInfo, Discarded, Error, Labels, Sizing, SrIdentity, Store, StoreStat,
+    Access, Capabilities, ContainerInfo, Discarded, Error, Labels, RawDisk, Remark, Sizing, SrIdentity,
+    Store, StoreStat,
 };
 use catena_types::{Bytes, ImageId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,8 +26,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What the names of images made here begin with.
 const OWN: &str = "vhd-";
-/// What the names of XenServer's images begin with.
-const XENSERVER: &str = "VHD-";
 /// The most bytes in a name: device-mapper's names have 127 with the group's, and dashes count twice.
 const LONGEST_NAME: usize = 64;
 /// How often a volume is made active that somebody else makes inactive.
@@ -39,10 +40,8 @@ pub(crate) struct LvmStore {
     identity: Option<SrIdentity>,
     /// The owner's part; absent while only looking, and when the SR was destroyed.
     owner: Mutex<Option<Owner>>,
-    /// What has been made active while only looking.
-    looked_at: Mutex<BTreeSet<String>>,
     /// The catalog, mounted by who only looks.
-    _mounted: Option<home::Mounted>,
+    mounted: Option<home::Mounted>,
 }
 
 /// What only an owner has. The last labels are written before the lock goes.
@@ -63,8 +62,7 @@ impl LvmStore {
             catalog_dir,
             identity: Some(identity),
             owner: Mutex::new(Some(Owner { labeller: Some(labeller), home })),
-            looked_at: Mutex::default(),
-            _mounted: None,
+            mounted: None,
         }
     }
 
@@ -81,8 +79,7 @@ impl LvmStore {
             catalog_dir,
             identity,
             owner: Mutex::new(None),
-            looked_at: Mutex::default(),
-            _mounted: mounted,
+            mounted,
         }
     }
 
@@ -167,6 +164,43 @@ impl Store for LvmStore {
         is_image(name)
     }
 
+    fn raw_disk(&self, name: &str) -> Option<RawDisk> {
+        let known = self.shared.known();
+        known.group.container(name).and_then(|volume| xenserver::raw_disk(name, volume))
+    }
+
+    fn disk_name<'a>(&self, name: &'a str) -> &'a str {
+        name.strip_prefix(OWN).unwrap_or_else(|| xenserver::disk_name(name))
+    }
+
+    fn remarks(&self) -> Vec<Remark> {
+        xenserver::remarks(&self.shared.known().group)
+    }
+
+    fn told(&self) -> BTreeMap<String, Labels> {
+        let (is_theirs, volumes) = {
+            let known = self.shared.known();
+            let volumes: Vec<String> = known.group.containers().map(|(name, _)| name.to_owned()).collect();
+            (known.group.name.starts_with(marker::XENSERVER), volumes)
+        };
+        if !is_theirs || !volumes.iter().any(|name| name == xenserver::NAMES) {
+            return BTreeMap::new();
+        }
+        let mut bytes = Vec::new();
+        let read = self.activate(xenserver::NAMES, Access::ReadOnly).and_then(|fd| {
+            let file = File::from(fd).take(names::MOST as u64).read_to_end(&mut bytes);
+            file.map_err(Error::io("reading XenServer's names of disks"))
+        });
+        if let Err(error) = read {
+            tracing::warn!(%error, "the names that XenServer has given are not read");
+        }
+        let told = names::parse(&bytes);
+        let disk = |volume: &String| xenserver::disk_name(volume).parse().ok();
+        let pairs = volumes.into_iter().filter(|volume| xenserver::is_image(volume));
+        let named = |volume: String| told.get(&disk(&volume)?).map(|labels| (volume, labels.clone()));
+        pairs.filter_map(named).collect()
+    }
+
     fn round(&self, size: Bytes) -> Bytes {
         let known = self.shared.known();
         known.group.bytes(known.group.extents_of(size))
@@ -194,7 +228,9 @@ impl Store for LvmStore {
             };
             for ((name, _), extents) in wanted.iter().zip(sizes) {
                 lvm.make_volume(&group, name, extents, &BTreeSet::new())?;
-                self.shared.known().group.made(name, extents, now(), BTreeSet::new());
+                let mut known = self.shared.known();
+                known.used.insert((*name).to_owned());
+                known.group.made(name, extents, now(), BTreeSet::new());
             }
             Ok(())
         })
@@ -257,15 +293,6 @@ impl Store for LvmStore {
             if let Some(fds) = self.shared.open(wanted)? {
                 return Ok(fds);
             }
-            if self.check_owner().is_err() {
-                let known = self.shared.known();
-                let new = wanted.iter().map(|(name, _)| *name);
-                let new = new.filter(|name| {
-                    known.group.container(name).is_some_and(|volume| volume.active == Active::No)
-                });
-                let mut looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
-                looked_at.extend(new.map(str::to_owned));
-            }
             self.shared.make_ready(wanted)?;
         }
         let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
@@ -281,11 +308,12 @@ impl Store for LvmStore {
                 *one = Access::ReadWrite;
             }
         }
-        let sort = |group: &Group| {
+        let sort = |known: &Known| {
             let (mut idle, mut read) = (Vec::new(), Vec::new());
-            for (name, volume) in group.containers() {
+            for (name, volume) in known.group.containers() {
                 match (volume.active, kept.get(name)) {
                     (Active::No, _) => {}
+                    _ if !known.is_of_sr(name) => {}
                     (_, None) => idle.push(name.to_owned()),
                     (Active::ReadWrite, Some(Access::ReadOnly)) => read.push(name.to_owned()),
                     _ => {}
@@ -294,13 +322,13 @@ impl Store for LvmStore {
             (idle, read)
         };
         let nothing = |(idle, read): (Vec<String>, Vec<String>)| idle.is_empty() && read.is_empty();
-        if nothing(sort(&self.shared.known().group)) {
+        if nothing(sort(&self.shared.known())) {
             return Ok(());
         }
         self.shared.alone(|lvm| {
             let (group, (idle, read)) = {
                 let known = self.shared.known();
-                (known.group.name.clone(), sort(&known.group))
+                (known.group.name.clone(), sort(&known))
             };
             let idle: Vec<&str> = idle.iter().map(String::as_str).collect();
             self.shared.deactivate(lvm, &idle)?;
@@ -345,10 +373,12 @@ impl Store for LvmStore {
         let known = self.shared.known();
         let group = &known.group;
         let used = group.bytes(group.extents.saturating_sub(group.free));
+        // One that is not an SR yet will have a catalog first.
+        let catalog = if self.identity.is_none() { xenserver::catalog_extents(group) } else { 0 };
         Ok(StoreStat {
             total: group.bytes(group.extents),
             used,
-            allocatable: group.bytes(group.allocatable()),
+            allocatable: group.bytes(group.allocatable().saturating_sub(catalog)),
         })
     }
 
@@ -394,14 +424,19 @@ impl Drop for LvmStore {
     /// What nobody has open is made inactive: the devices may go now.
     fn drop(&mut self) {
         let owner = self.owner.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        let looked_at = std::mem::take(self.looked_at.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let names: Vec<String> = if owner.is_some() {
+        let mounted = self.mounted.take();
+        let is_owner = owner.is_some();
+        let mut names: BTreeSet<String> = {
             let known = self.shared.known();
+            let ours = |name: &str| {
+                known.used.contains(name) || is_owner && (name == CATALOG || known.is_of_sr(name))
+            };
             let active = known.group.volumes.iter().filter(|(_, volume)| volume.active != Active::No);
-            active.map(|(name, _)| name.clone()).collect()
-        } else {
-            looked_at.into_iter().collect()
+            active.map(|(name, _)| name).filter(|name| ours(name)).cloned().collect()
         };
+        // That was made active to look at it.
+        names.extend(mounted.as_ref().map(|_| CATALOG.to_owned()));
+        drop(mounted);
         drop(owner);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         if let Err(error) = self.shared.command(|lvm| self.shared.deactivate(lvm, &names)) {
@@ -412,7 +447,7 @@ impl Drop for LvmStore {
 
 /// Whether a volume of that name may hold an image.
 pub(crate) fn is_image(name: &str) -> bool {
-    name.starts_with(OWN) || name.starts_with(XENSERVER)
+    name.starts_with(OWN) || xenserver::is_image(name)
 }
 
 /// Refuses what cannot name a container.
