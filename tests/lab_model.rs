@@ -36,3 +36,12 @@ fn volumes_of_disks_that_are_thin() -> Result<()> {
 fn volumes_of_disks_that_are_thick() -> Result<()> {
     lab::test(|| play::run("thick", steps(50, 1_500), |_| Ok(Box::new(volumes::Volumes::new(256, "thick")?))))
 }
+
+/// Room does not run out here: a write would wait for it.
+#[test]
+fn volumes_that_grow_as_they_fill() -> Result<()> {
+    let volumes = |_: &harness::Agent| -> Result<Box<dyn storage::Storage>> {
+        Ok(Box::new(volumes::Volumes::new(1024, "dynamic")?))
+    };
+    lab::test(|| play::run("dynamic", steps(15, 1_500), volumes))
+}

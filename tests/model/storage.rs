@@ -8,6 +8,11 @@ pub(crate) trait Storage {
     /// The options of `sr create`.
     fn options(&self) -> Vec<String>;
 
+    /// What is set of its policy.
+    fn policy(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// How much is done.
     fn scale(&self) -> Scale;
 

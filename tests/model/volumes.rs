@@ -21,7 +21,7 @@ const METADATA: u64 = 4_329_472;
 /// The disk, and how its SR is sized.
 pub(crate) struct Volumes {
     disk: Disk,
-    thick: bool,
+    allocation: &'static str,
 }
 
 /// An image as the agent shows it.
@@ -38,8 +38,8 @@ struct Image {
 
 impl Volumes {
     /// On a disk of so many MiB.
-    pub(crate) fn new(mib: u64, allocation: &str) -> Result<Self> {
-        Ok(Self { disk: Disk::new(mib)?, thick: allocation == "thick" })
+    pub(crate) fn new(mib: u64, allocation: &'static str) -> Result<Self> {
+        Ok(Self { disk: Disk::new(mib)?, allocation })
     }
 
     /// The size that the volume of this image needs, by its block table; its footer must stand at the volume's end.
@@ -106,18 +106,28 @@ impl Volumes {
         let is_written = image.vdi.is_some() && image.vdi.as_deref() == attached;
         let blocks = image.virtual_size / BLOCK;
         let full = (image.virtual_size + METADATA + blocks * 4096).next_multiple_of(EXTENT);
-        let wanted =
-            if is_written || self.thick && image.is_disk { full } else { Self::needs(volume, image)? };
-        ensure!(volume.size() == wanted, "it is to have {wanted} bytes");
+        let needed = || Self::needs(volume, image);
+        let wanted = match self.allocation {
+            // It has room, and gets more when that is short.
+            "dynamic" if is_written => needed()?..=full,
+            "thick" if image.is_disk => full..=full,
+            _ if is_written => full..=full,
+            _ => needed()?..=needed()?,
+        };
+        ensure!(wanted.contains(&volume.size()), "it is to have {wanted:?} bytes");
         Ok(())
     }
 }
 
 impl Storage for Volumes {
     fn options(&self) -> Vec<String> {
-        let allocation = if self.thick { "thick" } else { "thin" };
         let device = text(&self.disk.path());
-        ["--type", "lvm", "--devices", &device, "--allocation", allocation].map(str::to_owned).into()
+        ["--type", "lvm", "--devices", &device, "--allocation", self.allocation].map(str::to_owned).into()
+    }
+
+    /// Disks are small here.
+    fn policy(&self) -> &'static [&'static str] {
+        if self.allocation == "dynamic" { &["allocation.chunk=8MiB"] } else { &[] }
     }
 
     fn scale(&self) -> Scale {

@@ -96,6 +96,9 @@ impl World {
         let place = storage.options();
         let place: Vec<&str> = place.iter().map(String::as_str).collect();
         let sr = agent.ok(&[&["sr", "create", "--name", "model"], &place[..]].concat())?;
+        if !storage.policy().is_empty() {
+            agent.ok(&[&["sr", "policy", &sr], storage.policy()].concat())?;
+        }
         Ok(Self {
             agent,
             sr,
