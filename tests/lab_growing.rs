@@ -1,5 +1,7 @@
-//! A volume group that becomes larger, and gives back what is free, in the lab.
+//! A volume group that becomes larger, that gives back what is free, and what operations on it cost, in the lab.
 
+#[path = "lab_growing/costs.rs"]
+mod costs;
 #[path = "lab_growing/growing.rs"]
 mod growing;
 mod harness;

@@ -25,6 +25,8 @@ pub(crate) struct Known {
     pub(crate) meant: BTreeMap<String, BTreeSet<String>>,
     /// Volumes that were made or made active here, whatever their names.
     pub(crate) used: BTreeSet<String>,
+    /// Tags of ours that volumes are to be made with.
+    pub(crate) expected: BTreeMap<String, BTreeSet<String>>,
     /// The store is being closed.
     pub(crate) ending: bool,
 }
@@ -50,8 +52,14 @@ impl Known {
 impl Shared {
     /// A group as it was reported.
     pub(crate) fn new(lvm: Lvm2, group: Group) -> Self {
-        let known =
-            Known { group, stale: false, meant: BTreeMap::new(), used: BTreeSet::new(), ending: false };
+        let known = Known {
+            group,
+            stale: false,
+            meant: BTreeMap::new(),
+            used: BTreeSet::new(),
+            expected: BTreeMap::new(),
+            ending: false,
+        };
         Self {
             commands: Mutex::new(lvm),
             known: Mutex::new(known),

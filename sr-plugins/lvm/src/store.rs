@@ -28,6 +28,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const OWN: &str = "vhd-";
 /// The most bytes in a name: device-mapper's names have 127 with the group's, and dashes count twice.
 const LONGEST_NAME: usize = 64;
+/// The most bytes of labels that a volume is made with; more are written later.
+const WITH_LABELS: usize = 8 << 10;
 /// How often a volume is made active that somebody else makes inactive.
 const TRIES: usize = 3;
 
@@ -95,12 +97,13 @@ impl LvmStore {
         self.owner().map(drop)
     }
 
-    /// Gives a container another size; `grows` says which way, the other way does nothing.
+    /// Gives a container another size; `grows` says which way, the other way does nothing. What is cut nobody writes until it is made
+    /// ready for that again: it loses the right to be written with the same command.
     fn resize(&self, name: &str, size: Bytes, grows: bool) -> Result<(), Error> {
         check_name(name)?;
         self.check_owner()?;
         self.shared.command(|lvm| {
-            let (group, extents, read_only) = {
+            let (group, extents, active) = {
                 let known = self.shared.known();
                 let volume = known.group.container(name).ok_or_else(|| missing(&known.group, name))?;
                 let extents = known.group.extents_of(size);
@@ -108,14 +111,19 @@ impl LvmStore {
                     return Ok(());
                 }
                 known.group.need(extents.saturating_sub(volume.extents))?;
-                (known.group.name.clone(), extents, volume.active == Active::ReadOnly)
+                (known.group.name.clone(), extents, volume.active)
             };
             let names = [name];
+            let read_only = !grows || active == Active::ReadOnly;
             let volume =
                 Volumes { group: &group, names: &names, read_only: if read_only { &names } else { &[] } };
             let done = if grows { lvm.extend(volume, extents) } else { lvm.reduce(volume, extents) };
             done?;
-            self.shared.known().group.resized(name, extents);
+            let mut known = self.shared.known();
+            known.group.resized(name, extents);
+            if read_only && active == Active::ReadWrite {
+                known.group.set_active(&names, Active::ReadOnly);
+            }
             Ok(())
         })
     }
@@ -227,10 +235,11 @@ impl Store for LvmStore {
                 (known.group.name.clone(), sizes)
             };
             for ((name, _), extents) in wanted.iter().zip(sizes) {
-                lvm.make_volume(&group, name, extents, &BTreeSet::new())?;
+                let tags = self.shared.known().expected.remove(*name).unwrap_or_default();
+                lvm.make_volume(&group, name, extents, &tags)?;
                 let mut known = self.shared.known();
                 known.used.insert((*name).to_owned());
-                known.group.made(name, extents, now(), BTreeSet::new());
+                known.group.made(name, extents, now(), tags);
             }
             Ok(())
         })
@@ -321,6 +330,8 @@ impl Store for LvmStore {
             }
             (idle, read)
         };
+        // The operation is over: what it has not made by now it does not make.
+        self.shared.known().expected.clear();
         let nothing = |(idle, read): (Vec<String>, Vec<String>)| idle.is_empty() && read.is_empty();
         if nothing(sort(&self.shared.known())) {
             return Ok(());
@@ -353,13 +364,25 @@ impl Store for LvmStore {
         check_name(name)?;
         self.check_owner()?;
         let mut known = self.shared.known();
-        if known.group.container(name).is_none() {
-            return Err(missing(&known.group, name));
+        let volume = known.group.container(name).ok_or_else(|| missing(&known.group, name))?;
+        let tags = tags::write(labels);
+        if volume.tags.iter().filter(|tag| tag.starts_with(tags::PREFIX)).eq(&tags) {
+            // As it was made, or as it was before what is still meant.
+            known.meant.remove(name);
+            return Ok(());
         }
-        known.meant.insert(name.to_owned(), tags::write(labels));
+        known.meant.insert(name.to_owned(), tags);
         drop(known);
         self.shared.changed.notify_all();
         Ok(())
+    }
+
+    fn expect_labels(&self, name: &str, labels: &Labels) {
+        let tags = tags::write(labels);
+        // No volume is not made because of its labels.
+        if check_name(name).is_ok() && tags.iter().map(String::len).sum::<usize>() <= WITH_LABELS {
+            self.shared.known().expected.insert(name.to_owned(), tags);
+        }
     }
 
     fn labels(&self, name: &str) -> Result<Labels, Error> {

@@ -84,11 +84,12 @@ impl Owner {
         let mut job = self.new_job(Work::Snapshot { vdi: uuid, others: Vec::new() }, None);
         let mut images = [new_image(Some(still), leaf.virtual_size)];
         self.size_leaves(&mut [(&vdi, &mut images[0])], &[&leaf], Bytes(0))?;
-        self.make(&mut job, &mut images)?;
+        let moved = VdiRecord { image: images[0].id, ..vdi.clone() };
+        self.make(&mut job, &mut images, std::slice::from_ref(&moved))?;
         let [above] = images;
         let text = "what the disk holds now is kept for a job that reads it";
         let changes = vec![
-            Change::PutVdi(VdiRecord { image: above.id, ..vdi.clone() }),
+            Change::PutVdi(moved),
             Change::PutImage(above.clone()),
             self.event(Severity::Info, "vdi.frozen", Some(uuid), Some(&job), text),
         ];

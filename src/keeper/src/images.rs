@@ -3,13 +3,14 @@
 use crate::crash::{self, Phase};
 use crate::failures::from_trouble;
 use crate::hands::ready_new;
+use crate::labels;
 use crate::owner::Owner;
 use crate::sizing::Target;
 use catena_control::{Answer, CreateImage, Parent, Request};
 use catena_sr_api::Store;
 use catena_types::{
     BLOCK_BYTES, Bytes, ErrorName, Failure, Format, ImageId, ImageRecord, ImageState, JobRecord, Made,
-    VHD_MAX_SIZE, VHD_MIN_SIZE,
+    VHD_MAX_SIZE, VHD_MIN_SIZE, VdiRecord,
 };
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -54,10 +55,26 @@ pub(crate) fn container_name(store: &dyn Store, image: &ImageRecord) -> String {
 
 impl Owner {
     /// Journals the job, then makes the images: containers, then formats, each durable. Their rows are changed to what they
-    /// take; where containers must be sized they say before how large those are to be, or nothing for empty images. On failure
-    /// everything made is removed again.
-    pub(crate) fn make(&mut self, job: &mut JobRecord, images: &mut [ImageRecord]) -> Result<(), Failure> {
+    /// take; where containers must be sized they say before how large those are to be, or nothing for empty images. `vdis` are to
+    /// point at some of them. On failure everything made is removed again.
+    pub(crate) fn make(
+        &mut self,
+        job: &mut JobRecord,
+        images: &mut [ImageRecord],
+        vdis: &[VdiRecord],
+    ) -> Result<(), Failure> {
+        self.name(images);
+        for vdi in vdis {
+            let leaf = images.iter().find(|image| image.id == vdi.image);
+            if let Some(leaf) = leaf {
+                self.store.expect_labels(&leaf.container, &labels::of(vdi));
+            }
+        }
         self.make_on(job, images, &BTreeMap::new())
+    }
+
+    fn name(&self, images: &mut [ImageRecord]) {
+        images.iter_mut().for_each(|image| image.container = container_name(&*self.store, image));
     }
 
     /// The same on parents that the catalog does not have yet, which are given.
@@ -67,7 +84,7 @@ impl Owner {
         images: &mut [ImageRecord],
         parents: &BTreeMap<ImageId, ImageRecord>,
     ) -> Result<(), Failure> {
-        images.iter_mut().for_each(|image| image.container = container_name(&*self.store, image));
+        self.name(images);
         let mut need = 0;
         for image in &mut *images {
             if image.allocated == Bytes(0) {

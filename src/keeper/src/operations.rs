@@ -50,12 +50,12 @@ impl Owner {
         let mut images = [new_image(None, size)];
         let target = sizing::target(Role::Disk, false, self.allocation());
         self.size_new(&mut images[0], target)?;
-        self.make(&mut job, &mut images)?;
-        let [image] = images;
         let vdi = VdiRecord {
             name_description: asked.name_description,
-            ..new_vdi(uuid, image.id, asked.name_label, VdiKind::Disk)
+            ..new_vdi(uuid, images[0].id, asked.name_label, VdiKind::Disk)
         };
+        self.make(&mut job, &mut images, std::slice::from_ref(&vdi))?;
+        let [image] = images;
         let event = self.event(
             Severity::Info,
             "vdi.created",
@@ -87,22 +87,22 @@ impl Owner {
         let mut images: Vec<ImageRecord> =
             disks.iter().flat_map(|(_, leaf)| [child(leaf), child(leaf)]).collect();
         self.size_pairs(&disks, &mut images)?;
-        self.make(&mut job, &mut images)?;
-        let leaves: Vec<(VdiUuid, ImageRecord)> = disks
-            .iter()
-            .zip(images.chunks_exact(2))
-            .map(|((disk, _), pair)| (disk.uuid, pair[0].clone()))
-            .collect();
-        let (mut changes, mut taken) = (Vec::new(), Vec::new());
+        let (mut vdis, mut taken) = (Vec::new(), Vec::new());
         for ((disk, _), pair) in disks.iter().zip(images.chunks_exact(2)) {
             let uuid = VdiUuid::random();
             let label = asked.name_label.as_ref().unwrap_or(&disk.name_label).clone();
             let snapshot = new_vdi(uuid, pair[1].id, label, VdiKind::Snapshot);
-            changes.push(Change::PutVdi(VdiRecord { snapshot_of: Some(disk.uuid), ..snapshot }));
-            changes.push(Change::PutVdi(VdiRecord { image: pair[0].id, ..disk.clone() }));
+            vdis.push(VdiRecord { snapshot_of: Some(disk.uuid), ..snapshot });
+            vdis.push(VdiRecord { image: pair[0].id, ..disk.clone() });
+            taken.push(uuid);
+        }
+        self.make(&mut job, &mut images, &vdis)?;
+        let own = disks.iter().zip(images.chunks_exact(2));
+        let leaves: Vec<_> = own.map(|((disk, _), pair)| (disk.uuid, pair[0].clone())).collect();
+        let mut changes: Vec<Change> = vdis.into_iter().map(Change::PutVdi).collect();
+        for ((disk, _), uuid) in disks.iter().zip(&taken) {
             let text = format!("snapshot {uuid} taken");
             changes.push(self.event(Severity::Info, "vdi.snapshot", Some(disk.uuid), Some(&job), text));
-            taken.push(uuid);
         }
         changes.extend(images.into_iter().map(Change::PutImage));
         self.become_bases(job, disks, changes, json!({"vdis": taken}), &leaves)
@@ -159,21 +159,8 @@ impl Owner {
         let mut images: Vec<ImageRecord> = (0..count).map(|_| new_image(base, leaf.virtual_size)).collect();
         let target = sizing::target(Role::Disk, false, self.allocation());
         images.iter_mut().try_for_each(|image| self.size_new(image, target))?;
-        if !bare {
-            let mut own = new_image(base, leaf.virtual_size);
-            let others = Bytes(images.iter().map(|image| image.allocated.0).sum());
-            self.size_leaves(&mut [(&origin, &mut own)], &[&leaf], others)?;
-            images.push(own);
-        }
-        self.make(&mut job, &mut images)?;
-        let mut changes: Vec<Change> = images.iter().cloned().map(Change::PutImage).collect();
-        let mut leaves = Vec::new();
-        if !bare && let Some(own) = images.pop() {
-            changes.push(Change::PutVdi(VdiRecord { image: own.id, ..origin.clone() }));
-            leaves.push((origin.uuid, own));
-        }
         let label = asked.name_label.unwrap_or_else(|| origin.name_label.clone());
-        let clones: Vec<VdiRecord> = images
+        let mut vdis: Vec<VdiRecord> = images
             .iter()
             .zip(1..)
             .map(|(image, n)| {
@@ -181,8 +168,19 @@ impl Owner {
                 new_vdi(VdiUuid::random(), image.id, name, VdiKind::Disk)
             })
             .collect();
-        let uuids: Vec<VdiUuid> = clones.iter().map(|vdi| vdi.uuid).collect();
-        changes.extend(clones.into_iter().map(Change::PutVdi));
+        let answer = json!({"vdis": vdis.iter().map(|vdi| vdi.uuid).collect::<Vec<_>>()});
+        if !bare {
+            let mut own = new_image(base, leaf.virtual_size);
+            let others = Bytes(images.iter().map(|image| image.allocated.0).sum());
+            self.size_leaves(&mut [(&origin, &mut own)], &[&leaf], others)?;
+            vdis.push(VdiRecord { image: own.id, ..origin.clone() });
+            images.push(own);
+        }
+        self.make(&mut job, &mut images, &vdis)?;
+        let own = images.last().filter(|_| !bare);
+        let leaves: Vec<_> = own.map(|own| (origin.uuid, own.clone())).into_iter().collect();
+        let mut changes: Vec<Change> = images.into_iter().map(Change::PutImage).collect();
+        changes.extend(vdis.into_iter().map(Change::PutVdi));
         changes.push(self.event(
             Severity::Info,
             "vdi.cloned",
@@ -190,7 +188,6 @@ impl Owner {
             Some(&job),
             format!("{count} clones made"),
         ));
-        let answer = json!({"vdis": uuids});
         if bare {
             self.conclude(job, changes, Vec::new(), answer)
         } else {

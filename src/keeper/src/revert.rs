@@ -44,14 +44,12 @@ impl Owner {
             let others = first.allocated;
             self.size_leaves(&mut [(&snapshot, own)], &[&leaf], others)?;
         }
-        self.make(&mut job, &mut images)?;
+        let mut vdis = vec![VdiRecord { image: images[0].id, ..disk }];
+        vdis.extend(images.get(1).map(|own| VdiRecord { image: own.id, ..snapshot.clone() }));
+        self.make(&mut job, &mut images, &vdis)?;
         let mut changes = self.discarded(&given_up);
-        changes.push(Change::PutVdi(VdiRecord { image: images[0].id, ..disk }));
-        let mut leaves = Vec::new();
-        if let Some(own) = images.get(1) {
-            changes.push(Change::PutVdi(VdiRecord { image: own.id, ..snapshot.clone() }));
-            leaves.push((snapshot.uuid, own.clone()));
-        }
+        changes.extend(vdis.into_iter().map(Change::PutVdi));
+        let leaves: Vec<_> = images.get(1).map(|own| (snapshot.uuid, own.clone())).into_iter().collect();
         changes.extend(images.into_iter().map(Change::PutImage));
         let text = format!("disk put back to its snapshot {}", snapshot.uuid);
         changes.push(self.event(Severity::Info, "vdi.reverted", Some(uuid), Some(&job), text));

@@ -305,6 +305,10 @@ pub trait Store: Send + Sync {
         Err(Error::Unsupported("this storage has no place for labels".to_owned()))
     }
 
+    /// Says which labels a container will get that is about to be made: it may be made with them, where that costs less. Needs not be
+    /// heeded; the labels are set later in any case.
+    fn expect_labels(&self, _name: &str, _labels: &Labels) {}
+
     /// The labels of a container; none where the storage has no place for them.
     fn labels(&self, _name: &str) -> Result<Labels, Error> {
         Ok(Labels::new())
