@@ -16,6 +16,7 @@ use crate::hands::ready;
 use crate::holds::{Claim, Gift};
 use crate::images::unexpected;
 use crate::long::{LongJob, Script};
+use crate::merges::phase_of;
 use crate::owner::{Owner, Running};
 use crate::sizing::{self, Call, Target};
 use catena_catalog::Change;
@@ -192,6 +193,7 @@ impl Owner {
         if let Work::LeafMerge { live: row, .. } = &mut job.work {
             *row = live;
         }
+        phase_of(&job).clone_into(&mut job.phase);
         let mut changes = self.measurements(&[task.image(), task.target().unwrap_or(task.image())]);
         changes.push(Change::PutJob(job.clone()));
         if let Err(failure) = self.commit(changes) {

@@ -341,6 +341,6 @@ impl Owner {
 }
 
 /// What a merge does, for people.
-const fn phase_of(job: &JobRecord) -> &'static str {
+pub(crate) const fn phase_of(job: &JobRecord) -> &'static str {
     if job.is_open_move() { "moving" } else { "copying" }
 }
