@@ -98,7 +98,7 @@ fn names() -> Vec<u8> {
 #[test]
 fn a_group_of_xenserver_is_taken_over() -> Result<()> {
     lab::test(|| {
-        let agent = Agent::start()?;
+        let mut agent = Agent::start()?;
         let theirs = Theirs::new(&agent.path("golden"))?;
         let (group, device) = (&theirs.group, text(&theirs.disk.path()));
         let introduce = ["sr", "introduce", "--type", "lvm", "--devices", &device];
@@ -113,6 +113,13 @@ fn a_group_of_xenserver_is_taken_over() -> Result<()> {
         }
         ensure!(changes(group)? == before && active(group)?.is_empty(), "a dry run changes nothing");
 
+        // D1: a keeper that dies over it leaves an SR without rows, which the same command completes.
+        agent.stop()?;
+        agent.launch(Some("introduce.made"))?;
+        let cut = agent.catena(&introduce)?;
+        ensure!(cut.code != 0 && agent.log().contains("introduce.made"), "{cut:?}");
+        agent.kill()?;
+        agent.launch(None)?;
         let sr = agent.ok(&introduce)?;
         let unchanged = |volume: &str, hash: &str| Ok::<_, anyhow::Error>(theirs.hash(volume)? == hash);
         let (leaf, lone) = (agent.json(&["vdi", "show", LEAF])?, agent.json(&["vdi", "show", LONE])?);

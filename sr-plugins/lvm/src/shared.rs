@@ -6,8 +6,11 @@
 
 use crate::enlarge::wider;
 use crate::lvm2::{Lvm2, Scope, Volumes};
+use crate::marker::XENSERVER;
 use crate::node::Node;
 use crate::report::{Active, Group};
+use crate::store::is_image;
+use crate::xenserver::NAMES;
 use catena_sr_api::{Access, Error};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -45,7 +48,9 @@ pub(crate) struct Shared {
 impl Known {
     /// Whether a volume is of the SR: who else has volumes in the group makes them active and inactive as he likes.
     pub(crate) fn is_of_sr(&self, name: &str) -> bool {
-        self.used.contains(name) || crate::store::is_image(name)
+        // The names were read by us; a keeper that died over it has left them active.
+        let is_names = name == NAMES && self.group.name.starts_with(XENSERVER);
+        self.used.contains(name) || is_names || is_image(name)
     }
 }
 
