@@ -38,11 +38,11 @@ impl Scribe {
     fn of(
         &self,
         operation: impl FnOnce() -> Result<()>,
-        mut settled: impl FnMut() -> Result<bool>,
+        settled: impl FnMut() -> Result<bool>,
     ) -> Result<(Vec<String>, usize)> {
         fs::write(&self.0, "")?;
         operation()?;
-        wait_until("all is done that the operation has left", || settled())?;
+        wait_until("all is done that the operation has left", settled)?;
         let text = fs::read_to_string(&self.0)?;
         // Those of the test are not named `lvm`, but what they do.
         let ours = text.lines().filter_map(|line| line.strip_prefix("lvm "));
