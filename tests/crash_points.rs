@@ -1,289 +1,24 @@
 //! Front, keeper and worker killed at each of their named points, in each kind of job: afterwards the SR is clean, every disk
 //! holds what it should, nothing foreign was touched, nothing is left over, and a repeated request has one effect.
 //!
-//! The tables below say which operation reaches which pass of a point; a point that no table has, or that its operation does
+//! `crash::table` says which operation reaches which pass of a point; a point that no table has, or that its operation does
 //! not reach, fails the tests.
 
 mod crash;
 mod harness;
 
+use Operation::{Coalesce, CopyIn, Revert};
 use anyhow::{Context, Result, bail, ensure};
 use crash::effect::Effect;
 use crash::extending::EXTENSIONS;
-use crash::life::{self, Life};
-use crash::mending;
 use crash::merging::MERGES_THERE;
 use crash::request::{Operation, Turn};
-use crash::serving::{self, Serving};
 use crash::stage::Stage;
+use crash::table::{FRONT, KEEPER, LIFE, MENDING, MERGES, SERVE, SERVING, WORKER};
 use crash::volumes::VOLUMES;
+use crash::{life, mending, serving};
 use std::collections::BTreeSet;
 use std::process::Command;
-
-use Life::{Begin, Rebuild, Reopen, TakeOver, Unmake};
-use Operation::{
-    Check, Clone, Coalesce, Copy, CopyIn, Create, Destroy, Export, Grow, Import, List, Repair, Resize,
-    Revert, Set, Snapshot, Snapshots, Trim, Write,
-};
-
-/// Each phase of the keeper's jobs that VDIs are changed by.
-const KEEPER: &[(&str, Operation)] = &[
-    ("create.journaled", Create),
-    ("create.made", Create),
-    ("create.committed", Create),
-    ("create.done", Create),
-    ("snapshot.journaled", Snapshot),
-    ("snapshot.made", Snapshot),
-    ("snapshot.paused", Snapshot),
-    ("snapshot.committed", Snapshot),
-    ("snapshot.stepped", Snapshot),
-    ("snapshot.done", Snapshot),
-    ("snapshot.journaled", Snapshots),
-    ("snapshot.made", Snapshots),
-    ("snapshot.committed", Snapshots),
-    ("snapshot.stepped", Snapshots),
-    ("snapshot.stepped:2", Snapshots),
-    ("clone.journaled", Clone),
-    ("clone.made", Clone),
-    ("clone.paused", Clone),
-    ("clone.committed", Clone),
-    ("clone.stepped", Clone),
-    ("clone.done", Clone),
-    ("revert.journaled", Revert),
-    ("revert.made", Revert),
-    ("revert.committed", Revert),
-    ("revert.stepped", Revert),
-    ("revert.done", Revert),
-    ("resize.journaled", Resize),
-    ("resize.made", Resize),
-    ("resize.done", Resize),
-    ("set.committed", Set),
-    ("copy.journaled", Copy),
-    ("copy.made", Copy),
-    ("copy.done", Copy),
-    ("copy.journaled", CopyIn),
-    ("copy.made", CopyIn),
-    ("destroy.committed", Destroy),
-    ("import.journaled", Import),
-    ("import.made", Import),
-    ("import.done", Import),
-    ("export.journaled", Export),
-    ("export.made", Export),
-    ("export.done", Export),
-    ("check.journaled", Check),
-    ("check.done", Check),
-    ("grow.journaled", Grow),
-    ("grow.made", Grow),
-    ("grow.done", Grow),
-];
-
-/// Each phase of the jobs of the coalesce worker.
-const MERGES: &[(&str, Operation)] = &[
-    ("garbage.journaled", Coalesce),
-    ("garbage.stepped", Coalesce),
-    ("garbage.done", Coalesce),
-    ("merge.journaled", Coalesce),
-    ("merge.made", Coalesce),
-    ("merge.committed", Coalesce),
-    ("merge.planned", Coalesce),
-    ("merge.stepped", Coalesce),
-    ("merge.done", Coalesce),
-    ("leaf_merge.journaled", Coalesce),
-    ("leaf_merge.made", Coalesce),
-    ("leaf_merge.committed", Coalesce),
-    ("leaf_merge.stepped", Coalesce),
-    ("leaf_merge.done", Coalesce),
-];
-
-/// What the keeper's hands do.
-const WORKER: &[(&str, Operation)] = &[
-    ("worker.created", Create),
-    ("worker.created", Snapshot),
-    ("worker.created:2", Snapshot),
-    ("worker.created:4", Snapshots),
-    ("worker.created:3", Clone),
-    ("worker.created:2", Revert),
-    ("worker.grown", Resize),
-    ("worker.hidden_set", Snapshot),
-    ("worker.hidden_set:2", Snapshots),
-    ("worker.hidden_set", Clone),
-    ("worker.hidden_set", Revert),
-    ("worker.hidden_set", Coalesce),
-    ("worker.patch_half", Coalesce),
-    ("worker.patch_half:2", Coalesce),
-    ("worker.batch", Coalesce),
-    ("worker.checkpoint", Coalesce),
-    ("worker.merged", Coalesce),
-    ("worker.write_unflushed", Write),
-    ("worker.importing", Import),
-    ("worker.importing:2", Import),
-    ("worker.importing:3", Import),
-    ("worker.importing", Copy),
-    ("worker.importing:2", Copy),
-    ("worker.importing:2", CopyIn),
-    ("worker.before_reply", Create),
-    ("worker.before_reply", Write),
-    ("worker.before_reply", Snapshot),
-    ("worker.before_reply:2", Snapshot),
-    ("worker.before_reply", Clone),
-    ("worker.before_reply:2", Clone),
-    ("worker.before_reply:3", Clone),
-    ("worker.before_reply:2", Revert),
-    ("worker.before_reply:3", Revert),
-    ("worker.before_reply", Resize),
-    ("worker.before_reply", Copy),
-    ("worker.before_reply", CopyIn),
-    ("worker.before_reply", Import),
-    ("worker.before_reply", Export),
-    ("worker.before_reply", Check),
-    ("worker.before_reply:2", Check),
-    ("worker.before_reply", Coalesce),
-    ("worker.before_reply:2", Coalesce),
-    ("worker.before_reply:3", Coalesce),
-];
-
-/// Repairs and trims, by the keeper and its worker.
-const MENDING: &[(&str, Operation)] = &[
-    ("repair.journaled", Repair),
-    ("repair.made", Repair),
-    ("repair.made:2", Repair),
-    ("repair.committed", Repair),
-    ("repair.planned", Repair),
-    ("repair.stepped", Repair),
-    ("repair.done", Repair),
-    ("worker.repair_saved", Repair),
-    ("worker.repair_saved:2", Repair),
-    ("worker.repaired", Repair),
-    ("worker.repaired:2", Repair),
-    ("worker.patch_half", Repair),
-    ("worker.before_reply", Repair),
-    ("worker.before_reply:5", Repair),
-    ("trim.journaled", Trim),
-    ("trim.made", Trim),
-    ("trim.done", Trim),
-    ("worker.trimmed", Trim),
-    ("worker.trimmed:2", Trim),
-    ("worker.before_reply", Trim),
-];
-
-/// The front, which holds nothing of an SR but the connection.
-const FRONT: &[(&str, Operation)] = &[
-    ("front.request_received", List),
-    ("front.request_received", Create),
-    ("front.request_received:2", Coalesce),
-    ("front.before_reply", Create),
-    ("front.before_reply", Snapshot),
-    ("front.before_reply", Clone),
-    ("front.before_reply", Snapshots),
-    ("front.before_reply", Revert),
-    ("front.before_reply", Resize),
-    ("front.before_reply", Set),
-    ("front.before_reply", Copy),
-    ("front.before_reply:2", Copy),
-    ("front.copy_begun", CopyIn),
-    ("front.before_reply", CopyIn),
-    ("front.before_reply", Destroy),
-    ("front.before_reply", Import),
-    ("front.before_reply:2", Import),
-    ("front.before_reply", Export),
-    ("front.before_reply", Write),
-    ("front.before_reply:2", Coalesce),
-    ("front.keeper_started", List),
-];
-
-/// The life of an SR: what the keeper, its worker and the front do in it.
-const LIFE: &[(&str, Life)] = &[
-    ("front.request_received", Begin),
-    ("front.keeper_started:2", Begin),
-    ("front.sr_made", Begin),
-    ("front.sr_d_written", Begin),
-    ("front.before_reply", Begin),
-    ("front.keeper_started", TakeOver),
-    ("introduce.journaled", TakeOver),
-    ("introduce.made", TakeOver),
-    ("introduce.done", TakeOver),
-    ("worker.before_reply", TakeOver),
-    ("worker.before_reply:2", TakeOver),
-    ("worker.created", TakeOver),
-    ("front.sr_made", TakeOver),
-    ("front.sr_d_written", TakeOver),
-    ("front.before_reply", TakeOver),
-    ("catalog.replace.named", Begin),
-    ("catalog.replace.wal-removed", Begin),
-    ("catalog.replace.renamed", Begin),
-    ("catalog.replace.copied", Reopen),
-    ("catalog.replace.named", Reopen),
-    ("catalog.replace.wal-removed", Reopen),
-    ("catalog.replace.renamed", Reopen),
-    ("catalog.salvage.aside", Rebuild),
-    ("catalog.salvage.aside:2", Rebuild),
-    ("catalog.replace.named", Rebuild),
-    ("catalog.replace.renamed", Rebuild),
-    ("front.sr_made", Rebuild),
-    ("front.sr_d_written", Rebuild),
-    ("front.before_reply", Rebuild),
-    ("front.sr_destroyed", Unmake),
-    ("front.sr_d_written", Unmake),
-    ("front.before_reply", Unmake),
-];
-
-/// The keeper of a disk that is attached, or on its way there or back.
-const SERVING: &[(&str, Serving)] = &[
-    ("attach.journaled", Serving::Attach),
-    ("attach.made", Serving::Attach),
-    ("attach.done", Serving::Attach),
-    ("detach.stopped", Serving::Detach),
-    ("detach.committed", Serving::Detach),
-    ("snapshot.made", Serving::Snapshot),
-    ("snapshot.paused", Serving::Snapshot),
-    ("snapshot.committed", Serving::Snapshot),
-    ("snapshot.stepped", Serving::Snapshot),
-    ("clone.paused", Serving::Clone),
-    ("clone.committed", Serving::Clone),
-    ("resize.journaled", Serving::Resize),
-    ("resize.paused", Serving::Resize),
-    ("resize.paused:2", Serving::Resize),
-    ("resize.made", Serving::Resize),
-    ("resize.done", Serving::Resize),
-    ("snapshot.committed", Serving::SnapshotRead),
-    ("snapshot.stepped", Serving::SnapshotRead),
-    ("snapshot.journaled", Serving::LateLeaf),
-    ("snapshot.committed", Serving::LateLeaf),
-    ("snapshot.stepped", Serving::LateLeaf),
-    ("attach.journaled", Serving::LateLeaf),
-    ("attach.made", Serving::LateLeaf),
-    ("snapshot.journaled", Serving::Export),
-    ("snapshot.paused", Serving::Export),
-    ("snapshot.committed", Serving::Export),
-    ("snapshot.stepped", Serving::Export),
-    ("snapshot.done", Serving::Export),
-    ("export.journaled", Serving::Export),
-    ("export.made", Serving::Export),
-    ("export.done", Serving::Export),
-    ("snapshot.committed", Serving::Copy),
-    ("copy.journaled", Serving::Copy),
-    ("copy.made", Serving::Copy),
-    ("merge.journaled", Serving::Merge),
-    ("merge.made", Serving::Merge),
-    ("merge.committed", Serving::Merge),
-    ("merge.planned", Serving::Merge),
-    ("merge.stepped", Serving::Merge),
-    ("garbage.journaled", Serving::Merge),
-    ("leaf_merge.journaled", Serving::Leaf),
-    ("leaf_merge.begun", Serving::Leaf),
-    ("leaf_merge.made", Serving::Leaf),
-    ("leaf_merge.committed", Serving::Leaf),
-    ("leaf_merge.released", Serving::Leaf),
-    ("leaf_merge.stepped", Serving::Leaf),
-    ("leaf_merge.done", Serving::Leaf),
-    ("leaf_merge.closed", Serving::Between),
-    ("snapshot.journaled", Serving::Between),
-    ("snapshot.paused", Serving::Between),
-    ("snapshot.committed", Serving::Between),
-];
-
-/// The process that serves a disk, which is followed by another one: `tests/nbd` kills it there, beside any other moment.
-const SERVE: &[&str] = &["serve.opened", "serve.landed", "serve.noted", "serve.stored", "serve.answer"];
 
 #[test]
 fn every_point_of_every_program_has_a_scenario() -> Result<()> {
@@ -362,10 +97,7 @@ fn a_mover_that_dies_between_two_batches() -> Result<()> {
 }
 
 /// Plays every scenario of a table, also after one has failed, and says which have.
-fn all<T: std::marker::Copy + std::fmt::Debug>(
-    table: &[(&str, T)],
-    play: fn(&str, T) -> Result<()>,
-) -> Result<()> {
+fn all<T: Copy + std::fmt::Debug>(table: &[(&str, T)], play: fn(&str, T) -> Result<()>) -> Result<()> {
     let mut failed = Vec::new();
     for &(at, what) in table {
         if let Err(error) = play(at, what) {
@@ -388,13 +120,11 @@ fn scenario(at: &str, operation: Operation) -> Result<()> {
 }
 
 fn crash_and_verify(stage: &mut Stage, at: &str, operation: Operation) -> Result<()> {
-    stage.agent.stop()?;
-    stage.agent.launch(Some(at))?;
+    stage.arm(at)?;
     // Whatever is answered: the client of a process that dies may be told anything but a lie, which is looked for below.
     let answer = operation.send(stage, Turn::First);
-    stage.wait_for_crash(name_of(at))?;
-    stage.agent.kill()?;
-    stage.agent.launch(None)?;
+    stage.await_death(at)?;
+    stage.revive(at)?;
 
     let effect = operation.settle(stage, Turn::First)?;
     if let Ok(Ok(answer)) = &answer {

@@ -1,6 +1,6 @@
 //! What an operation does to the model, and whether an SR shows it whole, not at all, or wrongly in part.
 
-use super::request::{Operation, Turn, WRITTEN, exported, grown, imported, written};
+use super::request::{self, Operation, Turn, WRITTEN, exported, grown, imported, written};
 use super::stage::{SIZE, Stage};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeSet;
@@ -130,7 +130,7 @@ fn settle_set(stage: &mut Stage, turn: Turn) -> Result<Effect> {
     if label == stage.label {
         return Ok(Effect::None);
     }
-    ensure!(label == format!("named {turn:?}"), "{row}");
+    ensure!(label == request::label(stage, turn), "{row}");
     stage.label = label;
     Ok(Effect::Whole)
 }

@@ -2,6 +2,7 @@
 
 use super::request::{Operation, Turn};
 use super::stage::{SIZE, Stage};
+use crate::harness::volumes::OnDisk;
 use anyhow::{Context, Result, anyhow, ensure};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -18,25 +19,28 @@ pub(crate) fn scenario(at: &str, operation: Operation) -> Result<()> {
     } else {
         waste(&mut stage)?;
     }
-    stage.agent.stop()?;
-    stage.agent.launch(Some(at))?;
-    // The end of the job is not waited for: a worker that dies again and again lets its keeper try for ever.
-    let _ = operation.begin(&stage, Turn::First);
-    stage.wait_for_crash(at.split(':').next().unwrap_or(at))?;
-    stage.agent.kill()?;
-    stage.agent.launch(None)?;
-    match operation.send_patiently(&stage, Turn::First)? {
-        Ok(result) => verify_result(operation, &result)?,
-        // A worker's death is a failure, and a repeated request is told so.
-        Err(error) => ensure!(at.starts_with("worker."), "the repeated request was refused: {error}"),
-    }
-    let anew = operation.send_patiently(&stage, Turn::Second)?;
-    verify_result(operation, &anew.map_err(|error| anyhow!("the same anew: {error}"))?)?;
-    stage.verify().context("after the same anew")?;
+    play(&mut stage, at, operation)?;
     stage.coalesce()?;
     stage.verify().context("after all merges")?;
     stage.verify_tidy()?;
     stage.agent.stop()
+}
+
+/// The same on an SR that has been used already, and is damaged or wasteful.
+pub(crate) fn play(stage: &mut Stage, at: &str, operation: Operation) -> Result<()> {
+    stage.arm(at)?;
+    // The end of the job is not waited for: a worker that dies again and again lets its keeper try for ever.
+    let _ = operation.begin(stage, Turn::First);
+    stage.await_death(at)?;
+    stage.revive(at)?;
+    match operation.send_patiently(stage, Turn::First)? {
+        Ok(result) => verify_result(operation, &result)?,
+        // A worker's death is a failure, and a repeated request is told so.
+        Err(error) => ensure!(at.starts_with("worker."), "the repeated request was refused: {error}"),
+    }
+    let anew = operation.send_patiently(stage, Turn::Second)?;
+    verify_result(operation, &anew.map_err(|error| anyhow!("the same anew: {error}"))?)?;
+    stage.verify().context("after the same anew")
 }
 
 fn verify_result(operation: Operation, result: &serde_json::Value) -> Result<()> {
@@ -49,31 +53,52 @@ fn verify_result(operation: Operation, result: &serde_json::Value) -> Result<()>
 }
 
 /// Damages what can be mended: the header of one leaf, both kinds of footers, a hint.
-fn damage(stage: &Stage) -> Result<()> {
+pub(crate) fn damage(stage: &Stage) -> Result<()> {
     let (one, _) = image(stage, &stage.a)?;
-    one.write_all_at(&[0xff; 700], 700)?;
-    one.write_all_at(&[0; 512], 0)?;
+    one.write(700, &[0xff; 700])?;
+    one.write(0, &[0; 512])?;
     let (other, end) = image(stage, &stage.b)?;
-    other.write_all_at(&[1; 100], end - 450)?;
+    other.write(end - 450, &[1; 100])?;
     let (last, _) = image(stage, &stage.old)?;
-    last.write_all_at(b"x", 2048)?;
+    last.write(2048, b"x")?;
     Ok(())
 }
 
 /// Adds a disk with a block that has lost its place, as a process leaves it that is killed while it gives the block up.
-fn waste(stage: &mut Stage) -> Result<()> {
+pub(crate) fn waste(stage: &mut Stage) -> Result<()> {
     let disk = stage.disk("wasteful", SIZE)?;
     stage.write(&disk, 0, 2 << 20)?;
     // Not all of the block, or the batmap would name it too.
     stage.write(&disk, (2 << 20) + 512, (4 << 20) - 512)?;
-    image(stage, &disk)?.0.write_all_at(&[0xff; 4], TABLE + 4)?;
+    image(stage, &disk)?.0.write(TABLE + 4, &[0xff; 4])?;
     stage.content.get_mut(&disk).context("a disk of the stage")?[2 << 20..4 << 20].fill(0);
     Ok(())
 }
 
-/// The file of a disk's image, and its length.
-fn image(stage: &Stage, vdi: &str) -> Result<(File, u64)> {
+/// The bytes of a disk's image, and their number.
+fn image(stage: &Stage, vdi: &str) -> Result<(Bytes, u64)> {
     let record = stage.agent.json(&["vdi", "show", vdi])?;
-    let path: PathBuf = stage.directory.join(record["container"].as_str().context("container")?);
-    Ok((File::options().read(true).write(true).open(&path)?, fs::metadata(&path)?.len()))
+    let container = record["container"].as_str().context("container")?;
+    if stage.is_on_volumes() {
+        let volume = stage.on_disk(container)?;
+        let size = volume.size();
+        return Ok((Bytes::OfVolume(volume), size));
+    }
+    let path: PathBuf = stage.directory.join(container);
+    Ok((Bytes::OfFile(File::options().read(true).write(true).open(&path)?), fs::metadata(&path)?.len()))
+}
+
+/// Where an image's bytes are, which nobody has open.
+enum Bytes {
+    OfFile(File),
+    OfVolume(OnDisk),
+}
+
+impl Bytes {
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        match self {
+            Self::OfFile(file) => Ok(file.write_all_at(bytes, at)?),
+            Self::OfVolume(volume) => volume.write(at, bytes),
+        }
+    }
 }

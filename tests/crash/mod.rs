@@ -13,4 +13,5 @@ pub(crate) mod merging;
 pub(crate) mod request;
 pub(crate) mod serving;
 pub(crate) mod stage;
+pub(crate) mod table;
 pub(crate) mod volumes;

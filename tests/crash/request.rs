@@ -63,7 +63,7 @@ impl Operation {
             let _ = stage.agent.call("Coalesce.resume", &json!({"sr": stage.sr}))?;
         }
         if !matches!(self, Self::Write | Self::Coalesce | Self::List) {
-            params["request_id"] = json!(format!("{self:?} {turn:?}"));
+            params["request_id"] = json!(format!("{self:?} {turn:?} {}", stage.round));
         }
         let stream = self.stream(stage, turn)?;
         let fds: Vec<_> = stream.iter().map(File::as_fd).collect();
@@ -99,7 +99,7 @@ impl Operation {
                 ("VDI.revert", json!({"vdi": disk, "snapshot": snapshot}))
             }
             Self::Resize => ("VDI.resize", json!({"vdi": b, "virtual_size": grown(turn)})),
-            Self::Set => ("VDI.set", json!({"vdi": a, "name_label": format!("named {turn:?}")})),
+            Self::Set => ("VDI.set", json!({"vdi": a, "name_label": label(stage, turn)})),
             Self::Copy => ("VDI.copy", json!({"vdi": a, "name_label": "new"})),
             Self::CopyIn => ("VDI.copy", json!({"vdi": stage.elsewhere.0, "sr": sr, "name_label": "new"})),
             Self::Clone => ("VDI.clone", json!({"vdi": a, "count": 2})),
@@ -164,7 +164,12 @@ pub(crate) fn written() -> Vec<u8> {
 
 /// Where an export goes.
 pub(crate) fn exported(stage: &Stage, turn: Turn) -> PathBuf {
-    stage.agent.path(format!("export-{turn:?}.raw"))
+    stage.agent.path(format!("export-{turn:?}-{}.raw", stage.round))
+}
+
+/// What [`Operation::Set`] calls a disk.
+pub(crate) fn label(stage: &Stage, turn: Turn) -> String {
+    format!("named {turn:?} {}", stage.round)
 }
 
 fn end_of(stage: &Stage, job: &Value) -> Result<Answer> {

@@ -46,44 +46,52 @@ impl Serving {
 /// Kills the keeper at `at` and looks at everything afterwards.
 pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
     let mut stage = Stage::build()?;
+    play(&mut stage, at, what)?;
+    stage.verify().context("after the crash")?;
+    stage.coalesce()?;
+    stage.verify().context("after all merges")?;
+    stage.verify_tidy()?;
+    stage.agent.stop()
+}
+
+/// The same on an SR that has been used already.
+pub(crate) fn play(stage: &mut Stage, at: &str, what: Serving) -> Result<()> {
     let disk = if what.is_of_leaf() { stage.b.clone() } else { stage.a.clone() };
-    prepare(&mut stage, &disk, what)?;
+    prepare(stage, &disk, what)?;
     let known = stage.content.len();
-    stage.agent.stop()?;
-    stage.agent.launch(Some(at))?;
+    stage.arm(at)?;
     // Its pipe holds less than the disk, so it goes on for as long as the keeper lives.
     let stuck = if what == Serving::LateLeaf { Some(stage.agent.begin_export(&disk)?) } else { None };
     if what == Serving::Between {
-        begin_leaf(&stage)?;
+        begin_leaf(stage)?;
     }
-    let (method, params) = request(&stage, &disk, what);
-    let answer = send(&stage, method, &params)?;
-    stage.wait_for_crash(at.rsplit_once(':').map_or(at, |(name, _)| name))?;
-    stage.agent.kill()?;
+    let (method, params) = request(stage, &disk, what);
+    let answer = send(stage, method, &params)?;
+    stage.await_death(at)?;
     drop(stuck);
     let served = stage.agent.served();
     let is_attached = !matches!(what, Serving::Attach | Serving::LateLeaf | Serving::Detach);
     ensure!(!is_attached || served.len() == 1, "the datapath has died with its keeper");
-    stage.agent.launch(None)?;
+    stage.revive(at)?;
     stage.wait_attached()?;
     match what {
-        Serving::Attach | Serving::LateLeaf => after_attach(&stage, &disk, &params)?,
-        Serving::Detach => after_detach(&stage, &disk)?,
-        Serving::Resize => after_resize(&mut stage, &disk, &params, &answer)?,
+        Serving::Attach | Serving::LateLeaf => after_attach(stage, &disk, &params)?,
+        Serving::Detach => after_detach(stage, &disk)?,
+        Serving::Resize => after_resize(stage, &disk, &params, &answer)?,
         Serving::Snapshot | Serving::SnapshotRead | Serving::Clone | Serving::Between => {
-            take_in_copies(&mut stage, &disk)?;
+            take_in_copies(stage, &disk)?;
             let again = stage.agent.call(method, &params)?;
             ensure!(again.is_ok(), "the repeated request: {again:?}, after {answer:?}");
-            take_in_copies(&mut stage, &disk)?;
+            take_in_copies(stage, &disk)?;
         }
         Serving::Export | Serving::Copy => {
-            take_in_copies(&mut stage, &disk)?;
-            let job = send(&stage, method, &params)?;
+            take_in_copies(stage, &disk)?;
+            let job = send(stage, method, &params)?;
             let job = job.map_err(|error| anyhow::anyhow!("the repeated request: {error}"))?;
             let job = stage.agent.call("Job.wait", &json!({"job": job["id"]}))?;
             ensure!(job.as_ref().is_ok_and(|job| job["state"] == "done"), "{job:?}, after {answer:?}");
-            take_in_copies(&mut stage, &disk)?;
-            let whole = what == Serving::Copy || fs::read(exported(&stage))? == stage.content[&disk];
+            take_in_copies(stage, &disk)?;
+            let whole = what == Serving::Copy || fs::read(exported(stage))? == stage.content[&disk];
             ensure!(whole, "the export is not what the disk holds");
             let more = usize::from(what == Serving::Copy);
             ensure!(stage.content.len() == known + more, "a VDI for each try: {:?}", stage.listed()?);
@@ -97,23 +105,19 @@ pub(crate) fn scenario(at: &str, what: Serving) -> Result<()> {
     }
     stage.agent.ok(&["sr", "policy", &stage.sr, "coalesce.rate=0"])?;
     if what == Serving::SnapshotRead {
-        peer("qemu-utils", "qemu-io", &["-r", "-f", "raw", "-c", "read 0 64k", &uri(&stage, &disk)])?;
+        peer("qemu-utils", "qemu-io", &["-r", "-f", "raw", "-c", "read 0 64k", &uri(stage, &disk)])?;
         stage.agent.ok(&["vdi", "detach", &disk])?;
     } else if what != Serving::Detach {
-        write(&mut stage, &disk, 3, 2 << 20)?;
-        peer("qemu-utils", "qemu-io", &["-f", "raw", "-c", "read -P 3 2M 64k", &uri(&stage, &disk)])?;
+        write(stage, &disk, 3, 2 << 20)?;
+        peer("qemu-utils", "qemu-io", &["-f", "raw", "-c", "read -P 3 2M 64k", &uri(stage, &disk)])?;
         stage.agent.ok(&["vdi", "detach", &disk])?;
-    } else if attached(&stage, &disk)? != Value::Null {
+    } else if attached(stage, &disk)? != Value::Null {
         let again = stage.agent.call(method, &params)?;
         ensure!(again.is_ok(), "the repeated detach: {again:?}");
     }
     wait_until("no datapath is left", || Ok(stage.agent.served().is_empty()))?;
     ensure!(!stage.agent.path("run/catena/vdi").join(&disk).exists(), "its directory is left");
-    stage.verify().context("after the crash")?;
-    stage.coalesce()?;
-    stage.verify().context("after all merges")?;
-    stage.verify_tidy()?;
-    stage.agent.stop()
+    Ok(())
 }
 
 /// What there is before the keeper dies.
@@ -148,7 +152,7 @@ fn prepare(stage: &mut Stage, disk: &str, what: Serving) -> Result<()> {
 }
 
 fn request(stage: &Stage, disk: &str, what: Serving) -> (&'static str, Value) {
-    let key = format!("{what:?}");
+    let key = format!("{what:?} {}", stage.round);
     match what {
         Serving::Attach | Serving::LateLeaf => ("VDI.attach", json!({"vdi": disk, "request_id": key})),
         Serving::Detach => ("VDI.detach", json!({"vdi": disk, "request_id": key})),

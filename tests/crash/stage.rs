@@ -5,7 +5,9 @@
 //! is paused. The directory also holds files that are nobody's business.
 
 use super::request::Turn;
-use crate::harness::Agent;
+use crate::harness::lab::Disk;
+use crate::harness::volumes::{Group, OnDisk};
+use crate::harness::{Agent, text};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long anything may take that is waited for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The size of the disks: four blocks.
 pub(crate) const SIZE: usize = 8 << 20;
@@ -38,6 +40,10 @@ pub(crate) struct Stage {
     pub(crate) elsewhere: (String, Vec<u8>),
     /// The label of `a`.
     pub(crate) label: String,
+    /// How often the same requests were sent already: they are others each time.
+    pub(crate) round: u32,
+    /// Where it lies, if not in the directory.
+    volumes: Option<Disk>,
     foreign: Vec<(PathBuf, Vec<u8>)>,
     noise: u64,
 }
@@ -68,14 +74,80 @@ impl Stage {
         fs::create_dir(&directory)?;
         let place = directory.to_string_lossy().into_owned();
         let sr = agent.ok(&["sr", "create", "--type", "file", "--name", "stage", "--location", &place])?;
+        let mut stage = Self::of(agent, sr, directory, None)?;
+        stage.leave_foreign_files(&place)?;
+        Ok(stage)
+    }
+
+    /// The SR without any disk, on logical volumes of a disk of the lab. Its agent goes on whatever dies.
+    pub(crate) fn on_volumes(mib: u64) -> Result<Self> {
+        let (agent, disk) = (Agent::start_mortal()?, Disk::new(mib)?);
+        let device = text(&disk.path());
+        let sr = agent.ok(&["sr", "create", "--type", "lvm", "--name", "stage", "--devices", &device])?;
+        Self::of(agent, sr, PathBuf::new(), Some(disk))
+    }
+
+    fn of(agent: Agent, sr: String, directory: PathBuf, volumes: Option<Disk>) -> Result<Self> {
         agent.ok(&["coalesce", "pause", &sr])?;
         let (content, a, old, b) = (BTreeMap::new(), String::new(), String::new(), String::new());
         let (c, elsewhere, label) = (<_>::default(), <_>::default(), "a".to_owned());
-        let foreign = Vec::new();
-        let mut stage =
-            Self { agent, sr, directory, content, a, old, b, c, elsewhere, label, foreign, noise: 1 };
-        stage.leave_foreign_files(&place)?;
-        Ok(stage)
+        let (foreign, round, noise) = (Vec::new(), 0, 1);
+        Ok(Self {
+            agent,
+            sr,
+            directory,
+            content,
+            a,
+            old,
+            b,
+            c,
+            elsewhere,
+            label,
+            round,
+            volumes,
+            foreign,
+            noise,
+        })
+    }
+
+    /// From now on who passes the point dies there.
+    pub(crate) fn arm(&mut self, at: &str) -> Result<()> {
+        if self.is_on_volumes() {
+            return self.agent.arm(at);
+        }
+        self.agent.stop()?;
+        self.agent.launch(Some(at))
+    }
+
+    /// Waits for the death.
+    pub(crate) fn await_death(&mut self, at: &str) -> Result<()> {
+        if self.is_on_volumes() {
+            return self.agent.await_death(at);
+        }
+        self.wait_for_crash(at.split(':').next().unwrap_or(at))?;
+        self.agent.kill()
+    }
+
+    /// Brings back what has died.
+    pub(crate) fn revive(&mut self, at: &str) -> Result<()> {
+        if !self.is_on_volumes() {
+            return self.agent.launch(None);
+        }
+        if at.starts_with("front.") {
+            self.agent.bury()?;
+            self.agent.launch_mortal()?;
+        }
+        self.wait_attached()
+    }
+
+    /// Whether it lies on logical volumes.
+    pub(crate) const fn is_on_volumes(&self) -> bool {
+        self.volumes.is_some()
+    }
+
+    /// A volume of the group, by its name.
+    pub(crate) fn on_disk(&self, container: &str) -> Result<OnDisk> {
+        OnDisk::of(self.volumes.as_ref().context("no volume group")?, container)
     }
 
     /// Puts files into a directory that no program of ours may touch.
@@ -200,17 +272,7 @@ impl Stage {
 
     /// Waits until the SR has a keeper again after it has lost one.
     pub(crate) fn wait_attached(&self) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
-        let params = json!({"sr": self.sr});
-        while let Err(error) = self.agent.call("SR.scan", &params)? {
-            ensure!(
-                error["data"]["retry"] == true && Instant::now() < end,
-                "the SR does not come back: {error}: {}",
-                self.agent.log()
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(())
+        self.agent.wait_attached(&self.sr)
     }
 
     /// The check is clean, the VDIs are those of the model and hold what it says, nothing foreign has changed.
@@ -242,6 +304,16 @@ impl Stage {
         self.agent.ok(&["coalesce", "run", &self.sr, "--wait"]).map(drop)
     }
 
+    fn containers(&self) -> Result<Vec<String>> {
+        match &self.volumes {
+            Some(disk) => Ok(Group::on(disk)?.volumes.into_keys().collect()),
+            None => {
+                let entries = fs::read_dir(&self.directory)?;
+                entries.map(|entry| Ok(name_of(&entry?.path()).unwrap_or_default())).collect()
+            }
+        }
+    }
+
     /// Nothing is left to do, and every container in the directory is in the tree.
     pub(crate) fn verify_tidy(&self) -> Result<()> {
         let tree = self.agent.json(&["vdi", "tree", &self.sr])?;
@@ -252,8 +324,7 @@ impl Stage {
             known.insert(node["container"].as_str().context("container")?.to_owned());
             nodes.extend(node["children"].as_array().into_iter().flatten());
         }
-        for entry in fs::read_dir(&self.directory)? {
-            let name = name_of(&entry?.path()).unwrap_or_default();
+        for name in self.containers()? {
             ensure!(known.contains(&name) || name == ".catena", "{name} belongs to nobody: {tree}");
         }
         let status = &self.agent.json(&["coalesce", "status", &self.sr])?["srs"][0];

@@ -9,6 +9,7 @@ pub(crate) mod device;
 mod disks;
 pub(crate) mod guest;
 pub(crate) mod lab;
+mod mortal;
 pub(crate) mod mounted;
 pub(crate) mod nbd;
 pub(crate) mod qmp;
