@@ -49,9 +49,7 @@ fn play(sized: &mut Sized, what: Sizing, at: &str, name: &str) -> Result<()> {
     if !is_used {
         sized.agent.ok(&["vdi", "detach", &disk])?;
     }
-    sized.agent.stop()?;
-    sized.agent.launch(Some(at))?;
-    ready(sized)?;
+    sized.agent.arm(at)?;
     let said = match what {
         Sizing::Attach => sized.agent.catena(&["vdi", "attach", &disk])?,
         Sizing::Detach => sized.agent.catena(&["vdi", "detach", &disk])?,
@@ -59,9 +57,8 @@ fn play(sized: &mut Sized, what: Sizing, at: &str, name: &str) -> Result<()> {
         Sizing::Resize => sized.agent.catena(&["vdi", "resize", &disk, "2GiB"])?,
     };
     // A worker that dies costs its request, and a keeper that has told its client nothing its answer.
-    sized.agent.stop()?;
-    sized.agent.launch(None)?;
-    ready(sized)?;
+    sized.agent.await_death(at)?;
+    sized.agent.wait_attached(&sized.sr)?;
     match what {
         Sizing::Attach | Sizing::Detach => {
             let _ = sized.agent.catena(&["vdi", "detach", &disk])?;
@@ -94,12 +91,4 @@ fn play(sized: &mut Sized, what: Sizing, at: &str, name: &str) -> Result<()> {
         bail!("a volume of {mib} MiB is left, {EMPTY} would do: {volumes:?}; {said:?}");
     }
     Ok(())
-}
-
-/// The SR is attached again.
-fn ready(sized: &Sized) -> Result<()> {
-    wait_until("the SR to be attached", || {
-        let said = sized.agent.catena(&["sr", "show", &sized.sr, "--json"])?;
-        Ok(said.code == 0 && said.out.contains("\"attached\""))
-    })
 }

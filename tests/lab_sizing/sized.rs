@@ -27,7 +27,7 @@ pub(crate) struct Sized {
 impl Sized {
     /// A volume group on a disk of so many MiB.
     pub(crate) fn new(mib: u64, allocation: &str) -> Result<Self> {
-        let (agent, disk) = (Agent::start()?, Disk::new(mib)?);
+        let (agent, disk) = (Agent::start_mortal()?, Disk::new(mib)?);
         let device = text(&disk.path());
         let options = ["--name", "sized", "--devices", &device, "--allocation", allocation];
         let sr = agent.ok(&[&["sr", "create", "--type", "lvm"][..], &options].concat())?;
