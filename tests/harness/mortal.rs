@@ -4,6 +4,7 @@ use super::{Agent, PATIENCE, text, wait_until};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::fs::{self, Permissions};
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -41,7 +42,11 @@ impl Agent {
 
     /// Takes the order to die back.
     pub(crate) fn disarm(&self) -> Result<()> {
-        Ok(fs::remove_file(self.death())?)
+        match fs::remove_file(self.death()) {
+            // Somebody has died.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            other => Ok(other?),
+        }
     }
 
     /// Waits for the death.
