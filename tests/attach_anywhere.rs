@@ -182,7 +182,8 @@ fn whoever_dies_whenever_it_is() -> Result<()> {
     wait_until("the SR is back", || Ok(scene.agent.call("SR.scan", &json!({"sr": scene.sr}))?.is_ok()))?;
     let detached = scene.ask("VDI.detach", &json!({"vdi": scene.disk, "request_id": "detach"}))?;
     ensure!(detached.is_ok(), "{detached:?}");
-    ensure!(scene.agent.served().is_empty(), "a datapath is left");
+    let left = scene.agent.served();
+    ensure!(left.is_empty(), "datapaths are left: {left:?}: {}", scene.agent.log());
     let size = scene.agent.json(&["vdi", "show", &scene.disk])?["virtual_size"].clone();
     ensure!(size == scene.size, "{size} and not {}", scene.size);
     for turn in ["before", "after"] {

@@ -217,7 +217,8 @@ fn descriptors_that_are_something_else_are_refused() -> Result<()> {
     let cases = [
         (nbd, control, pending, format!("{r}:{id}:vhd"), "not open for reading and writing"),
         (nbd, control, pending, format!("{w}:{unknown}:vhd"), "not 11111111-2222"),
-        (nbd, control, pending, format!("{w}:{id}:raw"), "is not a format"),
+        (nbd, control, pending, format!("{w}:{id}:vhdx"), "is not a format"),
+        (nbd, control, pending, format!("{w}:{id}:raw"), "a raw disk is only read"),
         (nbd, control, pending, format!("999:{id}:vhd"), "descriptor 999 is not open"),
         (nbd, control, pending, format!("2:{id}:vhd"), "descriptor 2 is not one of those"),
         (nbd, control, pending, format!("{nbd}:{id}:vhd"), "is named twice"),

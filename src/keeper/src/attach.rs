@@ -227,10 +227,11 @@ impl Owner {
             }
         }
         let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| silent(vdi))?;
+        let pid = served.pid;
         let is_over = match &mut served.link {
             Some(link) if link.is_told_to_stop() => link.is_gone(),
             // D20: nobody of an undecided set is told anything.
-            Some(link) if !is_undecided => link.stop().is_err(),
+            Some(link) if !is_undecided => link.stop(pid).is_err(),
             _ => false,
         };
         served.stop_by = (!is_over).then_some(by);
@@ -303,16 +304,12 @@ impl Owner {
         let served = self.serving.disks.get_mut(&vdi).ok_or_else(|| not_attached(vdi))?;
         let pid = served.pid;
         let link = served.link(vdi)?;
-        let process = link.process(pid);
         let patience = if link.is_told_to_stop() { Duration::ZERO } else { STOP };
         if !link.is_told_to_stop() {
-            link.stop()?;
+            link.stop(pid)?;
         }
         link.answer(patience)?;
-        // It closes the connection before the last of its files: who detaches may unmount what they lie on.
-        let has_ended =
-            link.ends_within(PATIENCE) && process.is_none_or(|process| process.ends_within(PATIENCE));
-        if has_ended { Ok(()) } else { Err(silent(vdi)) }
+        if link.ends_within(PATIENCE) { Ok(()) } else { Err(silent(vdi)) }
     }
 
     fn forget_served(&mut self, vdi: VdiUuid) {

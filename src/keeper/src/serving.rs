@@ -23,9 +23,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long a process may think about a question.
@@ -182,6 +182,8 @@ pub(crate) struct Link {
     is_late: bool,
     told_to_stop: bool,
     gone: Arc<AtomicBool>,
+    /// The process, once it was told to stop.
+    ending: Arc<OnceLock<Process>>,
     vdi: VdiUuid,
 }
 
@@ -196,18 +198,23 @@ impl Link {
         let reader = channel.try_clone().map_err(|error| from_trouble(&from_channel(&error)))?;
         let (sender, answers) = self::channel();
         let gone = Arc::new(AtomicBool::new(false));
-        let (mailbox, ending) = (mailbox.clone(), Arc::clone(&gone));
+        let ending: Arc<OnceLock<Process>> = Arc::default();
+        let (mailbox, is_gone, process) = (mailbox.clone(), Arc::clone(&gone), Arc::clone(&ending));
         std::thread::spawn(move || {
             listen(&reader, &sender, &mailbox, vdi, incarnation);
-            ending.store(true, Ordering::SeqCst);
+            // It closes the connection before the last of its files: who detaches may unmount what they lie on.
+            if let Some(process) = process.get() {
+                process.ends_within(PATIENCE);
+            }
+            is_gone.store(true, Ordering::SeqCst);
             drop(sender);
             // Without an owner the keeper is ending, here and below.
             let _ = mailbox.send(Mail::Served(vdi, incarnation, Heard::Gone));
         });
-        Ok(Self { channel, answers, owed: 0, is_late: false, told_to_stop: false, gone, vdi })
+        Ok(Self { channel, answers, owed: 0, is_late: false, told_to_stop: false, gone, ending, vdi })
     }
 
-    /// Whether the process has closed the connection.
+    /// Whether the process has closed the connection, and has ended if it was told to.
     pub(crate) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::SeqCst)
     }
@@ -241,8 +248,12 @@ impl Link {
         self.told_to_stop
     }
 
-    /// Tells it to stop; its answer is to be fetched when it has gone.
-    pub(crate) fn stop(&mut self) -> Result<(), Failure> {
+    /// Tells it to stop, the process with this number as it said itself; its answer is to be fetched when it has gone.
+    pub(crate) fn stop(&mut self, pid: u32) -> Result<(), Failure> {
+        if let Some(process) = Process::of(pid) {
+            // It stays what it was told first: the connection is that of one process.
+            let _ = self.ending.set(process);
+        }
         self.put(&Ask::Stop, &[])?;
         self.told_to_stop = true;
         Ok(())
@@ -315,15 +326,7 @@ impl Link {
         }
     }
 
-    /// The end of the process, if it has not come yet.
-    pub(crate) fn process(&self, pid: u32) -> Option<Process> {
-        let number = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
-        let process = pidfd_open(number, PidfdFlags::empty()).ok()?;
-        // While it has the connection open its number is not another's.
-        (!self.is_gone()).then_some(Process(process))
-    }
-
-    /// Waits until the process closes the connection, as it does when it ends; false if it does not in time.
+    /// Waits until the process closes the connection, and has ended if it was told to; false if it does not in time.
     pub(crate) fn ends_within(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         loop {
@@ -339,19 +342,24 @@ impl Link {
 
 /// A process whose end can be waited for, whoever started it.
 #[derive(Debug)]
-pub(crate) struct Process(OwnedFd);
+struct Process(OwnedFd);
 
 impl Process {
-    /// Waits until it has ended and has nothing open any more; false if it has not in time.
-    pub(crate) fn ends_within(&self, patience: Duration) -> bool {
+    /// The process with this number; none if there is none.
+    fn of(pid: u32) -> Option<Self> {
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+        pidfd_open(number, PidfdFlags::empty()).ok().map(Self)
+    }
+
+    /// Waits until it has ended and has nothing open any more, but not forever.
+    fn ends_within(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
             match poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
                 Err(Errno::EINTR) => {}
-                Ok(count) => return count > 0,
-                Err(_) => return false,
+                _ => return,
             }
         }
     }
