@@ -19,6 +19,8 @@ use std::rc::Rc;
 
 /// The size of a place, in MiB.
 const SIZE: u64 = 1024;
+/// With this an administrator's commands work on the group of an SR.
+const OWN: &str = "global{system_id_source=\"lvmlocal\"} local{system_id=\"catena-host-a\"}";
 
 /// Disks that are used again, since the lab has few.
 #[derive(Default)]
@@ -106,8 +108,7 @@ impl Place for OnDisk {
     fn plant_impostors(&self) -> Vec<String> {
         let contents = self.contents();
         let group = contents.keys().find(|name| name.starts_with("catena-")).unwrap();
-        let own = "global{system_id_source=\"lvmlocal\"} local{system_id=\"catena-host-a\"}";
-        let arguments = ["-qq", "--yes", "--config", own, "--type", "error", "-l", "1", "-n", "vhd-1", group];
+        let arguments = ["-qq", "--yes", "--config", OWN, "--type", "error", "-l", "1", "-n", "vhd-1", group];
         run("lvcreate", &arguments).unwrap();
         vec!["vhd-1".to_owned()]
     }
@@ -263,6 +264,46 @@ fn figures_in_memory_are_those_of_the_group() -> Result<()> {
         assert_eq!(store.labels("vhd-b")?["vdi"], "1", "labels are written before the SR is closed");
         let sizes = [("vhd-b", mib(52)), ("vhd-c", free)].map(|(name, size)| (name.to_owned(), (size, size)));
         assert_eq!(before.0, BTreeMap::from(sizes));
+        Ok(())
+    })
+}
+
+#[test]
+fn what_an_administrator_makes_meanwhile_is_not_discarded() -> Result<()> {
+    lab::test(|| {
+        let bench = LvmBench::new()?;
+        let place = bench.on_disk()?;
+        let identity = identity();
+        let store = bench.plugin.create(&place.path, &identity)?;
+        let group = format!("catena-{}", identity.uuid);
+        let node = format!("/dev/{group}/theirs");
+        let data = vec![7; 1 << 20];
+        let (mut made, mut asked) = (None, 0);
+        store.discard_free(&mut |done, _| {
+            asked += 1;
+            if done > Bytes(0) && made.is_none() {
+                // Where nothing was discarded yet: at the end of the device.
+                let last = format!("{}:200-219", place.path.display());
+                let arguments =
+                    ["-qq", "--yes", "--config", OWN, "-Wn", "-L", "64m", "-n", "theirs", &group, &last];
+                let file = run("lvcreate", &arguments)
+                    .and_then(|_| Ok(File::options().read(true).write(true).open(&node)?));
+                made = Some(file.and_then(|file| {
+                    file.write_all_at(&data, 1 << 20)?;
+                    file.sync_all()?;
+                    Ok(file)
+                }));
+            }
+            true
+        })?;
+        assert!(asked > 3, "in {asked} pieces");
+        drop(made.context("it has begun")??);
+        let read = run(
+            "sh",
+            &["-c", &format!("dd if={node} bs=1M skip=1 count=1 iflag=direct status=none | md5sum")],
+        )?;
+        let expected = run("sh", &["-c", "head -c 1048576 /dev/zero | tr '\\000' '\\007' | md5sum"])?;
+        assert_eq!(read, expected);
         Ok(())
     })
 }
