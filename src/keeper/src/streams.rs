@@ -140,11 +140,14 @@ impl Owner {
         self.need_space(asked.length)?;
         let stream = descriptor(call, asked.fd)?;
         let chain: Vec<_> = self.catalog.state().chain(vdi.image).cloned().collect();
-        self.make_room_in(&leaf, asked.length)?;
-        let (handed, fds) = ready_chain(&*self.store, &chain, Access::ReadWrite)?;
-        let request = Request::Write { chain: handed, offset: asked.offset, length: asked.length };
-        let given = self.moved(&request, stream, fds);
-        self.deflate(leaf.id)?;
+        let grown = self.make_room_in(vdi.uuid, &leaf, asked.length)?;
+        let given = ready_chain(&*self.store, &chain, Access::ReadWrite).and_then(|(handed, fds)| {
+            let request = Request::Write { chain: handed, offset: asked.offset, length: asked.length };
+            self.moved(&request, stream, fds)
+        });
+        if let Some(job) = grown {
+            self.run_steps(job);
+        }
         self.remeasure(&[leaf.id])?;
         given
     }

@@ -12,7 +12,7 @@ use catena_control::Ask;
 use catena_sr_api::Sizing;
 use catena_types::{
     Allocation, AttachMode, AttachmentRecord, BLOCK_BYTES, Bytes, Effects, ErrorName, Failure, ImageId,
-    ImageRecord, ImageState, JobRecord, JobState, Resized, Step, VdiKind, VdiRecord, VdiUuid, Work,
+    ImageRecord, ImageState, JobId, JobRecord, JobState, Resized, Step, VdiKind, VdiRecord, VdiUuid, Work,
 };
 
 /// What a block's bitmap takes beside it, with what aligns it.
@@ -168,19 +168,40 @@ impl Owner {
         self.is_sized() && self.allocation() != Allocation::Dynamic
     }
 
-    /// Makes the container of a detached leaf large enough for so many bytes that are to be written into it without an attachment; it is
-    /// cut again afterwards. Needs no row: if it is not, the next detach does it, and the copy of the footer counts until then.
-    pub(crate) fn make_room_in(&mut self, image: &ImageRecord, length: Bytes) -> Result<(), Failure> {
+    /// Makes the container of a detached leaf large enough for so many bytes that are to be written into it without an attachment. The
+    /// job, if it grows for that, has the step by which it is cut again: to be run when they are written, or after a crash.
+    pub(crate) fn make_room_in(
+        &mut self,
+        vdi: VdiUuid,
+        image: &ImageRecord,
+        length: Bytes,
+    ) -> Result<Option<JobId>, Failure> {
         if !self.is_sized() {
-            return Ok(());
+            return Ok(None);
         }
         let (now, full) = (sizing::length(&*self.store, image)?, self.sizes_of(image)?.full);
         let blocks = length.0 / BLOCK_BYTES + 2;
         let more = blocks.saturating_mul(BLOCK_BYTES + BITMAP_BYTES);
         let to = self.store.round(Bytes(now.0.saturating_add(more))).min(full);
-        self.need_space(Bytes(to.0.saturating_sub(now.0)))?;
+        if to <= now {
+            return Ok(None);
+        }
+        self.need_space(Bytes(to.0 - now.0))?;
+        let grows = Resized { image: image.id, container: image.container.clone(), before: now };
+        let effects = Effects { steps: self.deflating(image.id), sizes: vec![grows], ..Effects::default() };
+        let mut job = JobRecord { committed: true, effects, ..self.new_job(Work::Detach { vdi }, None) };
+        let id = job.id;
+        self.commit(vec![Change::PutJob(job.clone())])?;
         let small = &mut self.small;
-        sizing::grow_to(&*self.store, image, to, &mut |request, fds| small.call(request, fds))
+        if let Err(failure) =
+            sizing::grow_to(&*self.store, image, to, &mut |request, fds| small.call(request, fds))
+        {
+            self.run_steps(id);
+            return Err(failure);
+        }
+        job.effects.sizes.clear();
+        self.commit(vec![Change::PutJob(job)])?;
+        Ok(Some(id))
     }
 
     /// Refuses what [`Self::inflate_for_writing`] would refuse, before anything is done.
