@@ -7,7 +7,7 @@
 use super::{Disk, Leaf, Waiting};
 use crate::trouble::{from_chain, trouble};
 use catena_blockio::{Engine, Op};
-use catena_chain::Grown;
+use catena_chain::{Grown, Slot};
 use catena_control::{Told, TroubleKind};
 use catena_types::Bytes;
 use std::io;
@@ -56,6 +56,12 @@ impl Disk {
     pub(super) fn grow_into(&mut self, question: u64, into: Leaf, rate: Bytes) {
         let (size, into) = (self.size(), Some((into, rate)));
         self.enlarging = Some(Enlarging { question, size, into, begun: false, grown: Arc::default() });
+    }
+
+    /// Whether an image that is written is smaller than the disk: the leaf cannot be emptied into it.
+    pub(super) fn is_too_small(&mut self, slot: Slot) -> bool {
+        let size = self.size();
+        self.layers.written(slot).is_some_and(|image| image.layer.virtual_size() < size)
     }
 
     /// Makes the image larger, when nothing is under way any more.

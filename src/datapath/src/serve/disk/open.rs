@@ -72,6 +72,11 @@ impl Disk {
         }
         if let ([leaf, into, ..], [_, image], Some(reader)) = (&slots[..], &images[..], reader) {
             disk.moving = Some(Moving::successor((*leaf, *into), *image, reader));
+            if disk.is_too_small(*into) {
+                // D6: the predecessor died while that image was still being made as large as the disk. Nothing was written there yet:
+                // the merge has not begun.
+                disk.drop_move();
+            }
         }
         // What a predecessor wrote over what was owned already has been answered and may never have been flushed.
         disk.targets.iter_mut().for_each(|target| target.commits.unflushed = true);

@@ -226,10 +226,9 @@ fn the_rate_is_kept_and_can_be_changed() {
     assert_eq!(moved(&merge.rig.news), Some((before, 0)), "also when it is over");
 }
 
-#[test]
-fn an_image_that_is_smaller_is_made_larger_first() {
-    let world = world();
-    let disks: Vec<_> = (0..3).map(|_| SimDisk::automatic(&world)).collect();
+/// A disk that has grown by so much that the first blocks of the images below it would have to move if they grew.
+fn outgrown(world: &Arc<SimWorld>) -> Vec<Arc<SimDisk>> {
+    let disks: Vec<_> = (0..3).map(|_| SimDisk::automatic(world)).collect();
     let small = Bytes(BLOCK_BYTES);
     for (n, size) in [(0, small), (1, small), (2, Bytes(8000 << 20))] {
         make(&disks[n], n, n.checked_sub(1), size);
@@ -239,6 +238,51 @@ fn an_image_that_is_smaller_is_made_larger_first() {
         catena_chain::write(&mut image, None, catena_types::GuestOffset(n as u64 * 8192), &fill).unwrap();
         image.close().unwrap();
     }
+    disks
+}
+
+#[test]
+fn who_takes_over_while_the_image_below_is_made_larger_serves_all_of_the_disk() {
+    for steps in 0.. {
+        let world = world();
+        let disks = outgrown(&world);
+        let pending = tempfile::tempfile().unwrap();
+        let mut rig = Rig::open(&disks, &pending, 1);
+        let expected = rig.read(0, 32768);
+        rig.ask(Change::MoveDown { generation: 1, into: leaf(&disks[1]), rate: Bytes(0) });
+        for _ in 0..steps {
+            rig.step();
+        }
+        let over = rig.lab.is_idle();
+        let killed = world.after_process_kill();
+        let mut successor = Rig::open_moving(&killed, &pending, 2);
+        if successor.disk.hello().moving_into.is_none() {
+            let into = leaf(&killed[1]);
+            successor.ask(Change::MoveDown { generation: 2, into, rate: Bytes(0) });
+        } else {
+            successor.ask(Change::MoveOn { generation: 2, rate: Bytes(0) });
+        }
+        let far = (8000 << 20) - PAGE as u64;
+        assert!(matches!(successor.write(far, &[9; PAGE]), Outcome::Done), "killed after {steps}");
+        successor.settle();
+        assert_eq!(moved(&successor.news).map(|(_, left)| left), Some(0), "killed after {steps}");
+        successor.ask(Change::EndMove { generation: 2, complete: true });
+        successor.settle();
+        assert!(successor.told.iter().all(Result::is_ok), "killed after {steps}: {:?}", successor.told);
+        assert_eq!(successor.disk.size(), Bytes(8000 << 20), "killed after {steps}");
+        assert!(successor.read(0, 32768) == expected, "killed after {steps}");
+        assert!(successor.read(far, 4096) == [9; PAGE], "killed after {steps}");
+        if over {
+            assert!(steps > 10, "something was done");
+            return;
+        }
+    }
+}
+
+#[test]
+fn an_image_that_is_smaller_is_made_larger_first() {
+    let world = world();
+    let disks = outgrown(&world);
     let pending = tempfile::tempfile().unwrap();
     let mut rig = Rig::open(&disks, &pending, 1);
     let expected = rig.read(0, 32768);
