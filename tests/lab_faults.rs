@@ -1,7 +1,7 @@
 //! Logical volumes on storage that fails, hangs, is full or loses power: in the lab, where a disk does so when it is told to.
 //!
 //! `errors`: EIO under a leaf, a parent, a merge. `hangs`: a device that answers nothing. `full`: a volume group without room.
-//! `power`: a cut.
+//! `power`: a cut. `returns`: a device that is not there when its keeper starts.
 
 #[path = "lab_faults/errors.rs"]
 mod errors;
@@ -12,5 +12,7 @@ mod hangs;
 mod harness;
 #[path = "lab_faults/power.rs"]
 mod power;
+#[path = "lab_faults/returns.rs"]
+mod returns;
 #[path = "lab_lvm/store.rs"]
 mod store;

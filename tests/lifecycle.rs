@@ -4,7 +4,9 @@
 mod harness;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Agent, Said};
+use harness::{Agent, Said, text, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs;
 
@@ -199,6 +201,67 @@ fn a_cancelled_import_leaves_nothing_and_a_long_job_is_seen_at_work() -> Result<
     }
     agent.is_clean(&sr)?;
     Ok(())
+}
+
+/// A directory that is not mounted yet when the agent starts, or goes while the SR's keeper dies. Nobody has to do anything when it is
+/// there, and the others do not notice.
+#[test]
+fn an_sr_whose_directory_comes_back_is_attached_by_itself() -> Result<()> {
+    let (mut agent, sr) = with_sr()?;
+    let disk = create(&agent, "disk", "4MiB")?;
+    agent.write(&disk, 0, b"kept")?;
+    agent.ok(&["vdi", "attach", &disk])?;
+    let other = text(&agent.path("other"));
+    agent.ok(&["sr", "create", "--type", "file", "--name", "other", "--location", &other])?;
+    agent.ok(&["vdi", "create", "--sr", "other", "--size", "4MiB", "--name", "twin"])?;
+    for start in [true, false] {
+        if start {
+            agent.kill()?;
+        }
+        fs::rename(agent.path("sr"), agent.path("away"))?;
+        if start {
+            agent.launch(None)?;
+        } else {
+            let keepers =
+                agent.call("Agent.stats", &json!({}))?.map_err(|error| anyhow::anyhow!("{error}"))?;
+            let keeper = keepers["srs"]
+                .as_array()
+                .context("SRs")?
+                .iter()
+                .find(|keeper| keeper["sr"] == sr.as_str())
+                .context("a keeper")?;
+            let pid = i32::try_from(keeper["keeper_pid"].as_i64().context("its process")?)?;
+            kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        }
+        let mut shown = Value::Null;
+        wait_until("it is missed", || {
+            shown = agent.json(&["sr", "show", &sr])?;
+            Ok(shown["error"]["hint"].as_str().is_some_and(|hint| hint.contains("tried again")))
+        })
+        .with_context(|| format!("{shown}"))?;
+        ensure!(shown["state"] == "failed" && shown["error"]["retry"] == true, "{shown}");
+        agent.ok(&["vdi", "set", "twin", "name_description=by name"])?;
+        refused(&agent, &["sr", "attach", &sr], 3, "sr_unavailable")?;
+        fs::rename(agent.path("away"), agent.path("sr"))?;
+        wait_until("it is back", || Ok(agent.json(&["sr", "show", &sr])?["state"] == "attached"))
+            .with_context(|| agent.log())?;
+        ensure!(agent.json(&["vdi", "show", &disk])?["attached"] == "rw");
+        let events = agent.json(&["event", "list"])?;
+        let events = events["events"].as_array().context("events")?;
+        let said = events.iter().filter(|event| event["kind"] == "sr.available").count();
+        ensure!(said == if start { 1 } else { 2 }, "{events:?}");
+    }
+    agent.ok(&["vdi", "detach", &disk])?;
+    ensure!(agent.read(&disk, 0, 4)? == b"kept");
+
+    // Who does not want it any more is heard.
+    agent.stop()?;
+    fs::rename(agent.path("sr"), agent.path("away"))?;
+    agent.launch(None)?;
+    wait_until("it is missed", || Ok(agent.json(&["sr", "show", &sr])?["state"] == "failed"))?;
+    agent.ok(&["sr", "detach", &sr])?;
+    agent.ok(&["sr", "forget", &sr])?;
+    agent.stop()
 }
 
 #[test]

@@ -172,6 +172,16 @@ impl Disk {
         self.load(&[])
     }
 
+    /// Nobody finds it any more, until [`bring_back`](Self::bring_back). Nobody may use it.
+    pub(crate) fn take_away(&self) -> Result<()> {
+        run("dmsetup", &["remove", &self.name]).map(drop)
+    }
+
+    /// The counterpart of [`take_away`](Self::take_away).
+    pub(crate) fn bring_back(&self) -> Result<()> {
+        run_with("dmsetup", &["create", &self.name], &self.table(&[])?).map(drop)
+    }
+
     /// What is asked of these sectors goes wrong from now on; an empty list mends it. Ranges in their order.
     pub(crate) fn load(&self, faults: &[(std::ops::Range<u64>, Fault)]) -> Result<()> {
         run_with("dmsetup", &["load", &self.name], &self.table(faults)?)?;

@@ -30,7 +30,7 @@ impl Store {
     }
 
     /// How often this has happened.
-    fn events(&self, kind: &str) -> Result<usize> {
+    pub(crate) fn events(&self, kind: &str) -> Result<usize> {
         let list = self.agent.json(&["event", "list"])?;
         let events = list["events"].as_array().context("events")?;
         Ok(events.iter().filter(|event| event["kind"] == kind).count())
@@ -60,7 +60,7 @@ impl Store {
 }
 
 /// The socket serves a client who can write.
-fn is_written_again(socket: &Path, byte: u8) -> Result<bool> {
+pub(crate) fn is_written_again(socket: &Path, byte: u8) -> Result<bool> {
     let Ok(mut client) = Client::connect(socket) else { return Ok(false) };
     Ok(matches!(client.write(0, &[byte; 4096], 0), Ok(0)) && matches!(client.ask(FLUSH, 0, 0, 0), Ok(0)))
 }

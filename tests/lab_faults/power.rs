@@ -25,14 +25,7 @@ fn a_power_cut_takes_nothing_that_was_flushed() -> Result<()> {
         store.agent.ok(&["vdi", "set", &disk, "name_label=late"])?;
         store.agent.kill()?;
         attached::end_served(&store.agent.path(""))?;
-        for mounted in mounts_below(&store.agent.path(""))? {
-            run("umount", &[&mounted])?;
-        }
-        for name in run("dmsetup", &["ls"])?.lines().filter_map(|line| line.split_whitespace().next()) {
-            if name.starts_with("catena") {
-                run("dmsetup", &["remove", name])?;
-            }
-        }
+        forget_devices(&store)?;
         // Without the writes that are to be lost, and that the kernel takes for stored.
         fs::write("/proc/sys/vm/drop_caches", "3")?;
         fs::remove_dir_all(store.agent.path("run"))?;
@@ -49,6 +42,19 @@ fn a_power_cut_takes_nothing_that_was_flushed() -> Result<()> {
         ensure!(store.agent.read(&disk, 0, 8192)? == [[1; 4096], [2; 4096]].concat(), "after a merge");
         store.clean()
     })
+}
+
+/// Takes away what the kernel knows of the volumes of an agent that does not run: mounts and devices.
+pub(crate) fn forget_devices(store: &Store) -> Result<()> {
+    for mounted in mounts_below(&store.agent.path(""))? {
+        run("umount", &[&mounted])?;
+    }
+    for name in run("dmsetup", &["ls"])?.lines().filter_map(|line| line.split_whitespace().next()) {
+        if name.starts_with("catena") {
+            run("dmsetup", &["remove", name])?;
+        }
+    }
+    Ok(())
 }
 
 /// Where something is mounted below a directory.

@@ -143,7 +143,7 @@ impl Keeper {
         while Instant::now() < deadline {
             match child.try_wait() {
                 Ok(None) => thread::sleep(LOOK),
-                Ok(Some(status)) if status.success() => return tracing::info!(pid, "a keeper has ended"),
+                Ok(Some(status)) if status.success() => return tracing::debug!(pid, "a keeper has ended"),
                 Ok(Some(status)) => return tracing::warn!(pid, %status, "a keeper has ended badly"),
                 Err(error) => return tracing::error!(pid, %error, "a keeper cannot be waited for"),
             }

@@ -79,7 +79,7 @@ impl Front {
     /// Lets a new keeper create or introduce an SR and keeps it as the SR's keeper.
     fn bring_in(
         &self,
-        mut entry: SrEntry,
+        entry: SrEntry,
         method: &str,
         params: Value,
         request_id: Option<String>,
@@ -100,6 +100,30 @@ impl Front {
         {
             return Ok(answer);
         }
+        // A keeper that tries to attach it meanwhile would be in the way.
+        let tried = known.as_ref().filter(|sr| sr.is_tried_again());
+        if let Some(sr) = tried {
+            sr.stop("SR.detach", json!({})).map_err(|error| sr.failure(error))?;
+        }
+        let outcome = self.make(entry, method, params, request_id, known.clone());
+        if let Some(sr) = tried
+            && sr.state().phase == Phase::Detached
+        {
+            self.settle(sr, true);
+        }
+        outcome
+    }
+
+    /// The same for a location that nobody else brings in.
+    fn make(
+        &self,
+        mut entry: SrEntry,
+        method: &str,
+        params: Value,
+        request_id: Option<String>,
+        known: Option<Arc<Sr>>,
+    ) -> Outcome {
+        let by_job = method == "SR.introduce";
         let (keeper, started) = self.starter.start(&entry, self.table.elsewhere(&entry.location))?;
         let outcome = keeper.first_call(started, method, params);
         let made = outcome.map_err(|error| error.into_failure(entry.uuid)).and_then(|answer| {
@@ -123,7 +147,7 @@ impl Front {
             entry.name_label = label_of(&keeper, &entry);
         }
         entry.made_by = request_id.map(|request_id| MadeBy { request_id, answer: answer.to_string() });
-        self.take_in(entry, keeper, known.clone())?;
+        self.take_in(entry, keeper, known)?;
         Ok(answer)
     }
 
@@ -206,15 +230,15 @@ impl Front {
         };
         let _alone = alone(&sr)?;
         self.refuse_while_stopping()?;
-        let was_attached = matches!(sr.state().phase, Phase::Attached | Phase::Starting | Phase::Waiting);
+        let was_wanted = sr.state().phase != Phase::Detached;
         if let Err(failure) = sr.start(&self.starter, false).and_then(|()| sr.wait_started()) {
-            self.settle(&sr, was_attached);
+            self.settle(&sr, was_wanted);
             return Err(failure);
         }
         let request = request_id.as_ref().map_or_else(|| json!({}), |id| json!({"request_id": id}));
         if let Err(error) = sr.stop("SR.destroy", request) {
             let failure = sr.failure(error);
-            self.settle(&sr, was_attached);
+            self.settle(&sr, was_wanted);
             return Err(failure);
         }
         crate::points::SR_DESTROYED.pass();
@@ -249,9 +273,9 @@ impl Front {
         Ok(job)
     }
 
-    /// Brings an SR that was not destroyed back to how it was.
-    fn settle(&self, sr: &Arc<Sr>, was_attached: bool) {
-        let result = if was_attached {
+    /// Brings an SR that was not destroyed, or not introduced anew, back to how it was.
+    fn settle(&self, sr: &Arc<Sr>, was_wanted: bool) {
+        let result = if was_wanted {
             sr.start(&self.starter, false)
         } else {
             sr.stop("SR.detach", json!({})).map_err(|error| sr.failure(error))

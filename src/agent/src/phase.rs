@@ -11,7 +11,8 @@
 //!    └───────────────────── died, refused ──────────┘
 //! ```
 //!
-//! `stop` also leads from Starting to Stopping. Pure; `supervise` applies it.
+//! `stop` also leads from Starting to Stopping. A refusal that may pass is tried again while the SR stays Failed, so that nobody waits
+//! for these tries; one that succeeds leads to Attached. Pure; `supervise` applies it.
 
 use std::time::Duration;
 
@@ -19,6 +20,10 @@ use std::time::Duration;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest one: a keeper that cannot live takes little of the host, and whoever has mended what it died of waits no longer.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// The first pause before an SR is tried again whose keeper has refused to attach it for now.
+const FIRST_REST: Duration = Duration::from_secs(1);
+/// The longest one: a try looks for devices among all of the host, and what is back is to be in use again soon.
+const LAST_REST: Duration = Duration::from_secs(15);
 /// A keeper that has lived so long is not counted with those that died before it.
 const LONG_LIFE: Duration = Duration::from_secs(60);
 
@@ -35,7 +40,7 @@ pub(crate) enum Phase {
     Waiting,
     /// The keeper was told to end.
     Stopping,
-    /// The keeper refused to attach.
+    /// The keeper refused to attach. Where that may pass, it is tried again.
     Failed,
 }
 
@@ -73,9 +78,8 @@ impl Phase {
     pub(crate) const fn after(self, happening: Happening) -> Self {
         match (self, happening) {
             (Self::Detached | Self::Failed | Self::Waiting, Happening::Start) => Self::Starting,
-            (Self::Starting, Happening::Attached) | (Self::Stopping, Happening::StopRefused) => {
-                Self::Attached
-            }
+            (Self::Starting | Self::Failed, Happening::Attached)
+            | (Self::Stopping, Happening::StopRefused) => Self::Attached,
             (Self::Starting, Happening::Refused) => Self::Failed,
             (Self::Starting | Self::Attached, Happening::Died) => Self::Waiting,
             (Self::Starting | Self::Attached, Happening::Stop) => Self::Stopping,
@@ -93,8 +97,17 @@ pub(crate) fn deaths_in_a_row(before: u32, life: Duration) -> u32 {
 
 /// The pause after so many deaths in a row.
 pub(crate) fn pause(deaths: u32) -> Duration {
-    let doublings = deaths.saturating_sub(1).min(16);
-    (FIRST_PAUSE * (1 << doublings)).min(LAST_PAUSE)
+    doubled(FIRST_PAUSE, deaths, LAST_PAUSE)
+}
+
+/// The pause after so many refusals in a row.
+pub(crate) fn rest(refusals: u32) -> Duration {
+    doubled(FIRST_REST, refusals, LAST_REST)
+}
+
+/// The pause before the next try after so many in a row.
+fn doubled(first: Duration, tries: u32, last: Duration) -> Duration {
+    (first * (1 << tries.saturating_sub(1).min(16))).min(last)
 }
 
 #[cfg(test)]
@@ -110,6 +123,7 @@ mod tests {
             (P::Failed, H::Start, P::Starting),
             (P::Waiting, H::Start, P::Starting),
             (P::Starting, H::Attached, P::Attached),
+            (P::Failed, H::Attached, P::Attached),
             (P::Starting, H::Refused, P::Failed),
             (P::Starting, H::Died, P::Waiting),
             (P::Attached, H::Died, P::Waiting),
@@ -144,5 +158,7 @@ mod tests {
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000, 5000, 5000]);
         assert_eq!(deaths_in_a_row(deaths, Duration::from_secs(60)), 1);
         assert_eq!(pause(u32::MAX), Duration::from_secs(5));
+        let rests: Vec<u64> = (1..8).map(|refusals| rest(refusals).as_secs()).collect();
+        assert_eq!(rests, [1, 2, 4, 8, 15, 15, 15]);
     }
 }

@@ -1,13 +1,15 @@
 //! One SR and the supervision of its keeper.
 //!
 //! A thread for each SR that is meant to be attached starts its keeper, sends `SR.attach`, waits for the keeper's end and starts
-//! the next one after a pause. A refusal is final: an administrator has to look. What leads where is in `phase`. Requests find
-//! the keeper through [`Sr::link`]; `lifecycle` starts and stops.
+//! the next one after a pause. A refusal that waiting does not help against is final: an administrator has to look. Any other is
+//! tried again, less and less often: storage that was not there comes back. Nobody waits for these tries, so storage that then hangs
+//! holds up none but them. What leads where is in `phase`. Requests find the keeper through [`Sr::link`]; `lifecycle` starts and stops.
 
 use crate::keeper::{CallError, Link};
 use crate::launch::{Keeper, Starter};
-use crate::phase::{Happening, Phase, deaths_in_a_row, pause};
+use crate::phase::{Happening, Phase, deaths_in_a_row, pause, rest};
 use crate::srd::SrEntry;
+use catena_rpc::{Away, KeeperAttach};
 use catena_types::{ErrorName, Failure, SrUuid};
 use serde_json::{Value, json};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -38,6 +40,9 @@ pub(crate) struct State {
     pub(crate) restarts: u64,
     /// Why it is not attached.
     pub(crate) error: Option<Failure>,
+    /// Since when, and why at first, where the refusals may pass.
+    away: Option<(Instant, String)>,
+    /// To clients only of one that has attached, or is attaching and they wait for it.
     link: Option<Arc<Link>>,
     /// The next attach takes the SR over from another host.
     take_over: bool,
@@ -54,6 +59,7 @@ impl Sr {
             keeper_pid: None,
             restarts: 0,
             error: None,
+            away: None,
             link: None,
             take_over: false,
             supervised: false,
@@ -91,6 +97,11 @@ impl Sr {
         self.wait_while(MOMENT, |state| state.phase == Phase::Starting)
     }
 
+    /// Whether it could not be attached, and that may pass.
+    pub(crate) fn is_tried_again(&self) -> bool {
+        self.lock().is_to_be_tried()
+    }
+
     /// The keeper, to send it requests. While the SR is being attached, the keeper queues them.
     pub(crate) fn link(&self) -> Result<Arc<Link>, Failure> {
         let state = self.wait_while(MOMENT, |state| state.phase == Phase::Starting && state.link.is_none());
@@ -112,12 +123,16 @@ impl Sr {
     fn unavailable(&self, phase: Phase, error: Option<Failure>) -> Failure {
         let entry = self.entry();
         let name = format!("SR {} ({})", entry.uuid, entry.name_label);
+        let may_pass = error.as_ref().is_some_and(|error| error.retry);
         let why = error.map(|error| format!(": {}", error.message)).unwrap_or_default();
         let failure = |what: &str| Failure::new(ErrorName::SrUnavailable, format!("{name} {what}"));
         let failure = match phase {
             Phase::Detached => {
                 failure("is not attached").hint(format!("attach it: catena sr attach {}", entry.uuid))
             }
+            Phase::Failed if may_pass => failure(&format!("could not be attached{why}"))
+                .hint(format!("it is tried again by itself; at once with: catena sr attach {}", entry.uuid))
+                .retry(),
             Phase::Failed => failure(&format!("could not be attached{why}"))
                 .hint(format!("mend the cause, then: catena sr attach {}", entry.uuid)),
             Phase::Starting | Phase::Attached => failure("is being attached").retry(),
@@ -131,7 +146,12 @@ impl Sr {
     /// but ends the pause before a restart.
     pub(crate) fn start(self: &Arc<Self>, starter: &Arc<Starter>, take_over: bool) -> Result<(), Failure> {
         // The refusal of a keeper that is just ending is told to those who wait for it; another one is started after it.
-        self.wait_while(MOMENT, |state| state.phase == Phase::Starting && state.error.is_some());
+        // A try that nobody waits for is let go on first: the next one may take the SR over.
+        self.wait_while(MOMENT, |state| match state.phase {
+            Phase::Starting => state.error.is_some(),
+            Phase::Failed => state.link.is_some(),
+            _ => false,
+        });
         let mut state = self.lock();
         if !matches!(state.phase, Phase::Starting | Phase::Attached) {
             state.take_over = take_over;
@@ -188,14 +208,22 @@ impl Sr {
         let mut state = self.lock();
         let before = state.phase;
         state.phase = before.after(Happening::Stop);
-        state.error = None;
+        (state.error, state.away) = (None, None);
+        let tried = state.link.clone();
         self.changed.notify_all();
         drop(state);
         let link = match before {
             Phase::Starting | Phase::Attached => {
                 self.wait_while(MOMENT, |state| state.phase == Phase::Stopping && state.link.is_none()).link
             }
-            Phase::Detached | Phase::Waiting | Phase::Stopping | Phase::Failed => None,
+            Phase::Failed => {
+                if let Some(link) = tried {
+                    link.close();
+                }
+                self.wait_while(MOMENT, |state| state.supervised);
+                None
+            }
+            Phase::Detached | Phase::Waiting | Phase::Stopping => None,
         };
         let Some(link) = link else { return Ok(()) };
         let outcome = link.call(method, params, Vec::new(), None);
@@ -212,7 +240,7 @@ impl Sr {
 
     /// The thread of an SR that is meant to be attached.
     fn supervise(&self, starter: &Starter, keeper: Option<Keeper>) {
-        let mut deaths = 0;
+        let (mut deaths, mut refusals) = (0, 0);
         let mut running = keeper;
         loop {
             let born = Instant::now();
@@ -221,7 +249,8 @@ impl Sr {
                 None => self.attach_and_watch(starter),
             }
             deaths = deaths_in_a_row(deaths, born.elapsed());
-            if !self.is_wanted_after(pause(deaths)) {
+            refusals = if self.lock().phase == Phase::Failed { refusals + 1 } else { 0 };
+            if !self.is_wanted_after(pause(deaths), rest(refusals)) {
                 return;
             }
         }
@@ -229,20 +258,31 @@ impl Sr {
 
     fn attach_and_watch(&self, starter: &Starter) {
         let entry = self.entry();
-        let take_over = std::mem::take(&mut self.lock().take_over);
+        let (take_over, away) = {
+            let mut state = self.lock();
+            (std::mem::take(&mut state.take_over), state.away.clone())
+        };
+        let (is_first, away) =
+            (away.is_none(), away.map(|(since, why)| Away { seconds: since.elapsed().as_secs(), why }));
         let (keeper, started) = match starter.start(&entry, Vec::new()) {
             Ok(started) => started,
             Err(failure) => {
                 tracing::error!(sr = %entry.uuid, %failure, "no keeper");
-                self.lock().error = Some(failure);
+                self.lock().error = Some(failure.retry());
                 return self.happened(Happening::Died);
             }
         };
-        tracing::info!(sr = %entry.uuid, pid = keeper.pid, "keeper started");
-        let params = json!({"sr": entry.uuid, "take_over": take_over});
+        if is_first {
+            tracing::info!(sr = %entry.uuid, pid = keeper.pid, "keeper started");
+        }
+        let params = json!(KeeperAttach { take_over, away });
         let first = keeper.link.begin("SR.attach", params, Vec::new());
         // Only now may clients' requests follow: a keeper that was not told to attach refuses them for good.
         self.publish(&keeper);
+        if self.lock().phase == Phase::Detached {
+            // Nobody has waited for this try, and nobody wants it any more.
+            keeper.link.close();
+        }
         let attached = first.and_then(|first| started.wait(None).and_then(|_| first.wait(None)));
         let end = match attached {
             Ok(_) => {
@@ -251,14 +291,33 @@ impl Sr {
                 Happening::Died
             }
             Err(CallError::Refused(failure)) => {
-                tracing::error!(sr = %entry.uuid, %failure, "not attached");
-                self.lock().error = Some(failure);
+                self.refused(failure);
                 keeper.link.close();
                 Happening::Refused
             }
             Err(_) => Happening::Died,
         };
         self.watch(keeper, end);
+    }
+
+    /// Keeps why it is not attached.
+    fn refused(&self, mut failure: Failure) {
+        let uuid = self.uuid();
+        let mut state = self.lock();
+        if failure.retry && state.away.is_some() {
+            tracing::debug!(sr = %uuid, %failure, "still not attached");
+        } else {
+            tracing::error!(sr = %uuid, %failure, may_pass = failure.retry, "not attached");
+        }
+        if failure.retry {
+            let why = failure.message.clone();
+            state.away.get_or_insert_with(|| (Instant::now(), why));
+            let next = format!("it is tried again by itself; at once with: catena sr attach {uuid}");
+            failure.hint = if failure.hint.is_empty() { next } else { format!("{}; {next}", failure.hint) };
+        } else {
+            state.away = None;
+        }
+        state.error = Some(failure);
     }
 
     /// Waits for the end of the keeper, then tells it as `end`: so a successor never meets its predecessor.
@@ -270,8 +329,9 @@ impl Sr {
         self.happened(end);
     }
 
-    /// Waits out the pause before a restart; false, and the end of the supervision, where no keeper is wanted.
-    fn is_wanted_after(&self, pause: Duration) -> bool {
+    /// Waits out the pause before a restart, or the rest before another try; false, and the end of the supervision, where no keeper is
+    /// wanted.
+    fn is_wanted_after(&self, pause: Duration, rest: Duration) -> bool {
         let mut state = self.lock();
         if state.phase == Phase::Waiting {
             tracing::warn!(sr = %self.uuid(), seconds = pause.as_secs_f32(), "the keeper ended; restart");
@@ -282,7 +342,11 @@ impl Sr {
                 state.restarts += 1;
             }
         }
-        state.supervised = state.phase == Phase::Starting;
+        if state.is_to_be_tried() {
+            let waited = self.changed.wait_timeout_while(state, rest, |state| state.phase == Phase::Failed);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.supervised = state.phase == Phase::Starting || state.is_to_be_tried();
         self.changed.notify_all();
         state.supervised
     }
@@ -298,7 +362,7 @@ impl Sr {
         let mut state = self.lock();
         state.phase = state.phase.after(happening);
         if state.phase == Phase::Attached {
-            state.error = None;
+            (state.error, state.away) = (None, None);
         }
         self.changed.notify_all();
     }
@@ -311,6 +375,13 @@ impl Sr {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The SR is failed for a reason that may pass.
+    fn is_to_be_tried(&self) -> bool {
+        self.phase == Phase::Failed && self.error.as_ref().is_some_and(|error| error.retry)
     }
 }
 
@@ -361,6 +432,52 @@ mod tests {
         sr.wait_started().unwrap();
         assert_eq!((refusing.calls().len(), willing.calls().len()), (2, 2));
         assert_eq!(sr.state().error, None);
+    }
+
+    fn gone() -> Script {
+        Script::new().refuse("SR.attach", Failure::new(ErrorName::SrUnavailable, "no such device").retry())
+    }
+
+    #[test]
+    fn a_refusal_that_may_pass_is_tried_again_and_nobody_waits_for_that() {
+        let (first, second, willing) = (gone(), gone().die("SR.attach"), Script::new());
+        let sr = detached("a");
+        sr.start(&starter([first, second, willing.clone()]), false).unwrap();
+        let failure = sr.wait_started().unwrap_err();
+        assert!(failure.retry && failure.hint.contains("tried again"), "{failure:?}");
+        assert_eq!(sr.state().phase, Phase::Failed);
+        let failure = sr.link().unwrap_err();
+        assert!(failure.retry && failure.message.contains("no such device"), "{failure:?}");
+        until(&sr, Phase::Attached);
+        assert_eq!(willing.calls()[1].params["away"]["why"], "no such device");
+        let state = sr.state();
+        assert!(state.error.is_none() && state.away.is_none() && state.restarts == 0, "{state:?}");
+        sr.link().unwrap();
+    }
+
+    #[test]
+    fn who_asks_does_not_wait_for_the_rest_and_may_take_over() {
+        let (script, willing) = (gone(), Script::new());
+        let (sr, starter) = (detached("a"), starter([script.clone(), willing.clone()]));
+        sr.start(&starter, false).unwrap();
+        sr.wait_started().unwrap_err();
+        sr.start(&starter, true).unwrap();
+        sr.wait_started().unwrap();
+        assert_eq!((script.methods().len(), &willing.calls()[1].params["take_over"]), (2, &json!(true)));
+    }
+
+    #[test]
+    fn an_sr_that_is_tried_again_can_be_detached_also_in_the_middle_of_a_try() {
+        let (sr, hanging) = (detached("a"), gone().ignore("SR.attach"));
+        let starter = starter([gone(), hanging.clone()]);
+        sr.start(&starter, false).unwrap();
+        sr.wait_started().unwrap_err();
+        sr.wait_while(Duration::from_secs(60), |state| state.link.is_none());
+        assert_eq!(sr.link().unwrap_err().name, ErrorName::SrUnavailable);
+        sr.stop("SR.detach", json!({})).unwrap();
+        let state = sr.state();
+        assert!(state.phase == Phase::Detached && !state.supervised && state.link.is_none(), "{state:?}");
+        assert!(!hanging.methods().contains(&"SR.detach".to_owned()));
     }
 
     #[test]

@@ -384,11 +384,7 @@ impl Owner {
 
     /// Sends an event to those who watch.
     pub(crate) fn notify(&self, event: &EventRecord) {
-        let params = serde_json::to_value(crate::views::event(event)).unwrap_or_default();
-        let message = Message::Notification(Notification { method: "event".to_owned(), params });
-        if let Err(error) = self.front.send(&message, &[]) {
-            tracing::debug!(%error, "an event could not be sent to the front");
-        }
+        notify(&self.front, event);
     }
 
     /// An event row of now.
@@ -451,6 +447,15 @@ impl Owner {
                 tracing::debug!(%error, "the last answer could not be sent");
             }
         }
+    }
+}
+
+/// Sends an event to those who watch.
+pub(crate) fn notify(front: &Writer, event: &EventRecord) {
+    let params = serde_json::to_value(crate::views::event(event)).unwrap_or_default();
+    let message = Message::Notification(Notification { method: "event".to_owned(), params });
+    if let Err(error) = front.send(&message, &[]) {
+        tracing::debug!(%error, "an event could not be sent to the front");
     }
 }
 

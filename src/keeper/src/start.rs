@@ -10,9 +10,9 @@ use crate::priority::only_thin;
 use crate::published::SrFacts;
 use crate::rundir::RunDir;
 use catena_catalog::{Catalog, Error as CatalogError, Meta};
-use catena_rpc::{KeeperStart, Request, SrCreateParams, SrOwner, SrParams, SrProbed, Writer};
+use catena_rpc::{Away, KeeperAttach, KeeperStart, Request, SrCreateParams, SrOwner, SrProbed, Writer};
 use catena_sr_api::{Error as StoreError, HostIdentity, Plugin, Probe, Sizing, SrIdentity, Store};
-use catena_types::{Allocation, ErrorName, Failure, SrUuid};
+use catena_types::{Allocation, ErrorName, EventRecord, Failure, Severity, SrUuid};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -61,7 +61,7 @@ impl Starter {
                 self.start = Some(start);
                 Ok(Begun::Said(json!({})))
             }
-            "SR.attach" => self.attach(&params(request)?),
+            "SR.attach" => self.attach_or_say_why(&params(request)?),
             "SR.create" => self.create(&params(request)?),
             "SR.introduce" => self.introduce(&params(request)?),
             "SR.probe" => self.probe(),
@@ -106,7 +106,17 @@ impl Starter {
         document.map(Begun::Said).map_err(|error| bad_request(error.to_string()))
     }
 
-    fn attach(&self, asked: &SrParams) -> Result<Begun, Failure> {
+    /// `SR.attach`. Where waiting helps, the front tries it again, and who watches hears of it once.
+    fn attach_or_say_why(&self, asked: &KeeperAttach) -> Result<Begun, Failure> {
+        self.attach(asked).map_err(may_pass).inspect_err(|failure| {
+            if let (true, None, Some(start)) = (failure.retry, &asked.away, &self.start) {
+                let text = format!("the SR cannot be attached now, and is tried again: {failure}");
+                crate::owner::notify(&self.front, &gone(start.sr, text));
+            }
+        })
+    }
+
+    fn attach(&self, asked: &KeeperAttach) -> Result<Begun, Failure> {
         let (start, plugin) = self.start()?;
         let store = open(plugin, start, start.sr, asked.take_over).map_err(|failure| match failure.name {
             ErrorName::Metadata => make_anew(failure, start),
@@ -122,6 +132,11 @@ impl Starter {
         };
         let mut owner = self.owner(start.sr, store, catalog)?;
         owner.recover()?;
+        if let Some(Away { seconds, why }) = &asked.away {
+            let text = format!("attached; it could not be for {seconds} s: {why}");
+            let event = owner.event(Severity::Warning, "sr.available", None, None, text);
+            owner.commit(vec![event])?;
+        }
         Ok(Begun::Opened(json!({}), Box::new(owner)))
     }
 
@@ -135,8 +150,7 @@ impl Starter {
         let location = Path::new(&start.location);
         // An SR with the very id that this one is to have was made by the first run of this request.
         if matches!(plugin.probe(location)?, Probe::Ours(found) if found.uuid == start.sr) {
-            let again = SrParams { sr: start.sr.to_string(), take_over: false, request_id: None };
-            return match self.attach(&again)? {
+            return match self.attach(&KeeperAttach::default())? {
                 Begun::Opened(_, owner) => Ok(Begun::Opened(json!({"uuid": start.sr}), owner)),
                 said @ Begun::Said(_) => Ok(said),
             };
@@ -222,7 +236,28 @@ pub(crate) fn open(
 /// What the catalog of an SR that is to be attached says when it cannot be opened.
 fn unopened(error: &CatalogError, start: &KeeperStart) -> Failure {
     let failure = from_catalog(error);
-    if lost(error) { make_anew(failure, start) } else { failure }
+    match error {
+        _ if lost(error) => make_anew(failure, start),
+        // Its storage, not what is on it.
+        CatalogError::Io { .. } | CatalogError::Sql { .. } | CatalogError::OutcomeUnknown { .. } => {
+            failure.hint("look at the storage and at the kernel's log").retry()
+        }
+        _ => failure,
+    }
+}
+
+/// Marks the refusals of an attach that pass when the storage is there, works, or has room.
+fn may_pass(mut failure: Failure) -> Failure {
+    let passes = [ErrorName::SrUnavailable, ErrorName::IoError, ErrorName::NoSpace];
+    failure.retry |= passes.contains(&failure.name);
+    failure
+}
+
+/// An event that is not kept, since its catalog is not to be had.
+fn gone(sr: SrUuid, message: String) -> EventRecord {
+    let kind = "sr.unavailable".to_owned();
+    let (time, severity) = (Timestamp::now(), Severity::Error);
+    EventRecord { id: 0, time, kind, severity, sr, vdi: None, job: None, message }
 }
 
 /// Says how a lost catalog gets a successor.

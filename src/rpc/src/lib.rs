@@ -23,11 +23,11 @@ pub use documents::{
 };
 pub use message::{Id, Message, Notification, Outcome, Reply, Request, Response};
 pub use params::{
-    CoalesceParams, CopyOrigin, EventListParams, JobParams, KeeperOrigin, KeeperReceive, KeeperStart,
-    ListParams, ReadWriteParams, ResolveParams, Resolved, SrCheckParams, SrCreateParams, SrGrowParams,
-    SrIntroduceParams, SrParams, SrPolicyParams, SrProbeParams, VdiAttachParams, VdiCloneParams,
-    VdiCopyParams, VdiCreateParams, VdiExportParams, VdiImportParams, VdiParams, VdiResizeParams,
-    VdiRevertParams, VdiSetParams, VdiSnapshotParams, Vdis,
+    Away, CoalesceParams, CopyOrigin, EventListParams, JobParams, KeeperAttach, KeeperOrigin, KeeperReceive,
+    KeeperStart, ListParams, ReadWriteParams, ResolveParams, Resolved, SrCheckParams, SrCreateParams,
+    SrGrowParams, SrIntroduceParams, SrParams, SrPolicyParams, SrProbeParams, VdiAttachParams,
+    VdiCloneParams, VdiCopyParams, VdiCreateParams, VdiExportParams, VdiImportParams, VdiParams,
+    VdiResizeParams, VdiRevertParams, VdiSetParams, VdiSnapshotParams, Vdis,
 };
 pub use schema::{check_params, methods, schema};
 pub use text::Text;

@@ -38,6 +38,26 @@ pub struct KeeperStart {
     pub socket_group: Option<u32>,
 }
 
+/// `SR.attach`, from the front to a keeper.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct KeeperAttach {
+    /// Take the SR over from another host.
+    #[serde(default)]
+    pub take_over: bool,
+    /// Where it could not be attached until now.
+    #[serde(default)]
+    pub away: Option<Away>,
+}
+
+/// An SR that could not be attached for a while.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Away {
+    /// For how long.
+    pub seconds: u64,
+    /// Why, at first.
+    pub why: String,
+}
+
 /// `Keeper.copy_origin`, from the front to the keeper of the SR that is copied from.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct KeeperOrigin {
