@@ -28,6 +28,24 @@ fn a_growth_can_be_cut_short() -> Result<()> {
     lab::test(|| all(Sizing::Resize))
 }
 
+/// Nobody asks the SR for anything after that: what is left to do is done unasked, and the volume is let go after it.
+#[test]
+fn a_write_can_be_cut_short() -> Result<()> {
+    lab::test(|| {
+        let sized = Sized::new(1 << 10, "thin")?;
+        let disk = sized.disk("disk", "1GiB")?;
+        let image = sized.image(&disk)?;
+        sized.agent.arm("inflate.grown")?;
+        ensure!(sized.agent.write(&disk, 0, &[7; 4096]).is_err(), "its keeper dies");
+        sized.agent.await_death("inflate.grown")?;
+        let end = || {
+            let (mib, attributes) = sized.volumes()?.remove(&image).context("a volume")?;
+            Ok(mib == EMPTY && attributes.as_bytes().get(4) != Some(&b'a'))
+        };
+        wait_until("the volume to be cut and let go", end).with_context(|| sized.agent.log())
+    })
+}
+
 /// Plays all points of one operation, one after another on one SR.
 fn all(what: Sizing) -> Result<()> {
     let mut sized = Sized::new(8 << 10, if what == Sizing::Resize { "thick" } else { "thin" })?;

@@ -2,7 +2,8 @@
 
 use crate::harness::lab;
 use crate::sized::{EMPTY, FULL_1, FULL_10, MIB, Sized, holding};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use std::fs::File;
 
 #[test]
 fn a_thin_disk_is_full_while_it_is_written() -> Result<()> {
@@ -26,6 +27,16 @@ fn a_thin_disk_is_full_while_it_is_written() -> Result<()> {
         sized.has(&disk, holding(6), "written without a guest")?;
         sized.agent.ok(&["vdi", "resize", &disk, "20GiB"])?;
         sized.has(&disk, holding(6), "a larger disk needs no more")?;
+        // Who has a volume open keeps it active, and no longer. Nobody tells the keeper when it is closed.
+        let image = sized.image(&disk)?;
+        sized.agent.ok(&["vdi", "attach", &disk, "--read-only"])?;
+        let held = File::open(format!("/dev/catena-{}/vhd-{image}", sized.sr))?;
+        sized.agent.ok(&["vdi", "detach", &disk])?;
+        for _ in 0..3 {
+            sized.is_active(&[&image], &[]).context("for as long as it is open")?;
+        }
+        drop(held);
+        sized.is_active(&[], &[])?;
         sized.agent.is_clean(&sized.sr)
     })
 }

@@ -203,10 +203,11 @@ impl Shared {
         })
     }
 
-    /// Makes volumes inactive with one command; those that somebody has open stay as they are.
-    pub(crate) fn deactivate(&self, lvm: &Lvm2, names: &[&str]) -> Result<(), Error> {
+    /// Makes volumes inactive with one command; those that somebody has open stay as they are, and are given.
+    pub(crate) fn deactivate(&self, lvm: &Lvm2, names: &[&str]) -> Result<Vec<String>, Error> {
+        let mut open = Vec::new();
         if names.is_empty() {
-            return Ok(());
+            return Ok(open);
         }
         let (group, uuid) = {
             let known = self.known();
@@ -219,12 +220,14 @@ impl Shared {
                 for name in names {
                     if Node::of(&group, &uuid, name).open(Access::ReadOnly)?.is_none() {
                         self.known().group.set_active(&[name], Active::No);
+                    } else {
+                        open.push((*name).to_owned());
                     }
                 }
             }
             Err(error) => return Err(error),
         }
-        Ok(())
+        Ok(open)
     }
 }
 

@@ -308,7 +308,7 @@ impl Store for LvmStore {
         Err(Error::Unavailable(format!("of {names:?} some do not stay active")))
     }
 
-    fn keep_active(&self, wanted: &[(&str, Access)]) -> Result<(), Error> {
+    fn keep_active(&self, wanted: &[(&str, Access)]) -> Result<Vec<String>, Error> {
         self.check_owner()?;
         let mut kept: BTreeMap<&str, Access> = BTreeMap::new();
         for (name, access) in wanted {
@@ -334,7 +334,7 @@ impl Store for LvmStore {
         self.shared.known().expected.clear();
         let nothing = |(idle, read): (Vec<String>, Vec<String>)| idle.is_empty() && read.is_empty();
         if nothing(sort(&self.shared.known())) {
-            return Ok(());
+            return Ok(Vec::new());
         }
         self.shared.alone(|lvm| {
             let (group, (idle, read)) = {
@@ -342,13 +342,13 @@ impl Store for LvmStore {
                 (known.group.name.clone(), sort(&known))
             };
             let idle: Vec<&str> = idle.iter().map(String::as_str).collect();
-            self.shared.deactivate(lvm, &idle)?;
+            let open = self.shared.deactivate(lvm, &idle)?;
             let read: Vec<&str> = read.iter().map(String::as_str).collect();
             if !read.is_empty() {
                 lvm.refresh(Volumes { group: &group, names: &read, read_only: &read })?;
                 self.shared.known().group.set_active(&read, Active::ReadOnly);
             }
-            Ok(())
+            Ok(open)
         })
     }
 

@@ -2,24 +2,79 @@
 //!
 //! Containers are made ready by who hands them out, and let go here, after each thing that the owner has done. In use is what the
 //! processes of disks have open or are to have, and what running jobs work on. Nothing is counted, so nothing leaks, and what a
-//! crash has left is let go when the SR is opened. A container that is let go too early does no harm: it is open, and stays.
+//! crash has left is let go when the SR is opened. A container that is let go too early does no harm: it is open, and stays. That is
+//! tried again, since no message comes from who closes it.
 
 use crate::owner::Owner;
 use catena_sr_api::Access;
 use catena_types::{AttachMode, ImageId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// How long containers that are still open are left alone after the first try, and after many: each try is a command.
+const RESTS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
+
+/// Containers that nobody uses any more and that somebody has open: processes that end, and programs of others.
+#[derive(Debug, Default)]
+pub(crate) struct Lingering {
+    containers: BTreeSet<String>,
+    /// How long they rest between two tries.
+    rest: Duration,
+    /// When they are tried next.
+    until: Option<Instant>,
+}
+
+impl Lingering {
+    /// When something is to be let go that could not be before.
+    pub(crate) const fn deadline(&self) -> Option<Instant> {
+        self.until
+    }
+
+    fn rests(&self) -> bool {
+        self.until.is_some_and(|at| at > Instant::now())
+    }
+
+    /// These were found open by a try that left the known ones alone, or was about all.
+    fn found(&mut self, open: Vec<String>, known_rest: bool) {
+        if known_rest && open.is_empty() {
+            return;
+        }
+        if !known_rest {
+            self.containers.clear();
+        }
+        self.containers.extend(open);
+        if self.containers.is_empty() {
+            *self = Self::default();
+        } else {
+            self.try_later(if known_rest { RESTS.0 } else { self.rest * 2 });
+        }
+    }
+
+    fn try_later(&mut self, rest: Duration) {
+        self.rest = rest.clamp(RESTS.0, RESTS.1);
+        self.until = Some(Instant::now() + self.rest);
+    }
+}
 
 impl Owner {
     /// Lets go of the containers that nobody uses any more, and of the right to write those that are only read.
-    pub(crate) fn keep_active(&self) {
+    pub(crate) fn keep_active(&mut self) {
         if !self.is_sized() {
             return;
         }
-        let used = self.in_use();
+        let mut used = self.in_use();
+        let known_rest = self.lingering.rests();
+        for container in self.lingering.containers.iter().filter(|_| known_rest) {
+            used.entry(container.clone()).or_insert(Access::ReadWrite);
+        }
         let wanted: Vec<(&str, Access)> =
             used.iter().map(|(name, access)| (name.as_str(), *access)).collect();
-        if let Err(error) = self.store.keep_active(&wanted) {
-            tracing::warn!(sr = %self.sr.uuid, %error, "containers that nobody uses could not be let go");
+        match self.store.keep_active(&wanted) {
+            Ok(open) => self.lingering.found(open, known_rest),
+            Err(error) => {
+                tracing::warn!(sr = %self.sr.uuid, %error, "containers that nobody uses could not be let go");
+                self.lingering.try_later(self.lingering.rest * 2);
+            }
         }
     }
 

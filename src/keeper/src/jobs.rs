@@ -287,6 +287,7 @@ impl Owner {
         let waiters = self.job_waiters.iter().filter_map(|waiter| waiter.deadline);
         let awake = waiters.chain(self.priority.as_ref().and_then(Priority::deadline));
         let awake = awake.chain(self.serving.deadline()).chain(self.ailing).chain(self.demand_deadline());
+        let awake = awake.chain(self.lingering.deadline());
         let awake = awake.map(|at| at.saturating_duration_since(instant));
         let rests = state.unfinished().filter_map(|job| job.retry_at);
         let rests = rests.chain(state.meta.paused_until).chain(self.policy().window.next_change(looked));

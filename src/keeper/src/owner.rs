@@ -7,6 +7,7 @@ use crate::coalescing::Current;
 use crate::demand::Demand;
 use crate::failures::from_catalog;
 use crate::holds::Holds;
+use crate::in_use::Lingering;
 use crate::long::{LongJob, News};
 use crate::priority::Priority;
 use crate::published::{Board, Live, SrFacts};
@@ -149,6 +150,8 @@ pub(crate) struct Owner {
     pub(crate) roomy: BTreeMap<ImageId, Instant>,
     /// Images in use whose containers are to be larger.
     pub(crate) demands: BTreeMap<ImageId, Demand>,
+    /// Containers that could not be let go.
+    pub(crate) lingering: Lingering,
     /// What containers take that the catalog does not know.
     pub(crate) beside: Bytes,
     /// Images that were written since their rows were: the next commit measures them.
@@ -203,6 +206,7 @@ impl Owner {
             lacking: BTreeMap::new(),
             roomy: BTreeMap::new(),
             demands: BTreeMap::new(),
+            lingering: Lingering::default(),
             beside: Bytes(0),
             stale: BTreeSet::new(),
             served_measured: Instant::now(),
@@ -239,6 +243,8 @@ impl Owner {
         self.coalesce();
         self.answer_waiters();
         self.publish();
+        // Steps that were queued have been done, as those of a job that was interrupted.
+        self.keep_active();
         let quiet = if self.untidy { QUIET } else { HOUSEKEEPING };
         let sooner = self.next_deadline(&looked).filter(|patience| *patience < quiet);
         match mail.recv_timeout(sooner.unwrap_or(quiet)) {

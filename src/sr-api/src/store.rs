@@ -287,9 +287,10 @@ pub trait Store: Send + Sync {
     }
 
     /// Says which containers are in use now, and how: all others need not be ready any more, and what is only read need not be
-    /// ready for writing. What is still open may be left until the next time. Nothing is counted, so nothing can leak.
-    fn keep_active(&self, _wanted: &[(&str, Access)]) -> Result<(), Error> {
-        Ok(())
+    /// ready for writing. Nothing is counted, so nothing can leak. Gives those that are still open, as of a process that is ending: they
+    /// stay as they are, and it is to be said again later.
+    fn keep_active(&self, _wanted: &[(&str, Access)]) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
     }
 
     /// Makes a container of explicit sizing larger. Nothing to do where sizing is automatic.
