@@ -6,7 +6,7 @@
 mod client;
 mod harness;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use client::Client;
 use harness::{Agent, nightly, seed, wait_until};
 use nix::sys::signal::{Signal, kill};
@@ -34,6 +34,18 @@ impl Dice {
 /// What each slot of a disk holds.
 type Model = Vec<u8>;
 
+/// What a copy holds: that, but of a write which was under way any part, since whoever carried it out may have died in the middle.
+struct Copy {
+    model: Model,
+    under_way: (usize, u8),
+}
+
+impl Copy {
+    fn holds(&self, slot: usize, byte: u8) -> bool {
+        byte == self.model[slot] || (slot, byte) == self.under_way
+    }
+}
+
 struct Scene {
     agent: Agent,
     sr: String,
@@ -42,8 +54,8 @@ struct Scene {
     size: u64,
     /// What the disk holds.
     model: Model,
-    /// What snapshots and clones hold, each in two ways: without the write that was under way, and with it.
-    copies: BTreeMap<String, [Model; 2]>,
+    /// What snapshots and clones hold.
+    copies: BTreeMap<String, Copy>,
     dice: Dice,
 }
 
@@ -88,7 +100,7 @@ impl Scene {
     }
 
     /// Changes the tree, with one of the processes killed meanwhile.
-    fn operate(&mut self, round: u64, after: &Model) -> Result<()> {
+    fn operate(&mut self, round: u64, under_way: (usize, u8)) -> Result<()> {
         let key = format!("round {round}");
         let (method, params) = match self.dice.below(8) {
             0 | 1 => ("VDI.snapshot", json!({"vdi": self.disk, "name_label": key, "request_id": key})),
@@ -119,7 +131,7 @@ impl Scene {
         match (method, answer) {
             ("VDI.snapshot" | "VDI.clone", Ok(made)) => {
                 let vdi = made["vdis"][0].as_str().context("a copy")?.to_owned();
-                self.copies.insert(vdi, [self.model.clone(), after.clone()]);
+                self.copies.insert(vdi, Copy { model: self.model.clone(), under_way });
             }
             ("VDI.destroy", Ok(_)) => {
                 self.copies.remove(params["vdi"].as_str().unwrap_or_default());
@@ -132,16 +144,22 @@ impl Scene {
                     .any(|name| error["data"]["name"] == *name),
                 "{method}: {error}"
             ),
-            (method, _) => anyhow::bail!("{method} was never asked"),
+            (method, _) => bail!("{method} was never asked"),
         }
         Ok(())
     }
 
-    fn verify(&self, vdi: &str, models: &[Model]) -> Result<()> {
+    fn verify(&self, vdi: &str, what: &Copy) -> Result<()> {
         let read = self.agent.read(vdi, 0, (SLOT * SLOTS) as u64)?;
-        let is: Model = read.chunks(SLOT).map(|slot| slot[0]).collect();
-        ensure!(read.chunks(SLOT).all(|slot| slot.iter().all(|byte| *byte == slot[0])), "{vdi}: half a slot");
-        ensure!(models.contains(&is), "{vdi} holds {is:?} and should hold {models:?}");
+        for (slot, bytes) in read.chunks(SLOT).enumerate() {
+            if let Some(at) = bytes.iter().position(|byte| !what.holds(slot, *byte)) {
+                let (is, byte) = (bytes[at], what.model[slot]);
+                bail!(
+                    "{vdi}: byte {at} of slot {slot} is {is} and not {byte}; under way was {:?}",
+                    what.under_way
+                );
+            }
+        }
         Ok(())
     }
 }
@@ -167,12 +185,13 @@ fn whoever_dies_whenever_it_is() -> Result<()> {
             scene.model[slot] = byte;
         }
         let slot = usize::try_from(scene.dice.below(SLOTS as u64))?;
-        let mut after = scene.model.clone();
-        after[slot] = u8::try_from(round % 250 + 1)?;
-        client.begin(&format!("write -P {} {} {SLOT}", after[slot], slot * SLOT))?;
-        scene.operate(round, &after).with_context(|| format!("round {round}: {}", scene.agent.log()))?;
+        let byte = u8::try_from(round % 250 + 1)?;
+        client.begin(&format!("write -P {byte} {} {SLOT}", slot * SLOT))?;
+        scene
+            .operate(round, (slot, byte))
+            .with_context(|| format!("round {round}: {}", scene.agent.log()))?;
         client.end().with_context(|| format!("round {round}: {}", scene.agent.log()))?;
-        scene.model = after;
+        scene.model[slot] = byte;
         let slot = usize::try_from(scene.dice.below(SLOTS as u64))?;
         client
             .run(&format!("read -P {} {} {SLOT}", scene.model[slot], slot * SLOT))
@@ -187,9 +206,10 @@ fn whoever_dies_whenever_it_is() -> Result<()> {
     let size = scene.agent.json(&["vdi", "show", &scene.disk])?["virtual_size"].clone();
     ensure!(size == scene.size, "{size} and not {}", scene.size);
     for turn in ["before", "after"] {
-        scene.verify(&scene.disk, std::slice::from_ref(&scene.model)).context(turn)?;
-        for (vdi, models) in &scene.copies {
-            scene.verify(vdi, models).context(turn)?;
+        let disk = Copy { model: scene.model.clone(), under_way: (0, scene.model[0]) };
+        scene.verify(&scene.disk, &disk).context(turn)?;
+        for (vdi, copy) in &scene.copies {
+            scene.verify(vdi, copy).context(turn)?;
         }
         let report = scene.agent.json(&["sr", "check", &scene.sr])?;
         ensure!(report["clean"] == true, "{turn}: {report}");

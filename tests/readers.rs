@@ -281,3 +281,45 @@ fn who_waits_gets_an_export_and_a_copy_of_a_chain_at_its_limit() -> Result<()> {
     scene.detach(&scene.disk)?;
     scene.is_clean()
 }
+
+#[test]
+fn base_copies_that_grow_are_read_as_before() -> Result<()> {
+    let scene = Scene::set()?;
+    let agent = &scene.agent;
+    agent.ok(&["coalesce", "pause", &scene.sr])?;
+    let content = vec![7; usize::try_from(SIZE)?];
+    let last = content.len() - (2 << 20);
+    let mut kept = Vec::new();
+    for number in 0..12 {
+        let name = format!("disk {number}");
+        let size = SIZE.to_string();
+        let disk = agent.ok(&["vdi", "create", "--sr", &scene.sr, "--size", &size, "--name", &name])?;
+        // Its last block comes first in the image, and makes room for a longer block table when that grows.
+        agent.write(&disk, last as u64, &content[last..])?;
+        agent.write(&disk, 0, &content[..last])?;
+        let below = agent.ok(&["vdi", "snapshot", &disk])?;
+        agent.ok(&["vdi", "resize", &disk, "64GiB"])?;
+        kept.push(agent.ok(&["vdi", "snapshot", &disk])?);
+        agent.ok(&["vdi", "destroy", &below, "--yes"])?;
+    }
+    agent.ok(&["coalesce", "resume", &scene.sr])?;
+    // So many that one is reading whenever a merge begins, and that calls come one behind the other.
+    std::thread::scope(|scope| {
+        let read_on = || -> Result<()> {
+            for vdi in &kept {
+                while scene.show(vdi, "depth")?.as_u64() > Some(2) {
+                    ensure!(agent.read(vdi, 0, SIZE)? == content, "what is read beside a merge is wrong");
+                }
+            }
+            Ok(())
+        };
+        let readers: Vec<_> = (0..4).map(|_| scope.spawn(read_on)).collect();
+        let panicked = |_| Err(anyhow!("a reader panicked"));
+        readers.into_iter().try_for_each(|reader| reader.join().unwrap_or_else(panicked))
+    })?;
+    scene.run_merges()?;
+    for vdi in &kept {
+        ensure!(agent.read(vdi, 0, SIZE)? == content);
+    }
+    scene.is_clean()
+}

@@ -12,7 +12,7 @@ mod starvation;
 mod tree;
 
 pub use candidates::Candidates;
-pub use plan::{Held, Hold, Moment, Plan, Task, can_shorten, need, plan, reclaimable, task_of};
+pub use plan::{Held, Hold, Moment, Plan, Task, can_shorten, is_read, need, plan, reclaimable, task_of};
 pub use space::{VdiSpace, space_of};
 pub use starvation::{Starvation, Verdict};
 pub use tree::Tree;

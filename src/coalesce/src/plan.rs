@@ -233,6 +233,12 @@ fn hold(tree: &impl Tree, moment: &Moment, task: Task) -> Option<Hold> {
     (need > moment.free).then(|| Hold::NoSpace(Bytes(need.0 - moment.free.0)))
 }
 
+/// Whether somebody has one of the two images of a merge open who is not to see blocks move.
+pub fn is_read(tree: &impl Tree, moment: &Moment, task: Task) -> bool {
+    let pair = [Some(task.image()), task.target()];
+    pair.iter().flatten().any(|id| moment.leased.contains(id)) || has_attached(tree, moment, task.image())
+}
+
 /// Whether the merge would pull the rug from under a disk that is being served: its own leaf is written and merged by its process
 /// alone, if that is there and writes; and a base copy that grows moves blocks, which a process that has it open would look for
 /// where they were.

@@ -188,6 +188,10 @@ fn beside_an_attached_disk_only_merges_run_that_move_nothing_it_has_open() {
     assert_eq!(line().plan(&full).held, [missing]);
     let grown = line().change(2, |image| image.virtual_size = Bytes(4 << 20));
     assert_eq!(holds(&grown), BTreeMap::from([(id(2), Hold::Attached), (id(3), Hold::Attached)]));
+    let merge = Task::Merge { from: id(2), into: id(1) };
+    assert!(is_read(&line(), &attached, merge) && !is_read(&line(), &roomy(), merge));
+    let lease = Moment { leased: BTreeSet::from([id(1)]), ..roomy() };
+    assert!(is_read(&line(), &lease, merge));
 }
 
 /// A forest by its parents' places, with VDIs on some of its leaves.

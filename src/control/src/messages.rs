@@ -188,7 +188,7 @@ pub enum Request {
         /// How many bytes.
         length: Bytes,
     },
-    /// Inner merge: copy what `from` owns at or after the cursor into `into`, which is brought to its size. Reports progress.
+    /// Inner merge: copy what `from` owns at or after the cursor into `into`, which is as large. Reports progress.
     /// Descriptors: `from` read-only, `into` read-write.
     Merge {
         /// The child.
@@ -200,7 +200,7 @@ pub enum Request {
         /// Priority.
         pace: Pace,
     },
-    /// Leaf merge: move what `from` owns into `into`, which is brought to its size. Reports progress. Descriptors: both
+    /// Leaf merge: move what `from` owns into `into`, which is as large. Reports progress. Descriptors: both
     /// read-write.
     MoveDown {
         /// The leaf.

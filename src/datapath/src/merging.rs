@@ -1,11 +1,13 @@
-//! The two merges, on open images: the order of their steps is the chain crate's; here the target gets the size it needs.
+//! The two merges, on open images: the order of their steps is the chain crate's.
+//!
+//! The target has the size of the source already: a target that grows moves blocks, and others read it while a merge runs.
 
 use crate::crash;
 use crate::open::{Caching, Descriptors};
 use crate::supervisor::Supervisor;
-use crate::trouble::{from_chain, from_vhd};
+use crate::trouble::{from_chain, from_vhd, trouble};
 use catena_chain::{Layer, copy};
-use catena_control::{Answer, Answered, Handed, Trouble};
+use catena_control::{Answer, Answered, Handed, Trouble, TroubleKind};
 use catena_types::GuestOffset;
 use catena_vhd::{Image, Mode};
 
@@ -19,7 +21,7 @@ pub(crate) fn merge(
 ) -> Answered {
     let source = fds.image(from, Mode::ReadOnly, Caching::Direct)?;
     let mut target = fds.image(into, Mode::ReadWrite, Caching::Direct)?;
-    fit(&source, &mut target)?;
+    fits(&source, &target)?;
     let copied = copy(&source, &mut target, GuestOffset(cursor), supervisor);
     end(copied.map(drop), [target])
 }
@@ -34,7 +36,7 @@ pub(crate) fn move_down(
 ) -> Answered {
     let mut leaf = fds.image(from, Mode::ReadWrite, Caching::Direct)?;
     let mut parent = fds.image(into, Mode::ReadWrite, Caching::Direct)?;
-    fit(&leaf, &mut parent)?;
+    fits(&leaf, &parent)?;
     if !give_back {
         leaf.keep_space().map_err(|error| from_vhd(&error))?;
     }
@@ -49,10 +51,10 @@ pub(crate) fn room(from: &Handed, into: &Handed, fds: &mut Descriptors) -> Answe
     Ok(Answer::Room { from: source.info().physical_end, into: target.room_for(&source) })
 }
 
-/// D6: a layer is clipped at its own size, so the target is brought to the source's before it takes anything in.
-fn fit(source: &Image, target: &mut Image) -> Result<(), Trouble> {
+/// D6: a layer is clipped at its own size, so a smaller target would lose what lies past its end.
+fn fits(source: &Image, target: &Image) -> Result<(), Trouble> {
     if target.virtual_size() < source.virtual_size() {
-        target.grow(source.virtual_size()).map_err(|error| from_vhd(&error))?;
+        return Err(trouble(TroubleKind::OutOfRange, "the image below is smaller than the one above it"));
     }
     Ok(())
 }

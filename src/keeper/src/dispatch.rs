@@ -150,12 +150,7 @@ impl Owner {
         match request.method.as_str() {
             "VDI.snapshot" | "VDI.clone" | "VDI.revert" | "VDI.resize" | "VDI.destroy" | "VDI.read"
             | "VDI.write" => merged.is_some_and(|merged| named_vdis(request).any(|named| named == merged)),
-            "VDI.attach" => {
-                // A target that grows moves blocks, which a process that opens it just then would look for where they were.
-                let size = |image| self.image(image).map_or(catena_types::Bytes(0), |row| row.virtual_size);
-                let grows = merge.target().is_some_and(|into| size(into) < size(merge.image()));
-                (grows || merged.is_some()) && chain().contains(&merge.image())
-            }
+            "VDI.attach" => merged.is_some() && chain().contains(&merge.image()),
             "VDI.export" | "VDI.copy" | "Keeper.copy_origin" => {
                 let chain = chain();
                 [Some(merge.image()), merge.target()].iter().flatten().any(|image| chain.contains(image))

@@ -25,7 +25,7 @@ use crate::sizing;
 use crate::steps::back_off;
 use crate::tree::Rows;
 use catena_catalog::Change;
-use catena_coalesce::{Task, Tree, need, task_of};
+use catena_coalesce::{Task, Tree, is_read, need, task_of};
 use catena_control::{Pace, Progress, Request, Trouble, TroubleKind};
 use catena_sr_api::Access;
 use catena_types::{
@@ -90,6 +90,11 @@ impl Owner {
         if job.is_open_move() {
             return self.start_move(job);
         }
+        match self.fit_target(&job) {
+            Ok(true) => {}
+            Ok(false) => return self.merge_stopped(job, false),
+            Err(failure) => return self.merge_failed(job, failure),
+        }
         let policy = self.policy();
         let priority = Priority::new(&policy);
         match self.start_mover(&job, priority.pace(&policy)) {
@@ -102,6 +107,22 @@ impl Owner {
             }
             Err(failure) => self.merge_failed(job, failure),
         }
+    }
+
+    /// D6: a layer is clipped at its own size, so the image below is brought to the size of the one above before it takes anything in.
+    /// For that its first blocks may move, which whoever has it open would look for where they were: it is done here, where nobody
+    /// begins to read meanwhile, and not at all (false) while somebody reads.
+    fn fit_target(&mut self, job: &JobRecord) -> Result<bool, Failure> {
+        let Some(task) = task_of_work(&job.work) else { return Ok(true) };
+        let Some(into) = task.target() else { return Ok(true) };
+        let (size, below) = (self.image(task.image())?.virtual_size, self.image(into)?.clone());
+        if below.virtual_size >= size {
+            return Ok(true);
+        }
+        if is_read(&Rows(self.catalog.state()), &self.moment(), task) {
+            return Ok(false);
+        }
+        self.grow(&below, size).map(|()| true)
     }
 
     /// Interrupted merges of `image`, which is about to take in something: that may lie before their cursors, so they begin anew.

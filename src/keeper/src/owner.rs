@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 
 /// After so long without mail the catalog is tidied, where something was written.
 const QUIET: Duration = Duration::from_millis(500);
+/// Calls that come one behind the other keep merges, and disks whose process has died, waiting no longer than this.
+const BUSY: Duration = Duration::from_millis(50);
 /// Who asks for figures gets none of the storage that are older.
 const FRESH: Duration = Duration::from_secs(1);
 /// And so often in any case: rows expire, and the clock that deadlines are reckoned from may have been set.
@@ -223,19 +225,27 @@ impl Owner {
         }
         // What a crash has left.
         self.keep_active();
+        let mut looked_around = Instant::now();
         while !self.leaving {
             match mail.try_recv() {
-                Ok(one) => self.take(one),
-                Err(_) => self.rest(mail),
+                Ok(one) => {
+                    if looked_around.elapsed() >= BUSY {
+                        self.look_around();
+                        looked_around = Instant::now();
+                    }
+                    self.take(one);
+                }
+                Err(_) => {
+                    self.rest(mail);
+                    looked_around = Instant::now();
+                }
             }
         }
         self.end();
     }
 
-    /// Nothing is in the mailbox: start what can start, then wait.
-    fn rest(&mut self, mail: &Receiver<Mail>) {
-        // What ends after this moment may have been missed below, and what ended before was not.
-        let looked = Zoned::now();
+    /// Starts what can start.
+    fn look_around(&mut self) {
         self.renew_catalog();
         self.look_after_served();
         self.go_on_detaching();
@@ -245,6 +255,13 @@ impl Owner {
         self.publish();
         // Steps that were queued have been done, as those of a job that was interrupted.
         self.keep_active();
+    }
+
+    /// Nothing is in the mailbox: start what can start, then wait.
+    fn rest(&mut self, mail: &Receiver<Mail>) {
+        // What ends after this moment may have been missed below, and what ended before was not.
+        let looked = Zoned::now();
+        self.look_around();
         let quiet = if self.untidy { QUIET } else { HOUSEKEEPING };
         let sooner = self.next_deadline(&looked).filter(|patience| *patience < quiet);
         match mail.recv_timeout(sooner.unwrap_or(quiet)) {

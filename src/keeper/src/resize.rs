@@ -104,8 +104,9 @@ impl Owner {
         Ok(())
     }
 
-    fn grow(&mut self, leaf: &ImageRecord, size: Bytes) -> Result<(), Failure> {
-        let one = ready(&*self.store, leaf, Access::ReadWrite)?;
+    /// Has a worker make an image larger that nobody reads or writes, and waits for it.
+    pub(crate) fn grow(&mut self, image: &ImageRecord, size: Bytes) -> Result<(), Failure> {
+        let one = ready(&*self.store, image, Access::ReadWrite)?;
         let request = Request::Grow { image: one.handed, size };
         self.small.call(&request, vec![one.fd]).map(drop).map_err(|trouble| from_trouble(&trouble))
     }
