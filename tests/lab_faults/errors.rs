@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::path::Path;
 
 /// The protocol's EIO.
-const EIO: u32 = 5;
+pub(crate) const EIO: u32 = 5;
 const MIB: u64 = 1 << 20;
 
 impl Store {
@@ -20,12 +20,12 @@ impl Store {
     }
 
     /// What is asked of these parts of the disk fails.
-    fn break_these(&self, ranges: Vec<Range<u64>>) -> Result<()> {
+    pub(crate) fn break_these(&self, ranges: Vec<Range<u64>>) -> Result<()> {
         self.disk.load(&ranges.into_iter().map(|range| (range, Fault::Error)).collect::<Vec<_>>())
     }
 
     /// What the worker says that it does.
-    fn coalescing(&self) -> Result<Value> {
+    pub(crate) fn coalescing(&self) -> Result<Value> {
         Ok(self.agent.json(&["coalesce", "status", &self.sr])?["srs"][0].clone())
     }
 
@@ -36,8 +36,8 @@ impl Store {
         Ok(events.iter().filter(|event| event["kind"] == kind).count())
     }
 
-    /// A merge has failed once more: it rests, is remembered, and seen.
-    fn backs_off(&self, failures: usize) -> Result<()> {
+    /// A merge of this kind has failed once more: it rests, is remembered, and seen.
+    pub(crate) fn backs_off(&self, kind: &str, failures: usize) -> Result<()> {
         let mut last = Value::Null;
         let rests = wait_until("the merge has failed", || {
             last = self.coalescing()?;
@@ -46,7 +46,7 @@ impl Store {
         rests.with_context(|| format!("{last}\n{}", self.agent.log()))?;
         ensure!(last["reason"]["code"] == "failed", "{last}");
         let jobs = self.agent.json(&["job", "list"])?;
-        let waits = |job: &Value| job["kind"] == "leaf_merge" && job["error"]["name"] == "io_error";
+        let waits = |job: &Value| job["kind"] == kind && job["error"]["name"] == "io_error";
         ensure!(jobs["jobs"].as_array().is_some_and(|jobs| jobs.iter().any(waits)), "{jobs}");
         Ok(())
     }
@@ -149,7 +149,7 @@ fn a_merge_that_fails_is_taken_up_again() -> Result<()> {
         .with_context(|| store.agent.log())?;
         let ranges = store.ranges(&parent)?;
         store.break_these(ranges.clone())?;
-        store.backs_off(1)?;
+        store.backs_off("leaf_merge", 1)?;
         store.disk.load(&[])?;
         wait_until("the disk can be written", || is_written_again(&socket, 3))
             .with_context(|| store.agent.log())?;
@@ -170,7 +170,7 @@ fn a_merge_that_fails_is_taken_up_again() -> Result<()> {
         let failures = store.events("merge.failed")?;
         store.break_these(ranges[..1].to_vec())?;
         store.agent.ok(&["coalesce", "resume", &store.sr])?;
-        store.backs_off(failures + 1)?;
+        store.backs_off("leaf_merge", failures + 1)?;
         store.disk.load(&[])?;
         store.is_merged(&disk)?;
         ensure!(store.agent.read(&disk, 0, 12288)? == [[3; 4096], [2; 4096], [4; 4096]].concat());

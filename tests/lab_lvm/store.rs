@@ -80,8 +80,15 @@ impl Store {
         Ok(names.filter(|name| name.starts_with("vhd-")).collect())
     }
 
-    /// Where a volume that is active lies on the disk, in sectors.
+    /// Where a volume that is active lies on the disk, in sectors, sorted.
     pub(crate) fn ranges(&self, volume: &str) -> Result<Vec<Range<u64>>> {
+        let mut ranges = self.pieces(volume)?;
+        ranges.sort_by_key(|range| range.start);
+        Ok(ranges)
+    }
+
+    /// The same in the order of its bytes.
+    pub(crate) fn pieces(&self, volume: &str) -> Result<Vec<Range<u64>>> {
         let name = format!("{}-{}", self.group().replace('-', "--"), volume.replace('-', "--"));
         let table = run("dmsetup", &["table", &name])?;
         let mut ranges = Vec::new();
@@ -91,7 +98,6 @@ impl Store {
             let (len, at): (u64, u64) = (words[1].parse()?, words[4].parse()?);
             ranges.push(at..at + len);
         }
-        ranges.sort_by_key(|range| range.start);
         Ok(ranges)
     }
 
