@@ -2,7 +2,7 @@
 //!
 //! Invariants: programs are found in the system's directories only and never by `PATH`; they get a clean environment, no input
 //! and a process group of their own, so that what ends this process does not tear a change of a volume group apart. Used by
-//! `lvm2`, `contents` and `catalog`.
+//! `lvm2`, `contents`, `home` and `fsck`.
 
 use catena_sr_api::Error;
 use nix::errno::Errno;
@@ -148,7 +148,7 @@ fn read_some(from: Option<&mut impl Read>, into: &mut Vec<u8>) -> io::Result<boo
 }
 
 /// Lines without their margins, joined; cut where it is much.
-fn one_line(text: &[u8]) -> String {
+pub(crate) fn one_line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let mut line = lines.join("; ");

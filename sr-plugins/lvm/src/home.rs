@@ -6,6 +6,7 @@
 //! Used by the plugin and, for the owner, by the store.
 
 use crate::command;
+use crate::fsck::{self, Checked};
 use crate::marker::CATALOG;
 use crate::node::Node;
 use crate::report::Group;
@@ -19,6 +20,7 @@ use std::fs::{self, DirBuilder};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// The file system of the catalog.
 const KIND: &str = "ext4";
@@ -37,6 +39,8 @@ pub(crate) struct OwnerLock(#[expect(dead_code, reason = "holding it is the use"
 #[derive(Debug)]
 pub(crate) struct Mounted {
     at: PathBuf,
+    /// What had to be mended for it, until somebody asks.
+    mended: Mutex<Option<String>>,
 }
 
 /// What an owner holds: dropped in this order.
@@ -122,19 +126,26 @@ impl OwnerLock {
 impl Mounted {
     /// Mounts the catalog for its owner.
     pub(crate) fn new(node: &Node, at: &Path) -> Result<Self, Error> {
-        mount_anew(node, at)?;
-        Ok(Self { at: at.to_owned() })
+        let mended = Mutex::new(mount_anew(node, at)?);
+        Ok(Self { at: at.to_owned(), mended })
     }
 
     /// Mounts it for who only looks: nothing is written, not even what a crash has left in the journal.
     pub(crate) fn to_look(node: &Node, at: &Path) -> Result<Self, Error> {
         mount_at(node, at, MsFlags::MS_RDONLY, Some("noload"))?;
-        Ok(Self { at: at.to_owned() })
+        Ok(Self { at: at.to_owned(), mended: Mutex::default() })
     }
 
     /// Mounts it anew for its owner.
     pub(crate) fn renew(&self, node: &Node) -> Result<(), Error> {
-        mount_anew(node, &self.at)
+        let mended = mount_anew(node, &self.at)?;
+        *self.mended.lock().unwrap_or_else(PoisonError::into_inner) = mended;
+        Ok(())
+    }
+
+    /// What had to be mended for it, if it was not asked for yet.
+    pub(crate) fn mended(&self) -> Option<String> {
+        self.mended.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Where it is.
@@ -157,10 +168,35 @@ impl Drop for Mounted {
 }
 
 /// Mounts the catalog for its owner. A mount that is there may have met an error of its storage, and takes no writes then; one that
-/// somebody uses stays.
-fn mount_anew(node: &Node, at: &Path) -> Result<(), Error> {
+/// somebody uses stays. Returns what had to be mended in its file system.
+fn mount_anew(node: &Node, at: &Path) -> Result<Option<String>, Error> {
     let _ = umount2(at, MntFlags::empty());
-    mount_at(node, at, MsFlags::empty(), None)
+    let device = node.path();
+    let mut mended = None;
+    if !is_mounted(node, at)? && fsck::is_doubtful(node)? {
+        match fsck::check(node)? {
+            Checked::Mended(what) => mended = Some(what),
+            Checked::Beyond(why) => {
+                return Err(Error::CatalogLost(format!(
+                    "the catalog on {} is damaged: {why}",
+                    device.display()
+                )));
+            }
+            // Somebody of another name may have it mounted. It is tried again the next time.
+            Checked::Unchecked(why) => {
+                tracing::warn!(why, "the file system of the catalog is used unchecked")
+            }
+        }
+    }
+    match mount_at(node, at, MsFlags::empty(), None) {
+        Err(Error::CatalogLost(why)) if mended.is_none() => match fsck::check(node)? {
+            Checked::Mended(what) => mount_at(node, at, MsFlags::empty(), None).map(|()| Some(what)),
+            Checked::Beyond(more) | Checked::Unchecked(more) => {
+                Err(Error::CatalogLost(format!("{why}, nor mended: {more}")))
+            }
+        },
+        mounted => mounted.map(|()| mended),
+    }
 }
 
 /// Mounts the file system of the node there, if it is not.

@@ -8,6 +8,7 @@
 mod command;
 mod discard;
 mod enlarge;
+mod fsck;
 mod home;
 mod labeller;
 mod location;

@@ -4,6 +4,7 @@
 //! writing only while somebody is to write it. What happens to be active is no state that is kept anywhere: the keeper says what
 //! is in use. Called by the keeper from any thread.
 
+use crate::fsck;
 use crate::home::{self, Home};
 use crate::labeller::Labeller;
 use crate::lvm2::{Lvm2, Volumes};
@@ -141,6 +142,14 @@ impl Store for LvmStore {
     fn renew_catalog(&self) -> Result<(), Error> {
         let node = home::node(&self.shared.known().group);
         self.owner()?.as_ref().map_or(Ok(()), |owner| owner.home.mounted.renew(&node))
+    }
+
+    fn mended(&self) -> Option<String> {
+        self.owner().ok()?.as_ref()?.home.mounted.mended()
+    }
+
+    fn believe_catalog(&self) -> Result<(), Error> {
+        fsck::believe(&home::node(&self.shared.known().group))
     }
 
     fn check_marker(&self) -> Result<(), Error> {

@@ -85,6 +85,14 @@ impl Catalog {
         })
     }
 
+    /// Whether nothing is missing of the catalog in `dir` that could make it look sound and old: its WAL has the size that it is always
+    /// given, or a complete successor is there. Asked where the file system was repaired. Not so also where the WAL was never as large,
+    /// or was removed by hand.
+    pub fn is_whole(dir: &Path) -> Result<bool> {
+        let next = dir.join(unknown::NEXT).try_exists().map_err(Error::io("looking for a new catalog"))?;
+        Ok(next || store::has_full_wal(dir)?)
+    }
+
     /// Whether the predecessor of this owner did not close the catalog.
     pub const fn was_interrupted(&self) -> bool {
         self.interrupted

@@ -226,6 +226,15 @@ fn beside(database: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Whether the WAL is there, with its full size.
+pub(crate) fn has_full_wal(dir: &Path) -> Result<bool> {
+    match fs::metadata(wal_of(&dir.join(DATABASE))) {
+        Ok(metadata) => Ok(metadata.len() >= WAL_BYTES),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("looking at the WAL")(error)),
+    }
+}
+
 /// Whether the WAL may hold transactions: its owner did not close it.
 pub(crate) fn wal_in_use(wal: &Path) -> Result<bool> {
     let mut magic = [0; 4];

@@ -3,6 +3,7 @@
 
 use crate::adopt;
 use crate::failures::from_catalog;
+use crate::mended::{believe, open_catalog};
 use crate::owner::Owner;
 use crate::rebuild;
 use crate::start::{Begun, Starter, host, identity, meta, open};
@@ -74,10 +75,14 @@ impl Starter {
             }
             opened => opened?,
         };
-        match Catalog::open(store.catalog_dir()) {
-            Ok(catalog) => {
+        match open_catalog(&*store) {
+            Ok((catalog, mended)) => {
                 let mut owner = self.owner(identity.uuid, store, catalog)?;
                 owner.recover()?;
+                let events = owner.say_mended(mended);
+                if !events.is_empty() {
+                    owner.commit(events)?;
+                }
                 let job = owner.take_over(asked.request_id.clone())?;
                 Ok(Begun::Opened(job, Box::new(owner)))
             }
@@ -120,6 +125,7 @@ impl Starter {
         changes.push(Change::Event(adopt::made_anew(identity.uuid, id, &adoption)));
         let catalog = remains.replace(&dir, &meta, changes).map_err(|error| from_catalog(&error))?;
         tracing::warn!(sr = %identity.uuid, %why, "the catalog was made anew");
+        believe(&*store, Some(&why.to_string()));
         let mut owner = self.owner(identity.uuid, store, catalog)?;
         // Disks that were attached when the catalog was lost are still being written.
         owner.adopt_served()?;

@@ -38,6 +38,7 @@ mod labels;
 mod live_merge;
 mod long;
 mod lookup;
+mod mended;
 mod merge_room;
 mod merges;
 mod operations;

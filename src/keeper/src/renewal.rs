@@ -11,6 +11,7 @@
 //! a file system of the host, that is the administrator's. Called by `owner`.
 
 use crate::failures::from_catalog;
+use crate::mended::{believe, look};
 use crate::owner::Owner;
 use crate::tree::Rows;
 use catena_catalog::Error as CatalogError;
@@ -40,18 +41,27 @@ impl Owner {
         }
         self.catalog.let_go();
         let mounted = self.store.renew_catalog().map_err(Failure::from);
-        let opened =
-            mounted.and_then(|()| self.catalog.resolve_unknown().map_err(|error| from_catalog(&error)));
-        if let Err(failure) = opened {
-            tracing::warn!(sr = %self.sr.uuid, %failure, "the storage of the catalog fails");
-            self.ailing = Some(Instant::now() + REST);
-            return;
-        }
+        let opened = mounted.and_then(|()| {
+            let mended = look(&*self.store)
+                .and_then(|mended| self.catalog.resolve_unknown().map(|()| mended))
+                .map_err(|error| from_catalog(&error))?;
+            believe(&*self.store, mended.as_ref());
+            Ok(mended)
+        });
+        let mended = match opened {
+            Ok(mended) => mended,
+            Err(failure) => {
+                tracing::warn!(sr = %self.sr.uuid, %failure, "the storage of the catalog fails");
+                self.ailing = Some(Instant::now() + REST);
+                return;
+            }
+        };
         self.ailing = None;
         self.candidates = Candidates::of(&Rows(self.catalog.state()));
         let text = "the storage of the catalog had failed, and works again: it was mounted anew";
         let event = self.event(Severity::Warning, "sr.catalog_renewed", None, None, text);
-        if let Err(failure) = self.commit(vec![event]) {
+        let events = self.say_mended(mended).into_iter().chain([event]).collect();
+        if let Err(failure) = self.commit(events) {
             tracing::error!(sr = %self.sr.uuid, %failure, "an event could not be recorded");
         }
     }

@@ -5,6 +5,7 @@ use crate::cgroup::Group;
 use crate::dispatch::params;
 use crate::failures::{bad_request, from_catalog};
 use crate::introduce::{lost, nothing_is_left, unmake};
+use crate::mended::open_catalog;
 use crate::owner::{Mail, Owner};
 use crate::priority::only_thin;
 use crate::published::SrFacts;
@@ -122,20 +123,24 @@ impl Starter {
             ErrorName::Metadata => make_anew(failure, start),
             _ => failure,
         })?;
-        let catalog = match Catalog::open(store.catalog_dir()) {
+        let (catalog, mended) = match open_catalog(&*store) {
             // The end of a creation that stopped between marker and catalog: there is nothing to lose.
             Err(CatalogError::Missing(_)) if store.list()?.is_empty() && nothing_is_left(&*store)? => {
-                Catalog::create(store.catalog_dir(), meta(start.sr, ""))
-                    .map_err(|error| from_catalog(&error))?
+                let catalog = Catalog::create(store.catalog_dir(), meta(start.sr, ""))
+                    .map_err(|error| from_catalog(&error))?;
+                (catalog, None)
             }
             other => other.map_err(|error| unopened(&error, start))?,
         };
         let mut owner = self.owner(start.sr, store, catalog)?;
         owner.recover()?;
+        let mut events = owner.say_mended(mended);
         if let Some(Away { seconds, why }) = &asked.away {
             let text = format!("attached; it could not be for {seconds} s: {why}");
-            let event = owner.event(Severity::Warning, "sr.available", None, None, text);
-            owner.commit(vec![event])?;
+            events.push(owner.event(Severity::Warning, "sr.available", None, None, text));
+        }
+        if !events.is_empty() {
+            owner.commit(events)?;
         }
         Ok(Begun::Opened(json!({}), Box::new(owner)))
     }

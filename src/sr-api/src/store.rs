@@ -218,6 +218,18 @@ pub trait Store: Send + Sync {
         Ok(())
     }
 
+    /// What had to be mended before the catalog's place could be used; asked once after it was opened or renewed. Then files of the
+    /// catalog may be missing or old, until the caller has looked and says so ([`believe_catalog`](Self::believe_catalog)): who opens
+    /// it next is told the same.
+    fn mended(&self) -> Option<String> {
+        None
+    }
+
+    /// The files of a place that was mended are whole.
+    fn believe_catalog(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Whether the storage is still the one that was opened (the marker can be read and names the same SR).
     fn check_marker(&self) -> Result<(), Error>;
 
