@@ -184,7 +184,7 @@ fn mount_anew(node: &Node, at: &Path) -> Result<Option<String>, Error> {
             }
             // Somebody of another name may have it mounted. It is tried again the next time.
             Checked::Unchecked(why) => {
-                tracing::warn!(why, "the file system of the catalog is used unchecked")
+                tracing::warn!(why, "the file system of the catalog is used unchecked");
             }
         }
     }
