@@ -4,7 +4,7 @@
 mod harness;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Agent, Said, sha256, text};
+use harness::{Agent, Said, sha256, text, wait_until};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -316,4 +316,40 @@ fn with_nothing_but_images_no_content_is_lost() -> Result<()> {
     let now = disks(&scene.agent)?;
     ensure!(hashes(&now).is_superset(&hashes(&scene.disks)), "{:#?}\n{now:#?}", scene.disks);
     scene.agent.stop()
+}
+
+#[test]
+fn an_image_that_is_lost_with_something_left_to_do_costs_its_own_disk_only() -> Result<()> {
+    let mut agent = Agent::start()?;
+    let place = agent.path("sr");
+    let location = place.to_string_lossy().into_owned();
+    let sr = agent.ok(&["sr", "create", "--type", "file", "--name", "store", "--location", &location])?;
+    let disk = agent.ok(&["vdi", "create", "--sr", &sr, "--size", "16MiB", "--name", "disk"])?;
+    let mut taken = Vec::new();
+    for byte in 1..=3 {
+        agent.write(&disk, u64::from(byte) << 20, &[byte; 4096])?;
+        taken.push(agent.ok(&["vdi", "snapshot", &disk])?);
+    }
+    agent.ok(&["coalesce", "pause", &sr])?;
+    agent.ok(&["vdi", "destroy", &taken[0], "--yes"])?;
+    let container = agent.json(&["vdi", "show", &taken[1]])?["container"].clone();
+    agent.stop()?;
+    // What is to be written to the headers above the merged image stands in the catalog, and is not written.
+    agent.launch(Some("merge.planned"))?;
+    wait_until("the SR is back", || Ok(agent.catena(&["vdi", "show", &disk])?.code == 0))?;
+    let first = agent.processes("catena-keeper");
+    // The keeper may be dead before it has answered.
+    agent.catena(&["coalesce", "resume", &sr])?;
+    wait_until("the keeper has died", || Ok(agent.processes("catena-keeper") != first))?;
+    agent.kill()?;
+    fs::remove_file(place.join(container.as_str().context("a container")?))?;
+
+    agent.launch(None)?;
+    wait_until("the SR is back", || Ok(agent.catena(&["vdi", "show", &disk])?.code == 0))?;
+    for byte in 1..=3 {
+        let read = agent.read(&disk, u64::from(byte) << 20, 4096)?;
+        ensure!(read == [byte; 4096], "what the disk holds at {byte} MiB is not {byte}");
+    }
+    ensure!(agent.catena(&["vdi", "read", &taken[1], "--to", "/dev/null"])?.code != 0);
+    agent.ok(&["vdi", "snapshot", &disk]).map(drop)
 }

@@ -18,8 +18,8 @@
 use crate::hands::ready;
 use crate::owner::Owner;
 use catena_catalog::Change;
-use catena_sr_api::Access;
-use catena_types::{ErrorName, Failure, HeaderPatch, JobRecord, JobState, Step, Work};
+use catena_sr_api::{Access, Error};
+use catena_types::{ErrorName, Failure, HeaderPatch, ImageId, JobRecord, JobState, Step, Work};
 
 impl Owner {
     /// Answers what a crash has left.
@@ -86,9 +86,16 @@ impl Owner {
             .collect();
         // An image that a process has open was mended by that process; one that does not answer costs its own chain only.
         let mut patches = patches;
-        patches.retain(|patch| self.writer_of(patch.image).is_none());
+        patches.retain(|patch| self.writer_of(patch.image).is_none() && self.is_there(patch.image));
         // What is stale is planned anew by the step.
         self.apply_patches(&patches).map(drop)
+    }
+
+    /// Whether the image has a container. A predecessor may have come to remove that of garbage and not its row, and any may have been
+    /// lost meanwhile: that costs its own chain only.
+    fn is_there(&self, image: ImageId) -> bool {
+        let row = self.catalog.state().images.get(&image);
+        row.is_some_and(|row| !matches!(self.store.info(&row.container), Err(Error::Missing(_))))
     }
 
     /// A crash between the growth of a container and the move of the footer leaves an old one, or none, at its end.
@@ -113,7 +120,8 @@ impl Owner {
             for image in [from, into] {
                 // What a disk's process writes is in no mover's hands.
                 let row = self.catalog.state().images.get(image).cloned();
-                if let Some(row) = row.filter(|row| self.writer_of(row.id).is_none()) {
+                if let Some(row) = row.filter(|row| self.writer_of(row.id).is_none() && self.is_there(row.id))
+                {
                     drop(ready(&*self.store, &row, Access::ReadWrite)?);
                 }
             }

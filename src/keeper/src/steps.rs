@@ -10,7 +10,7 @@ use catena_catalog::Change;
 use catena_control::{Answer, Ask, Request};
 use catena_sr_api::Access;
 use catena_types::{
-    ErrorName, Failure, HeaderPatch, ImageId, JobId, JobRecord, JobState, Step, VdiUuid, Work,
+    ErrorName, Failure, HeaderPatch, ImageId, ImageState, JobId, JobRecord, JobState, Step, VdiUuid, Work,
 };
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
@@ -181,6 +181,10 @@ impl Owner {
             let (mut wanted, mut fds) = (Vec::new(), Vec::new());
             for patch in batch {
                 let Some(row) = self.catalog.state().images.get(&patch.image).cloned() else { continue };
+                if row.state == ImageState::Garbage {
+                    // Nobody looks for its parent, and its container may be gone.
+                    continue;
+                }
                 fds.push(ready(&*self.store, &row, Access::ReadWrite)?.fd);
                 wanted.push((*patch).clone());
             }
