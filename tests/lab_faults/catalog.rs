@@ -5,7 +5,11 @@ use crate::harness::lab::{self, Fault, run};
 use crate::harness::wait_until;
 use crate::store::Store;
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::io::{Write, pipe};
 use std::ops::Range;
+use std::os::fd::AsFd;
+use std::thread;
 
 impl Store {
     /// A command of lvm2 by the owner of the group.
@@ -95,6 +99,43 @@ fn a_damaged_file_system_of_the_catalog_is_mended_or_given_up() -> Result<()> {
         store.is_made_anew(&disk)?;
         let volumes = run("lvs", &["--foreign", "--noheadings", "-o", "lv_name", &store.group()])?;
         ensure!(volumes.contains("catalog-lost-1"), "{volumes}");
+        store.clean()
+    })
+}
+
+/// A job that has grown a volume, and cannot record that it has cut it again, is ended when the catalog can be written: no other keeper
+/// is needed for that.
+#[test]
+fn what_a_job_could_not_record_is_recorded_when_the_catalog_works() -> Result<()> {
+    lab::test(|| {
+        let store = Store::new(512, "thin")?;
+        let disk = store.vdi("64MiB", "disk")?;
+        let catalog = store.ranges("catalog")?;
+        let (from, mut to) = pipe()?;
+        let content = vec![7; 4 << 20];
+        thread::scope(|scope| -> Result<()> {
+            let asked = scope.spawn(|| {
+                let params = json!({"vdi": disk, "offset": 0, "length": content.len(), "fd": 0});
+                store.agent.call_with("VDI.write", &params, &[from.as_fd()])
+            });
+            // More than a pipe holds: somebody reads, so the volume has grown, and the job's row says so.
+            to.write_all(&content[1..])?;
+            store.break_these(catalog.iter().map(|range| range.start + 64..range.end).collect())?;
+            to.write_all(&content[..1])?;
+            drop(to);
+            let answer = asked.join().map_err(|_| anyhow::anyhow!("a thread has panicked"))??;
+            ensure!(answer.is_err(), "what the leaf takes could not be recorded: {answer:?}");
+            Ok(())
+        })?;
+        store.disk.load(&[])?;
+        wait_until("the catalog works", || Ok(store.events("sr.catalog_renewed")? > 0))
+            .with_context(|| store.agent.log())?;
+        store.settle().with_context(|| store.agent.log())?;
+        let jobs = store.agent.json(&["job", "list"])?;
+        let rows = jobs["jobs"].as_array().context("jobs")?;
+        let is_done = |job: &&Value| job["kind"] == "detach" && job["state"] == "done";
+        ensure!(rows.iter().filter(is_done).count() == 1, "{jobs}");
+        ensure!(store.agent.read(&disk, 0, 4 << 20)? == content, "it was written");
         store.clean()
     })
 }

@@ -160,14 +160,18 @@ impl Owner {
         let due = |job: &&std::sync::Arc<JobRecord>| {
             job.committed && job.state == JobState::Queued && job.retry_at.is_none_or(|at| at <= now)
         };
-        self.catalog.state().unfinished().find(due).map(|job| job.id)
+        let said = self.catalog.state().unfinished().find(due).map(|job| job.id);
+        said.or_else(|| self.unsaid_due())
     }
 
     fn resume_steps(&mut self, id: JobId) {
-        let Some(job) = self.catalog.state().jobs.get(&id).map(|row| (**row).clone()) else { return };
+        self.unsaid.remove(&id);
+        let row = self.catalog.state().jobs.get(&id).filter(|row| !row.state.is_over());
+        let Some(job) = row.map(|row| (**row).clone()) else { return };
         let job = JobRecord { state: JobState::Running, error: None, retry_at: None, ..job };
         let task = task_of_work(&job.work);
         if let Err(failure) = self.commit(vec![Change::PutJob(job)]) {
+            self.try_later(id);
             return tracing::error!(job = id, %failure, "a job could not be taken up again");
         }
         self.current = task.map(|task| Current { job: id, task, growing: false });

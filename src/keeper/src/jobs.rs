@@ -291,6 +291,7 @@ impl Owner {
         let awake = awake.map(|at| at.saturating_duration_since(instant));
         let rests = state.unfinished().filter_map(|job| job.retry_at);
         let rests = rests.chain(state.meta.paused_until).chain(self.policy().window.next_change(looked));
+        let rests = rests.chain(self.unsaid.values().copied());
         let rests = rests.filter(|at| *at > looked.timestamp());
         awake.chain(rests.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default())).min()
     }

@@ -162,6 +162,8 @@ pub(crate) struct Owner {
     pub(crate) served_measured: Instant,
     /// Whether the figures of the storage may have changed since they were asked for.
     pub(crate) stat_due: Cell<bool>,
+    /// Committed jobs with steps left whose rows could not say that these are tried again, and when they are.
+    pub(crate) unsaid: BTreeMap<JobId, Timestamp>,
     /// When a catalog whose storage has failed is tried next.
     pub(crate) ailing: Option<Instant>,
     /// Something was written since the catalog was last tidied.
@@ -213,6 +215,7 @@ impl Owner {
             stale: BTreeSet::new(),
             served_measured: Instant::now(),
             stat_due: Cell::new(true),
+            unsaid: BTreeMap::new(),
             ailing: None,
             untidy: true,
         }

@@ -58,6 +58,7 @@ impl Owner {
         };
         self.ailing = None;
         self.candidates = Candidates::of(&Rows(self.catalog.state()));
+        self.find_unsaid();
         let text = "the storage of the catalog had failed, and works again: it was mounted anew";
         let event = self.event(Severity::Warning, "sr.catalog_renewed", None, None, text);
         let events = self.say_mended(mended).into_iter().chain([event]).collect();

@@ -229,8 +229,34 @@ impl Owner {
         job.updated = Timestamp::now();
         if let Err(failure) = self.commit(vec![Change::PutJob(job)]) {
             tracing::error!(job = id, %failure, "a failed step could not be recorded");
+            self.try_later(id);
         }
         self.merge_over(id);
+    }
+
+    /// The steps of a job are tried again, whatever its row says.
+    pub(crate) fn try_later(&mut self, id: JobId) {
+        self.unsaid.insert(id, Timestamp::now() + back_off(1));
+    }
+
+    /// One of those that may be tried now.
+    pub(crate) fn unsaid_due(&self) -> Option<JobId> {
+        let now = Timestamp::now();
+        // While the catalog cannot be written nothing can be finished.
+        let mut due = self.unsaid.iter().filter(|(_, at)| **at <= now && self.ailing.is_none());
+        due.next().map(|(id, _)| *id)
+    }
+
+    /// The catalog is as its storage has it, which may not be what this owner believed: committed jobs that nobody carries out any more
+    /// are finished. A removal goes on in its thread, and says so.
+    pub(crate) fn find_unsaid(&mut self) {
+        let is_removal = |job: &JobRecord| matches!(job.effects.steps.first(), Some(Step::Remove { .. }));
+        let rows = self.catalog.state().unfinished();
+        let left = rows.filter(|job| job.committed && job.state == JobState::Running && !is_removal(job));
+        let left = left.map(|job| job.id).filter(|id| !self.running.contains_key(id));
+        for id in Vec::from_iter(left) {
+            self.unsaid.insert(id, Timestamp::now());
+        }
     }
 }
 

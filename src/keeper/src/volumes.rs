@@ -200,7 +200,8 @@ impl Owner {
             return Err(failure);
         }
         job.effects.sizes.clear();
-        self.commit(vec![Change::PutJob(job)])?;
+        // The row that is there says what to do as well: the leaf is cut again, now or when the row can be written.
+        self.commit(vec![Change::PutJob(job)]).inspect_err(|_| self.run_steps(id))?;
         Ok(Some(id))
     }
 
