@@ -6,8 +6,10 @@
 //!
 //! Invariant: a group has a device with one commit of lvm2, or has it not, and each step may be repeated. A crash before the commit
 //! leaves physical volumes in no group; their ids begin with that of the SR, so that the next try knows them for what they are and
-//! takes them for empty. Used by `store`.
+//! takes them for empty. Used by `store`, and what is
+//! known of ids by `make` too.
 
+use crate::crash;
 use crate::home;
 use crate::location::{self, is_in_use};
 use crate::lvm2::{Lvm2, Scope, Volumes};
@@ -90,8 +92,16 @@ fn extend(lvm: &Lvm2, group: &Group, sr: SrUuid, new: &[String]) -> Result<(), E
         return Ok(());
     }
     // What a crash has left here is made anew, whole.
-    new.iter().try_for_each(|device| lvm.make_physical_with(device, &new_id(sr)))?;
-    lvm.extend_group(&group.name, new)
+    make_physical(lvm, new, sr)?;
+    crash::ADDED.pass();
+    lvm.extend_group(&group.name, new)?;
+    crash::EXTENDED.pass();
+    Ok(())
+}
+
+/// Makes devices physical volumes of the SR, which are known as such while they are in no group.
+pub(crate) fn make_physical(lvm: &Lvm2, devices: &[String], sr: SrUuid) -> Result<(), Error> {
+    devices.iter().try_for_each(|device| lvm.make_physical_with(device, &new_id(sr)))
 }
 
 /// Makes devices what they were, unless they are in the group.
@@ -145,7 +155,7 @@ fn new_id(sr: SrUuid) -> String {
 }
 
 /// Whether it was made for the SR.
-fn is_ours(id: &str, sr: SrUuid) -> bool {
+pub(crate) fn is_ours(id: &str, sr: SrUuid) -> bool {
     id.replace('-', "").starts_with(&digits(sr)[..PREFIX])
 }
 

@@ -10,6 +10,7 @@ use crate::fsck::{self, Checked};
 use crate::marker::CATALOG;
 use crate::node::Node;
 use crate::report::Group;
+use crate::tags;
 use catena_sr_api::{Access, Error};
 use catena_types::{Bytes, SrUuid};
 use nix::errno::Errno;
@@ -220,6 +221,24 @@ fn mount_at(node: &Node, at: &Path, flags: MsFlags, data: Option<&str>) -> Resul
             _ => failed("mounting the catalog at")(errno.into()),
         }
     })
+}
+
+/// Unmounts the catalog of a group that is no SR: who was making or destroying one may have died before it did that.
+pub(crate) fn let_go(group: &Group, run_dir: &Path) -> Result<(), Error> {
+    let said = group.volumes.get(CATALOG).map(|volume| tags::read(&volume.tags)).unwrap_or_default();
+    let Some(sr) = said.get("sr").and_then(|sr| sr.parse::<SrUuid>().ok()) else { return Ok(()) };
+    let (node, at) = (node(group), place(run_dir, sr));
+    let Some(device) = node.open(Access::ReadOnly)? else { return Ok(()) };
+    let Some(_lock) = OwnerLock::take(&node, device)? else {
+        return Err(Error::InUse(format!(
+            "somebody makes or destroys an SR of the volume group {}",
+            group.name
+        )));
+    };
+    if is_mounted(&node, &at)? {
+        drop(Mounted { at, mended: Mutex::default() });
+    }
+    Ok(())
 }
 
 /// Whether the file system of the node is mounted there.

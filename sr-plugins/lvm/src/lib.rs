@@ -6,6 +6,7 @@
 //! caller, through the traits of `catena-sr-api`.
 
 mod command;
+mod crash;
 mod discard;
 mod enlarge;
 mod fsck;
@@ -33,12 +34,15 @@ pub use command::commands_run;
 use crate::report::Group;
 use crate::survey::Found;
 use catena_sr_api::{Error, HostIdentity, Plugin, Probe, Sizing, SrIdentity, Store};
-use catena_types::SrUuid;
+use catena_types::{CrashPoint, SrUuid};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// Where mounts are, as long as nobody has said.
 const RUN_DIR: &str = "/run/catena";
+
+/// What a device holds that is in no group.
+const LOOSE: &str = "an LVM physical volume in no volume group";
 
 /// The back end of kind `lvm`. A location is the absolute paths of devices, joined by commas.
 #[derive(Debug, Default)]
@@ -72,10 +76,15 @@ impl Plugin for LvmPlugin {
         system_dir::prepare(run_dir);
     }
 
+    fn crash_points(&self) -> &'static [CrashPoint] {
+        crash::ALL
+    }
+
     fn probe(&self, location: &Path) -> Result<Probe, Error> {
         match survey::survey(&location::devices(location)?)? {
             Found::Said(probe) => Ok(probe),
             Found::Remains(_) => Ok(Probe::Empty),
+            Found::Loose(_) => Ok(Probe::Foreign(LOOSE.to_owned())),
         }
     }
 
@@ -83,7 +92,10 @@ impl Plugin for LvmPlugin {
         let devices = location::devices(location)?;
         match survey::survey(&devices)? {
             Found::Said(Probe::Empty) => {}
-            Found::Remains(group) => make::clear(&group)?,
+            Found::Remains(group) => make::clear(&group, self.run_dir())?,
+            // A crash came before there was a group. They are made anew.
+            Found::Loose(ids) if ids.iter().all(|id| enlarge::is_ours(id, identity.uuid)) => {}
+            Found::Loose(_) => return Err(foreign(location, LOOSE)),
             Found::Said(Probe::Ours(present)) => return Err(exists(location, &present)),
             Found::Said(Probe::Images(_)) => return Err(foreign(location, "images of another manager")),
             Found::Said(Probe::Foreign(what)) => return Err(foreign(location, &what)),
@@ -99,9 +111,8 @@ impl Plugin for LvmPlugin {
             Found::Said(Probe::Empty) | Found::Remains(_) => {
                 Err(Error::Unavailable(format!("{} holds no images", location.display())))
             }
-            Found::Said(Probe::Foreign(what)) => {
-                Err(Error::Foreign(format!("{} holds no images to take over: {what}", location.display())))
-            }
+            Found::Said(Probe::Foreign(what)) => Err(no_images(location, &what)),
+            Found::Loose(_) => Err(no_images(location, LOOSE)),
         }
     }
 
@@ -138,6 +149,10 @@ fn images(group: &Group) -> Vec<String> {
 
 fn foreign(location: &Path, what: &str) -> Error {
     Error::Foreign(format!("{} is not empty: {what}", location.display()))
+}
+
+fn no_images(location: &Path, what: &str) -> Error {
+    Error::Foreign(format!("{} holds no images to take over: {what}", location.display()))
 }
 
 fn exists(location: &Path, present: &SrIdentity) -> Error {

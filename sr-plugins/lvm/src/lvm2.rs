@@ -102,12 +102,6 @@ impl Lvm2 {
         self.change("pvresize", devices, &[])
     }
 
-    /// Makes devices that hold nothing physical volumes.
-    pub(crate) fn make_physical(&self, devices: &[String]) -> Result<(), Error> {
-        let options = ["--metadatasize", METADATA, "--zero", "y"].map(str::to_owned);
-        self.change("pvcreate", &[&options[..], devices].concat(), &[])
-    }
-
     /// Takes that back, from devices that are in no group.
     pub(crate) fn unmake_physical(&self, devices: &[String]) -> Result<(), Error> {
         self.change("pvremove", devices, &[])

@@ -5,8 +5,11 @@
 //! ```
 //!
 //! Invariant: the marker is the last thing that is made. A crash before it leaves what `marker` calls unfinished, which the next
-//! creation on the devices removes. Used by the plugin.
+//! creation on the devices removes, or physical volumes in no group with ids that only a creation of the same SR takes for empty: one
+//! whose group cannot be read any more looks like that, too. Used by the plugin.
 
+use crate::crash;
+use crate::enlarge;
 use crate::home::{self, Home, Mounted, OwnerLock};
 use crate::lvm2::{Lvm2, Scope, Volumes};
 use crate::marker::{self, CATALOG};
@@ -20,8 +23,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Removes what a crash has left of an SR that was being made or destroyed.
-pub(crate) fn clear(group: &Group) -> Result<(), Error> {
+pub(crate) fn clear(group: &Group, run_dir: &Path) -> Result<(), Error> {
     tracing::info!(group = group.name, "what is left of an unfinished creation is removed");
+    home::let_go(group, run_dir)?;
     let lvm = Lvm2 {
         system_id: Some(group.system_id.clone()).filter(|id| !id.is_empty()),
         ..Lvm2::reading(Scope::Devices(group.devices.clone()))
@@ -34,10 +38,15 @@ pub(crate) fn clear(group: &Group) -> Result<(), Error> {
 pub(crate) fn create(devices: &[String], identity: &SrIdentity, run_dir: &Path) -> Result<LvmStore, Error> {
     let lvm = acting(devices, identity);
     let name = marker::group_name(identity.uuid);
-    let made = lvm
-        .make_physical(devices)
-        .and_then(|()| lvm.make_group(&name, devices, &marker::first_tag(identity.uuid)))
-        .and_then(|()| finish(&lvm, &name, identity, run_dir));
+    let made = enlarge::make_physical(&lvm, devices, identity.uuid)
+        .and_then(|()| {
+            crash::PHYSICAL.pass();
+            lvm.make_group(&name, devices, &marker::first_tag(identity.uuid))
+        })
+        .and_then(|()| {
+            crash::MADE.pass();
+            finish(&lvm, &name, identity, run_dir)
+        });
     match made {
         Ok((group, home)) => Ok(LvmStore::owned(lvm, group, identity.clone(), home)),
         Err(error) => {
@@ -64,10 +73,14 @@ pub(crate) fn adopt(devices: &[String], identity: &SrIdentity, run_dir: &Path) -
     let catalog = Volumes { group: &name, names: &[CATALOG], read_only: &[] };
     if group.volumes.contains_key(CATALOG) {
         // What an introduction left that did not come to its end.
+        home::let_go(&group, run_dir)?;
         lvm.remove(catalog)?;
     }
     // From here on the tools of other hosts leave it alone.
-    lvm.give_group(&name, &own)?;
+    if group.system_id != own {
+        lvm.give_group(&name, &own)?;
+    }
+    crash::GIVEN.pass();
     match finish(&lvm, &name, identity, run_dir) {
         Ok((group, home)) => Ok(LvmStore::owned(lvm, group, identity.clone(), home)),
         Err(error) => {
@@ -95,6 +108,7 @@ fn finish(lvm: &Lvm2, name: &str, identity: &SrIdentity, run_dir: &Path) -> Resu
     home::format(&node)?;
     let lock = locked(&group)?;
     let mounted = Mounted::new(&node, &home::place(run_dir, identity.uuid))?;
+    crash::MOUNTED.pass();
     // D1: the marker comes last. A crash before it leaves no SR.
     lvm.tag_group(name, &marker::all_tags(identity), &BTreeSet::new())?;
     Ok((only(lvm, name)?, Home { mounted, _lock: lock }))

@@ -7,6 +7,7 @@ use crate::location;
 use crate::lvm2::{Lvm2, Scope, Volumes};
 use crate::make::{of, only};
 use crate::marker::{self, CATALOG, Kind};
+use crate::renew::is_unfinished;
 use crate::report::Group;
 use crate::shared::mend;
 use crate::store::LvmStore;
@@ -29,8 +30,10 @@ pub(crate) fn open(
 ) -> Result<LvmStore, Error> {
     let (group, identity) = find(location, uuid)?;
     refuse_others(&identity, host, take_over)?;
-    if !group.volumes.contains_key(CATALOG) {
-        return Err(lost(&group));
+    let Some(volume) = group.volumes.get(CATALOG) else { return Err(lost(&group)) };
+    if is_unfinished(&volume.tags) {
+        let text = format!("the catalog of the volume group {} was being made anew", group.name);
+        return Err(Error::CatalogLost(text));
     }
     let own = marker::system_id(&host.host);
     let mut taking = group.system_id != own;

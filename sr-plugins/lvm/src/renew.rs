@@ -1,12 +1,13 @@
 //! A new, empty volume for the catalog of an SR that has lost it: the volume is gone, or its file system cannot be mounted.
 //!
 //! ```text
-//! old volume, if there is one, locked and renamed -> new volume, marked as unfinished -> file system -> mounted -> mark taken off
+//! old volume, if there is one, locked and renamed -> new volume, marked as unfinished -> file system -> mark taken off -> mounted
 //! ```
 //!
 //! Invariant: no image's volume is touched, and the old catalog is kept under another name; a crash leaves an SR whose catalog is
-//! still lost, for which the same is done again. Used by the plugin.
+//! still lost, for which the same is done again: a volume with the mark is nobody's catalog (`open`), and goes. Used by the plugin.
 
+use crate::crash;
 use crate::home::{self, Home, LEAST, Mounted, OwnerLock};
 use crate::lvm2::{Lvm2, Scope, Volumes};
 use crate::make::{locked, only};
@@ -48,12 +49,16 @@ pub(crate) fn renew(
     let name = &group.name;
     let unfinished = BTreeSet::from([format!("{PREFIX}unfinished=1")]);
     lvm.make_volume(name, CATALOG, room, &marker::first_tag(uuid).union(&unfinished).cloned().collect())?;
+    crash::RENEWED.pass();
     let node = home::node(&group);
     home::format(&node)?;
-    let lock = locked(&group)?;
-    let mounted = Mounted::new(&node, &home::place(run_dir, uuid))?;
+    crash::REFORMATTED.pass();
+    // D1: before anything is put into it. What has the mark is removed without a look.
     let new = Volumes { group: name, names: &[CATALOG], read_only: &[] };
     lvm.tag(new, &BTreeSet::new(), &unfinished)?;
+    crash::FINISHED.pass();
+    let lock = locked(&group)?;
+    let mounted = Mounted::new(&node, &home::place(run_dir, uuid))?;
     become_owner(&lvm, &only(&lvm, name)?, &mut identity, host)?;
     let group = only(&lvm, name)?;
     mend(&lvm, &group)?;
@@ -75,7 +80,8 @@ fn room(group: &Group) -> Result<u64, Error> {
     Err(Error::NoSpace(format!("in the volume group {name} {short} are missing for a new catalog")))
 }
 
-fn is_unfinished(tags: &BTreeSet<String>) -> bool {
+/// Whether a crash left a volume for a catalog that was not ready to take one.
+pub(crate) fn is_unfinished(tags: &BTreeSet<String>) -> bool {
     tags.contains(&format!("{PREFIX}unfinished=1"))
 }
 
@@ -94,6 +100,7 @@ fn put_aside(lvm: &Lvm2, group: &Group) -> Result<(), Error> {
     let free = (1..).map(|n| format!("{ASIDE}{n}")).find(|aside| !group.volumes.contains_key(aside));
     let aside = free.unwrap_or_default();
     lvm.rename(name, CATALOG, &aside)?;
+    crash::ASIDE.pass();
     drop(lock);
     tracing::warn!(group = name, aside, "the lost catalog is kept aside");
     lvm.deactivate(Volumes { group: name, names: &[&aside], read_only: &[] })

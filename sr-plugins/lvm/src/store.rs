@@ -4,6 +4,7 @@
 //! writing only while somebody is to write it. What happens to be active is no state that is kept anywhere: the keeper says what
 //! is in use. Called by the keeper from any thread.
 
+use crate::crash;
 use crate::fsck;
 use crate::home::{self, Home};
 use crate::labeller::Labeller;
@@ -440,6 +441,7 @@ impl Store for LvmStore {
             let gone = ours.filter(|tag| !kept.contains(*tag)).cloned().collect();
             // D1: what points goes durably before what it points at. A crash leaves no SR without its catalog.
             lvm.tag_group(&group.name, &BTreeSet::new(), &gone)?;
+            crash::UNMARKED.pass();
             // The mount and the lock keep the catalog's volume open.
             drop(owner.take());
             if own && group.volumes.keys().all(|name| name == CATALOG) {

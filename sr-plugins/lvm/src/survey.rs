@@ -23,6 +23,8 @@ pub(crate) enum Found {
     Said(Probe),
     /// What a crash left of an SR that was being made or destroyed, in this group.
     Remains(Group),
+    /// Nothing but physical volumes in no group, with these ids.
+    Loose(Vec<String>),
 }
 
 /// Looks at devices.
@@ -39,9 +41,10 @@ pub(crate) fn survey(devices: &[String]) -> Result<Found, Error> {
     if empty.len() == devices.len() {
         return Ok(Found::Said(Probe::Empty));
     }
-    let mut groups = Lvm2::reading(Scope::Devices(devices.to_vec())).report(None)?;
+    let lvm = Lvm2::reading(Scope::Devices(devices.to_vec()));
+    let mut groups = lvm.report(None)?;
     let Some(group) = groups.pop() else {
-        return Ok(foreign("an LVM physical volume in no volume group".to_owned()));
+        return Ok(Found::Loose(lvm.physical()?.into_iter().map(|one| one.id).collect()));
     };
     if !groups.is_empty() {
         return Ok(foreign("LVM physical volumes of several volume groups".to_owned()));

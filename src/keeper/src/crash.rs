@@ -3,7 +3,7 @@
 
 use catena_types::{CrashPoint, JobKind};
 
-/// Every point of this program.
+/// Every point of this program but those of the back ends.
 pub(crate) fn all() -> impl Iterator<Item = &'static CrashPoint> {
     JOBS.iter()
         .chain(crate::sizing::POINTS)

@@ -27,7 +27,7 @@ struct Arguments {
 pub fn run(plugins: &'static [&'static dyn Plugin]) -> ExitCode {
     catena_types::arm_crash_points();
     if Arguments::parse().list_crash_points {
-        for point in crash::all() {
+        for point in crash::all().chain(plugins.iter().flat_map(|plugin| plugin.crash_points())) {
             println!("{}", point.0);
         }
         return ExitCode::SUCCESS;

@@ -66,6 +66,8 @@ impl Starter {
             "SR.create" => self.create(&params(request)?),
             "SR.introduce" => self.introduce(&params(request)?),
             "SR.probe" => self.probe(),
+            // It followed an attach that was refused, on its heels.
+            "SR.detach" => Ok(Begun::Said(json!({}))),
             other => Err(bad_request(format!("{other} before an SR is open"))),
         }
     }

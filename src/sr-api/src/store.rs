@@ -1,7 +1,7 @@
 //! The two traits of a back end and the plain values they speak in.
 
 use crate::error::Error;
-use catena_types::{Bytes, ImageId, Severity, SrUuid};
+use catena_types::{Bytes, CrashPoint, ImageId, Severity, SrUuid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -164,6 +164,11 @@ pub trait Plugin: Sync {
 
     /// Says, once and before anything else, where this process may keep what goes with the boot of the host (mount points).
     fn prepare(&self, _run_dir: &Path) {}
+
+    /// The places of its own where a debug build can be told to die.
+    fn crash_points(&self) -> &'static [CrashPoint] {
+        &[]
+    }
 
     /// What is at the location. Changes nothing.
     fn probe(&self, location: &Path) -> Result<Probe, Error>;
