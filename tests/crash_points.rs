@@ -9,12 +9,15 @@ mod harness;
 
 use Operation::{Coalesce, CopyIn, Revert};
 use anyhow::{Context, Result, bail, ensure};
+use crash::coming::{INTRODUCED, MADE, RENEWED, UNMADE};
 use crash::effect::Effect;
 use crash::extending::EXTENSIONS;
+use crash::growing::GROWTHS;
 use crash::merging::MERGES_THERE;
 use crash::request::{Operation, Turn};
 use crash::stage::Stage;
 use crash::table::{FRONT, KEEPER, LIFE, MENDING, MERGES, SERVE, SERVING, WORKER};
+use crash::there::{self, NOT_THERE, name_of};
 use crash::volumes::VOLUMES;
 use crash::{life, mending, serving};
 use std::collections::BTreeSet;
@@ -32,7 +35,26 @@ fn every_point_of_every_program_has_a_scenario() -> Result<()> {
         .chain(EXTENSIONS.iter().copied())
         .chain(VOLUMES.iter().map(|(at, _)| name_of(at)))
         .chain(MERGES_THERE.iter().map(|(at, _)| name_of(at)))
+        .chain([MADE, INTRODUCED, RENEWED, UNMADE, GROWTHS].concat())
         .collect();
+    let listed = listed()?;
+    let listed: BTreeSet<&str> = listed.iter().map(String::as_str).collect();
+    ensure!(named == listed, "without a scenario: {:?}; unknown: {:?}", &listed - &named, &named - &listed);
+    Ok(())
+}
+
+#[test]
+fn every_point_is_played_on_volumes_or_means_nothing_there() -> Result<()> {
+    let (played, listed) = (there::all(), listed()?);
+    let without: BTreeSet<&str> = NOT_THERE.iter().map(|(at, _)| *at).collect();
+    ensure!(played.is_disjoint(&without), "played all the same: {:?}", &played & &without);
+    let (known, listed) = (&played | &without, listed.iter().map(String::as_str).collect());
+    ensure!(known == listed, "not played: {:?}; unknown: {:?}", &listed - &known, &known - &listed);
+    Ok(())
+}
+
+/// The points of all programs.
+fn listed() -> Result<BTreeSet<String>> {
     let mut listed = BTreeSet::new();
     for program in [
         env!("CARGO_BIN_EXE_catenad"),
@@ -42,9 +64,7 @@ fn every_point_of_every_program_has_a_scenario() -> Result<()> {
         let output = Command::new(program).arg("--list-crash-points").output()?;
         listed.extend(String::from_utf8(output.stdout)?.lines().map(str::to_owned));
     }
-    let listed: BTreeSet<&str> = listed.iter().map(String::as_str).collect();
-    ensure!(named == listed, "without a scenario: {:?}; unknown: {:?}", &listed - &named, &named - &listed);
-    Ok(())
+    Ok(listed)
 }
 
 #[test]
@@ -165,8 +185,4 @@ fn crash_and_verify(stage: &mut Stage, at: &str, operation: Operation) -> Result
     stage.verify().context("after the same anew")?;
     stage.verify_tidy()?;
     stage.agent.stop()
-}
-
-fn name_of(at: &str) -> &str {
-    at.rsplit_once(':').map_or(at, |(name, _)| name)
 }

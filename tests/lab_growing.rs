@@ -5,6 +5,8 @@ mod costs;
 #[path = "lab_growing/growing.rs"]
 mod growing;
 mod harness;
+#[path = "crash/growing.rs"]
+mod points;
 #[path = "lab_lvm/store.rs"]
 mod store;
 #[path = "lab_growing/trimming.rs"]

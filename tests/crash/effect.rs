@@ -36,7 +36,7 @@ impl Operation {
             Self::Snapshots => {
                 ensure!(gone.is_empty() && come.len() == 2, "two snapshots: came {come:?}, gone {gone:?}");
                 for vdi in come {
-                    let row = stage.agent.json(&["vdi", "show", &vdi])?;
+                    let row = stage.record(&vdi)?;
                     let disk = row["snapshot_of"].as_str().context("a snapshot of something")?;
                     stage.content.insert(vdi, stage.content.get(disk).context("of a disk")?.clone());
                 }
@@ -114,7 +114,7 @@ fn settle_revert(stage: &mut Stage, turn: Turn) -> Result<Effect> {
 
 /// A disk has its old size, or the new one.
 fn settle_resize(stage: &mut Stage, turn: Turn) -> Result<Effect> {
-    let row = stage.agent.json(&["vdi", "show", &stage.b])?;
+    let row = stage.record(&stage.b)?;
     let content = stage.content.get_mut(&stage.b).context("disk b")?;
     if row["virtual_size"] == content.len() {
         return Ok(Effect::None);
@@ -125,7 +125,7 @@ fn settle_resize(stage: &mut Stage, turn: Turn) -> Result<Effect> {
 }
 
 fn settle_set(stage: &mut Stage, turn: Turn) -> Result<Effect> {
-    let row = stage.agent.json(&["vdi", "show", &stage.a])?;
+    let row = stage.record(&stage.a)?;
     let label = row["name_label"].as_str().context("a label")?.to_owned();
     if label == stage.label {
         return Ok(Effect::None);

@@ -5,8 +5,10 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub(crate) mod coming;
 pub(crate) mod effect;
 pub(crate) mod extending;
+pub(crate) mod growing;
 pub(crate) mod life;
 pub(crate) mod mending;
 pub(crate) mod merging;
@@ -14,4 +16,6 @@ pub(crate) mod request;
 pub(crate) mod serving;
 pub(crate) mod stage;
 pub(crate) mod table;
+pub(crate) mod there;
 pub(crate) mod volumes;
+pub(crate) mod worn;

@@ -100,7 +100,7 @@ pub(crate) fn play(stage: &mut Stage, at: &str, what: Serving) -> Result<()> {
     }
     ensure!(!is_attached || stage.agent.served() == served, "a datapath that lived was replaced");
     if what == Serving::Leaf {
-        let depth = stage.agent.json(&["vdi", "show", &disk])?["depth"].clone();
+        let depth = stage.record(&disk)?["depth"].clone();
         ensure!(depth == 1, "the chain of the disk in use has {depth} images");
     }
     stage.agent.ok(&["sr", "policy", &stage.sr, "coalesce.rate=0"])?;
@@ -198,7 +198,7 @@ fn attach(stage: &Stage, disk: &str) -> Result<()> {
 }
 
 fn attached(stage: &Stage, disk: &str) -> Result<Value> {
-    Ok(stage.agent.json(&["vdi", "show", disk])?["attached"].clone())
+    Ok(stage.record(disk)?["attached"].clone())
 }
 
 fn uri(stage: &Stage, disk: &str) -> String {
@@ -233,8 +233,7 @@ fn after_attach(stage: &Stage, disk: &str, params: &Value) -> Result<()> {
 /// The disk has the size that the catalog says, for everybody; the repeated request makes it what was asked for.
 fn after_resize(stage: &mut Stage, disk: &str, params: &Value, answer: &Answer) -> Result<()> {
     let sizes = |stage: &Stage| -> Result<(u64, u64)> {
-        let recorded =
-            stage.agent.json(&["vdi", "show", disk])?["virtual_size"].as_u64().context("a size")?;
+        let recorded = stage.record(disk)?["virtual_size"].as_u64().context("a size")?;
         let seen = peer("libnbd-bin", "nbdinfo", &["--size", &uri(stage, disk)])?.trim().parse()?;
         Ok((recorded, seen))
     };

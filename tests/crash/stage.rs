@@ -8,7 +8,7 @@ use super::request::Turn;
 use crate::harness::lab::Disk;
 use crate::harness::volumes::{Group, OnDisk};
 use crate::harness::{Agent, text};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -145,6 +145,11 @@ impl Stage {
         self.volumes.is_some()
     }
 
+    /// The device that it lies on.
+    pub(crate) fn device(&self) -> Result<String> {
+        Ok(text(&self.volumes.as_ref().context("no volume group")?.path()))
+    }
+
     /// A volume of the group, by its name.
     pub(crate) fn on_disk(&self, container: &str) -> Result<OnDisk> {
         OnDisk::of(self.volumes.as_ref().context("no volume group")?, container)
@@ -252,9 +257,19 @@ impl Stage {
         }
     }
 
+    /// The answer to a request that must succeed; without a process, which takes long in the lab.
+    fn ask(&self, method: &str, params: &Value) -> Result<Value> {
+        self.agent.call(method, params)?.map_err(|error| anyhow!("{method}: {error}: {}", self.agent.log()))
+    }
+
+    /// What is known of a VDI.
+    pub(crate) fn record(&self, vdi: &str) -> Result<Value> {
+        self.ask("VDI.get_record", &json!({"vdi": vdi}))
+    }
+
     /// The VDIs that the SR has.
     pub(crate) fn listed(&self) -> Result<BTreeSet<String>> {
-        let document = self.agent.json(&["vdi", "list", "--sr", &self.sr])?;
+        let document = self.ask("VDI.list", &json!({"sr": self.sr}))?;
         let rows = document["vdis"].as_array().context("vdis")?;
         Ok(rows.iter().filter_map(|row| row["uuid"].as_str()).map(str::to_owned).collect())
     }
@@ -287,7 +302,7 @@ impl Stage {
         let (listed, known): (_, BTreeSet<String>) = (self.listed()?, self.content.keys().cloned().collect());
         ensure!(listed == known, "the SR has {listed:?} and should have {known:?}");
         for (vdi, content) in &self.content {
-            let row = self.agent.json(&["vdi", "show", vdi])?;
+            let row = self.record(vdi)?;
             ensure!(row["virtual_size"] == content.len(), "the size of {vdi}: {row}");
             let read = self.agent.read(vdi, 0, content.len() as u64)?;
             ensure!(read == *content, "{vdi} reads wrong {}", first_difference(&read, content));

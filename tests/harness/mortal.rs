@@ -57,7 +57,8 @@ impl Agent {
     /// Waits until the SR has a keeper again after it has lost one.
     pub(crate) fn wait_attached(&self, sr: &str) -> Result<()> {
         let (end, params) = (Instant::now() + PATIENCE, json!({"sr": sr}));
-        while let Err(error) = self.call("SR.scan", &params)? {
+        // Answered by the keeper's owner, from its memory.
+        while let Err(error) = self.call("SR.stat", &params)? {
             let passes = error["data"]["retry"] == true && Instant::now() < end;
             ensure!(passes, "the SR does not come back: {error}: {}", self.log());
             // Keepers that die often are started after pauses: this ends the pause.

@@ -23,6 +23,13 @@ impl Store {
         Self::on(Disk::new(mib)?, allocation)
     }
 
+    /// The same with an agent whose processes are told where to die.
+    pub(crate) fn mortal(mib: u64) -> Result<Self> {
+        let (agent, disk) = (Agent::start_mortal()?, Disk::new(mib)?);
+        let sr = create(&agent, &disk, "store", "thin")?;
+        Ok(Self { agent, disk, sr })
+    }
+
     /// On this disk.
     pub(crate) fn on(disk: Disk, allocation: &str) -> Result<Self> {
         let agent = Agent::start()?;
