@@ -20,6 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What takes longer in the lab hangs, in seconds: several times what any test takes on a slow machine.
 const LIMIT: u32 = 900;
+/// The same for the long forms.
+const LONG_LIMIT: u32 = 7200;
 /// How much of the lab's disk each test has, in MiB, as `tests/lab/suite` has it.
 const SLOT: u64 = 256 << 10;
 /// What the lab's kernel needs.
@@ -68,12 +70,13 @@ fn run_all() -> Result<HashMap<String, Outcome>> {
     let listed = Command::new(&program).args(env::args_os().skip(1)).arg("--list").output()?;
     let listed = String::from_utf8(listed.stdout)?;
     let names: Vec<&str> = listed.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+    let limit = if env::var_os("CATENA_NIGHTLY").is_some() { LONG_LIMIT } else { LIMIT };
     let mut command = if env::var_os("CATENA_LAB").is_some() {
         let mut suite = Command::new("tests/lab/suite");
         suite.arg("-");
         suite
     } else {
-        let (disk, seconds) = (SLOT * names.len() as u64, LIMIT as usize * names.len() + 60);
+        let (disk, seconds) = (SLOT * names.len() as u64, limit as usize * names.len() + 60);
         let mut boot = Command::new("tests/lab/boot");
         boot.args(["--disk", &disk.to_string(), "--limit", &seconds.to_string(), "--modules", MODULES]);
         let given = ["CATENA_NIGHTLY", "CATENA_SEED"].map(|name| (name, env::var(name)));
@@ -85,7 +88,7 @@ fn run_all() -> Result<HashMap<String, Outcome>> {
         boot.args(["tests/lab/suite", "/dev/ubdb"]);
         boot
     };
-    command.arg(LIMIT.to_string()).arg(program).args(&names).current_dir(root()?);
+    command.arg(limit.to_string()).arg(program).args(&names).current_dir(root()?);
     // One stream, in which the lab says everything in its order.
     let mut lab = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting the lab")?;
     let mut outcomes = HashMap::new();

@@ -2,8 +2,8 @@
 //! policy, repair, trim, pause, resume and merge, while front, keeper and workers are killed in the middle.
 //!
 //! After each step list and tree must be those of the model and the touched disk must read as it should; now and then all
-//! disks, and `sr check`. `CATENA_SEED` repeats the choices of a run; how the processes interleave is theirs. The SR is one of
-//! files.
+//! disks, and `sr check`. `CATENA_SEED` repeats the choices of a run; how the processes interleave is theirs. Here the SR is one of
+//! files; `tests/lab_model.rs` plays the same on logical volumes.
 
 mod attended;
 mod dice;
