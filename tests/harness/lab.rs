@@ -132,7 +132,7 @@ pub(crate) struct Disk {
 pub(crate) enum Fault {
     /// They fail (EIO).
     Error,
-    /// Writes fail (EIO).
+    /// Writes fail (EIO), and every flush of the whole disk with them.
     Writes,
     /// Writes are answered as done, and not done.
     Lost,

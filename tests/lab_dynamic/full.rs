@@ -2,10 +2,12 @@
 
 use crate::flows::dynamic;
 use crate::guest::{Guest, attach};
+use crate::harness::lab::Fault;
 use crate::harness::{lab, wait_until};
 use crate::sized::{Sized, holding};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
+use serde_json::Value;
 
 /// How often it was said that writes wait.
 fn said(sized: &Sized, kind: &str) -> Result<usize> {
@@ -65,6 +67,39 @@ fn writes_wait_for_space_and_go_on() -> Result<()> {
             sized.is_filled(&disk, block, 1)?;
         }
         ensure!(said(&sized, "vdi.storage_free")? > 0, "and that they go on");
+        sized.agent.is_clean(&sized.sr)
+    })
+}
+
+/// There is space, but the group cannot be changed: that is said once, with the reason, and tried again until it can.
+#[test]
+fn a_volume_that_cannot_be_made_larger_is_said_and_tried_again() -> Result<()> {
+    lab::test(|| {
+        let sized = dynamic(1024)?;
+        let disk = sized.disk("disk", "1GiB")?;
+        let socket = attach(&sized, &disk)?;
+        let lacks = || -> Result<Value> {
+            Ok(sized.agent.json(&["vdi", "show", &disk])?["serving"]["lacks_room"].clone())
+        };
+        ensure!(lacks()? == Value::Null);
+        // Where lvm2 keeps what it knows, behind the label of the device.
+        sized.device.load(&[(8..2048, Fault::Error)])?;
+        let all = 60;
+        let guest = Guest::fills(&socket, 0..all);
+        waits(&sized, 1)?;
+        let why = lacks()?;
+        ensure!(why.as_str().is_some_and(|why| why.contains("lvextend")), "{why}");
+        ensure!(guest.written() < all && said(&sized, "vdi.growth_failed")? == 1, "{}", sized.agent.log());
+        // The process dies, another one asks again: that is nothing new.
+        let served = sized.agent.served();
+        kill(*served.first().context("a process")?, Signal::SIGKILL)?;
+        waits(&sized, 2)?;
+        ensure!(said(&sized, "vdi.growth_failed")? == 1, "{}", sized.agent.log());
+        sized.device.load(&[])?;
+        guest.ends().with_context(|| sized.agent.log())?;
+        ensure!(lacks()? == Value::Null && said(&sized, "vdi.storage_free")? > 0, "{}", sized.agent.log());
+        sized.agent.ok(&["vdi", "detach", &disk])?;
+        sized.is_filled(&disk, all - 2, 2)?;
         sized.agent.is_clean(&sized.sr)
     })
 }

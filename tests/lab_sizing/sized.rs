@@ -20,8 +20,8 @@ pub(crate) const FULL_10: u64 = 10_268;
 pub(crate) struct Sized {
     pub(crate) agent: Agent,
     pub(crate) sr: String,
-    /// Goes with the test.
-    _disk: Disk,
+    /// What the group is on.
+    pub(crate) device: Disk,
 }
 
 impl Sized {
@@ -32,7 +32,7 @@ impl Sized {
         let options = ["--name", "sized", "--devices", &device, "--allocation", allocation];
         let sr = agent.ok(&[&["sr", "create", "--type", "lvm"][..], &options].concat())?;
         agent.ok(&["coalesce", "pause", &sr])?;
-        Ok(Self { agent, sr, _disk: disk })
+        Ok(Self { agent, sr, device: disk })
     }
 
     /// A new disk.

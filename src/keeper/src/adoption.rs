@@ -488,7 +488,8 @@ impl Owner {
     fn tell_news(&mut self, vdi: VdiUuid, news: News) {
         let (severity, kind, text) = match news {
             News::StorageFull => {
-                (Severity::Error, "vdi.storage_full", "the storage is full: writes wait for space".to_owned())
+                let why = self.lacks_room(vdi).unwrap_or_else(|| "the storage is full".to_owned());
+                (Severity::Error, "vdi.storage_full", format!("writes wait for space: {why}"))
             }
             News::StorageFree => {
                 (Severity::Info, "vdi.storage_free", "there is space again: writes go on".to_owned())

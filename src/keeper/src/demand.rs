@@ -22,7 +22,7 @@ use catena_catalog::Change;
 use catena_control::Ask;
 use catena_types::{
     BLOCK_BYTES, Bytes, Failure, ImageId, ImageRecord, ImageState, JobId, JobKind, JobRecord, JobState,
-    Resized, VdiUuid, Work,
+    Resized, Severity, VdiUuid, Work,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,6 +43,8 @@ pub(crate) struct Demand {
     is_refused: bool,
     /// It could not be made larger; not tried before this.
     rests_until: Option<Instant>,
+    /// Why, where an event has said so.
+    failure: Option<String>,
 }
 
 impl Owner {
@@ -128,12 +130,34 @@ impl Owner {
             }
         });
         if let Err(failure) = begun {
-            tracing::error!(%image, %failure, "a container of a disk in use is not made larger");
-            self.demands.insert(
-                image,
-                Demand { size, rests_until: Some(Instant::now() + REST), ..Demand::default() },
-            );
+            let demand = self.demands.entry(image).or_default();
+            (demand.size, demand.is_refused, demand.job) = (size, false, None);
+            self.not_grown(vdi, image, &failure);
         }
+    }
+
+    /// A container could not be made larger though there was space, and its guest may wait for that: said once, and tried again.
+    fn not_grown(&mut self, vdi: VdiUuid, image: ImageId, failure: &Failure) {
+        tracing::error!(%vdi, %image, %failure, "a container of a disk in use is not made larger");
+        let demand = self.demands.entry(image).or_default();
+        demand.rests_until = Some(Instant::now() + REST);
+        if demand.failure.is_some() {
+            return;
+        }
+        let text = format!("the volume cannot be made larger, which is tried again: {failure}");
+        let event = self.event(Severity::Error, "vdi.growth_failed", Some(vdi), None, text);
+        match self.commit(vec![event]) {
+            Ok(()) => self.demands.entry(image).or_default().failure = Some(failure.message.clone()),
+            // Said the next time.
+            Err(failure) => tracing::error!(%vdi, %failure, "an event could not be recorded"),
+        }
+    }
+
+    /// Why a disk's container is not made larger, though it should be.
+    pub(crate) fn lacks_room(&self, vdi: VdiUuid) -> Option<String> {
+        let asked = self.demands.iter().filter(|(image, _)| self.writer_of(**image) == Some(vdi));
+        let full = |demand: &Demand| demand.is_refused.then(|| "the storage is full".to_owned());
+        asked.map(|(_, demand)| demand).find_map(|demand| demand.failure.clone().or_else(|| full(demand)))
     }
 
     /// The process is told that it has to do with what it has: who finds no room then waits, and an event says so.
@@ -180,17 +204,16 @@ impl Owner {
     /// The container has grown, or could not.
     pub(crate) fn extended(&mut self, id: JobId, result: &Result<(), Failure>) {
         let Some(mut job) = self.catalog.state().jobs.get(&id).map(|row| (**row).clone()) else { return };
-        let Work::Extend { image, .. } = job.work else { return };
+        let Work::Extend { vdi, image } = job.work else { return };
         match result {
             // What is missing yet is asked for again by who knows.
             Ok(()) => {
                 self.demands.remove(&image);
             }
             Err(failure) => {
-                tracing::error!(%image, %failure, "a container of a disk in use could not be made larger");
-                let size = self.demands.get(&image).map_or(Bytes(0), |demand| demand.size);
-                let rests_until = Some(Instant::now() + REST);
-                self.demands.insert(image, Demand { size, rests_until, is_refused: true, job: None });
+                let demand = self.demands.entry(image).or_default();
+                (demand.is_refused, demand.job) = (true, None);
+                self.not_grown(vdi, image, failure);
             }
         }
         let row = self.catalog.state().images.get(&image).cloned();

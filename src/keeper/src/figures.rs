@@ -64,6 +64,8 @@ impl Owner {
     /// The figures of one served disk, or of all.
     pub(crate) fn figures(&mut self, of: Option<VdiUuid>) -> Vec<ServedDisk> {
         let deadline = Instant::now() + PATIENCE;
+        let lacks: BTreeMap<VdiUuid, String> =
+            (self.serving.disks.keys()).filter_map(|vdi| Some((*vdi, self.lacks_room(*vdi)?))).collect();
         let wanted = self.serving.disks.iter_mut().filter(|(vdi, _)| of.is_none_or(|of| of == **vdi));
         // All are asked before the first is waited for. Who owes an answer already, or ends, is not asked again.
         let asked: Vec<_> = wanted
@@ -80,7 +82,10 @@ impl Owner {
             .into_iter()
             .filter_map(|(about, link)| {
                 match link.answer(deadline.saturating_duration_since(Instant::now())) {
-                    Ok(Told::Stats(stats)) => Some(disk(about, *stats)),
+                    Ok(Told::Stats(stats)) => {
+                        let lacks_room = lacks.get(&about.0).cloned();
+                        Some(ServedDisk { lacks_room, ..disk(about, *stats) })
+                    }
                     _ => None,
                 }
             })
@@ -101,6 +106,7 @@ fn disk((vdi, pid, failed): (VdiUuid, u32, Option<String>), stats: Stats) -> Ser
         write: requests(&stats.write),
         flush: requests(&stats.flush),
         failed,
+        lacks_room: None,
     }
 }
 

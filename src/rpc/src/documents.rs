@@ -151,6 +151,9 @@ pub struct ServedDisk {
     /// Why nothing is written any more, where the storage has failed; otherwise null.
     #[serde(default)]
     pub failed: Option<String>,
+    /// Why its volume is not made larger, though its guest fills it and waits, or soon will; otherwise null.
+    #[serde(default)]
+    pub lacks_room: Option<String>,
 }
 
 /// Requests of one kind.
