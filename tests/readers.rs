@@ -323,3 +323,42 @@ fn base_copies_that_grow_are_read_as_before() -> Result<()> {
     }
     scene.is_clean()
 }
+
+#[test]
+fn a_base_copy_that_a_cancelled_merge_left_larger_is_merged() -> Result<()> {
+    let scene = Scene::set()?;
+    let agent = &scene.agent;
+    agent.ok(&["coalesce", "pause", &scene.sr])?;
+    // Three images below the leaf, of which the third is larger and takes long to copy.
+    let first = scene.snapshot()?;
+    agent.write(&scene.disk, 4 * MIB, &[2; 1 << 20])?;
+    let second = scene.snapshot()?;
+    agent.ok(&["vdi", "resize", &scene.disk, "1GiB"])?;
+    agent.write(&scene.disk, 8 * MIB, &vec![3; 16 << 20])?;
+    let kept = scene.snapshot()?;
+    agent.ok(&["vdi", "destroy", &second, "--yes"])?;
+    agent.ok(&["sr", "policy", &scene.sr, "coalesce.rate=1MiB"])?;
+    agent.ok(&["coalesce", "resume", &scene.sr])?;
+    let mut merge = Value::Null;
+    wait_until("the second is made larger, and something was copied", || {
+        let jobs = agent.json(&["job", "list"])?;
+        let copies =
+            |job: &&Value| job["kind"] == "merge" && job["state"] == "running" && job["bytes_done"] != 0;
+        merge =
+            jobs["jobs"].as_array().and_then(|jobs| jobs.iter().find(copies)).cloned().unwrap_or_default();
+        Ok(!merge.is_null())
+    })?;
+    agent.ok(&["job", "cancel", merge["id"].as_str().context("a job")?])?;
+    // The third merge rests; the second image is to be merged into the first, of which nobody has written down how large it is now.
+    agent.ok(&["vdi", "destroy", &first, "--yes"])?;
+    agent.ok(&["sr", "policy", &scene.sr, "coalesce.rate=0"])?;
+    scene.run_merges()?;
+    ensure!(scene.show(&kept, "depth")? == 2);
+    for (mib, byte) in [(0, 1), (4, 2), (8, 3), (23, 3)] {
+        ensure!(
+            agent.read(&kept, mib * MIB, MIB)?.iter().all(|is| *is == byte),
+            "{byte} is not at {mib} MiB"
+        );
+    }
+    scene.is_clean()
+}

@@ -6,7 +6,7 @@ use crate::hands::ready_new;
 use crate::labels;
 use crate::owner::Owner;
 use crate::sizing::Target;
-use catena_control::{Answer, CreateImage, Parent, Request};
+use catena_control::{Answer, CreateImage, ImageReport, Parent, Request};
 use catena_sr_api::Store;
 use catena_types::{
     BLOCK_BYTES, Bytes, ErrorName, Failure, Format, ImageId, ImageRecord, ImageState, JobRecord, Made,
@@ -157,14 +157,17 @@ impl Owner {
 
     /// Whether the image has no place for any block.
     pub(crate) fn owns_nothing(&mut self, id: ImageId) -> Result<bool, Failure> {
-        let row = self.image(id)?;
-        let (format, fd) =
-            (row.format, self.store.activate(&row.container, catena_sr_api::Access::ReadOnly)?);
-        let answer = self.small.call(&Request::Inspect { formats: vec![format] }, vec![fd]);
+        let row = self.image(id)?.clone();
+        Ok(!self.report_of(&row)?.owns_blocks)
+    }
+
+    /// What the image says of itself.
+    pub(crate) fn report_of(&mut self, row: &ImageRecord) -> Result<ImageReport, Failure> {
+        let fd = self.store.activate(&row.container, catena_sr_api::Access::ReadOnly)?;
+        let answer = self.small.call(&Request::Inspect { formats: vec![row.format] }, vec![fd]);
         match answer.map_err(|trouble| from_trouble(&trouble))? {
             Answer::Reports { reports } => match reports.into_iter().next() {
-                Some(Ok(report)) => Ok(!report.owns_blocks),
-                Some(Err(trouble)) => Err(from_trouble(&trouble)),
+                Some(report) => report.map_err(|trouble| from_trouble(&trouble)),
                 None => Err(unexpected()),
             },
             _ => Err(unexpected()),

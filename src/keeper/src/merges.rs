@@ -115,9 +115,19 @@ impl Owner {
     fn fit_target(&mut self, job: &JobRecord) -> Result<bool, Failure> {
         let Some(task) = task_of_work(&job.work) else { return Ok(true) };
         let Some(into) = task.target() else { return Ok(true) };
-        let (size, below) = (self.image(task.image())?.virtual_size, self.image(into)?.clone());
-        if below.virtual_size >= size {
+        let (above, below) = (self.image(task.image())?.clone(), self.image(into)?.clone());
+        let size = self.report_of(&above)?.virtual_size;
+        let has = self.report_of(&below)?.virtual_size;
+        if has >= size {
             return Ok(true);
+        }
+        // A merge that was ended has made a base copy larger than its row says; the plan goes by the rows.
+        let differs = |(row, size): &(ImageRecord, Bytes)| row.hidden && row.virtual_size != *size;
+        let rows = [(above, size), (below.clone(), has)].into_iter().filter(differs);
+        let changes: Vec<Change> =
+            rows.map(|(row, virtual_size)| Change::PutImage(ImageRecord { virtual_size, ..row })).collect();
+        if !changes.is_empty() {
+            self.commit(changes)?;
         }
         if is_read(&Rows(self.catalog.state()), &self.moment(), task) {
             return Ok(false);

@@ -21,7 +21,7 @@ use crate::owner::{Call, Given, Owner};
 use crate::serving::{PATIENCE, silent};
 use crate::steps::back_off;
 use catena_catalog::Change;
-use catena_control::{Answer, Ask, Request};
+use catena_control::{Ask, Request};
 use catena_rpc::VdiResizeParams;
 use catena_sr_api::Access;
 use catena_types::{
@@ -197,16 +197,7 @@ impl Owner {
             return Ok(self.size_served(vdi)? == size);
         }
         drop(ready(&*self.store, &row, Access::ReadWrite)?);
-        let fd = self.store.activate(&row.container, Access::ReadOnly)?;
-        let answer = self.small.call(&Request::Inspect { formats: vec![row.format] }, vec![fd]);
-        match answer.map_err(|trouble| from_trouble(&trouble))? {
-            Answer::Reports { reports } => match reports.into_iter().next() {
-                Some(Ok(report)) => Ok(report.virtual_size == size),
-                Some(Err(trouble)) => Err(from_trouble(&trouble)),
-                None => Err(unexpected()),
-            },
-            _ => Err(unexpected()),
-        }
+        Ok(self.report_of(&row)?.virtual_size == size)
     }
 
     /// The size of the disk as the process has it that serves it; one that has died is replaced, and its successor asked.
