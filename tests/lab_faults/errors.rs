@@ -1,69 +1,13 @@
 //! Storage that fails under an image: who does not use that image goes on, and who does goes on when it works again.
 
+use crate::broken::{EIO, is_written_again};
 use crate::harness::lab::{self, Fault};
 use crate::harness::nbd::{Client, FLUSH};
 use crate::harness::wait_until;
 use crate::store::Store;
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
-use std::ops::Range;
-use std::path::Path;
 
-/// The protocol's EIO.
-pub(crate) const EIO: u32 = 5;
 const MIB: u64 = 1 << 20;
-
-impl Store {
-    /// Breaks what is under a volume, which is active.
-    fn break_under(&self, volume: &str) -> Result<()> {
-        self.break_these(self.ranges(volume)?)
-    }
-
-    /// What is asked of these parts of the disk fails.
-    pub(crate) fn break_these(&self, ranges: Vec<Range<u64>>) -> Result<()> {
-        self.disk.load(&ranges.into_iter().map(|range| (range, Fault::Error)).collect::<Vec<_>>())
-    }
-
-    /// What the worker says that it does.
-    pub(crate) fn coalescing(&self) -> Result<Value> {
-        Ok(self.agent.json(&["coalesce", "status", &self.sr])?["srs"][0].clone())
-    }
-
-    /// How often this has happened.
-    pub(crate) fn events(&self, kind: &str) -> Result<usize> {
-        let list = self.agent.json(&["event", "list"])?;
-        let events = list["events"].as_array().context("events")?;
-        Ok(events.iter().filter(|event| event["kind"] == kind).count())
-    }
-
-    /// A merge of this kind has failed once more: it rests, is remembered, and seen.
-    pub(crate) fn backs_off(&self, kind: &str, failures: usize) -> Result<()> {
-        let mut last = Value::Null;
-        let rests = wait_until("the merge has failed", || {
-            last = self.coalescing()?;
-            Ok(self.events("merge.failed")? >= failures && last["state"] == "backoff")
-        });
-        rests.with_context(|| format!("{last}\n{}", self.agent.log()))?;
-        ensure!(last["reason"]["code"] == "failed", "{last}");
-        let jobs = self.agent.json(&["job", "list"])?;
-        let waits = |job: &Value| job["kind"] == kind && job["error"]["name"] == "io_error";
-        ensure!(jobs["jobs"].as_array().is_some_and(|jobs| jobs.iter().any(waits)), "{jobs}");
-        Ok(())
-    }
-
-    /// The disk's merge is over in the end.
-    fn is_merged(&self, disk: &str) -> Result<()> {
-        self.settle()?;
-        ensure!(self.agent.depth(disk)? == 1, "{}\n{}", self.coalescing()?, self.agent.log());
-        Ok(())
-    }
-}
-
-/// The socket serves a client who can write.
-pub(crate) fn is_written_again(socket: &Path, byte: u8) -> Result<bool> {
-    let Ok(mut client) = Client::connect(socket) else { return Ok(false) };
-    Ok(matches!(client.write(0, &[byte; 4096], 0), Ok(0)) && matches!(client.ask(FLUSH, 0, 0, 0), Ok(0)))
-}
 
 #[test]
 fn an_error_reaches_the_client_of_that_disk_alone() -> Result<()> {

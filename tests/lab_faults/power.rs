@@ -1,13 +1,13 @@
 //! A power cut: from one moment on nothing reaches the device, then everything that was in memory is gone.
 
+use crate::broken::forget_devices;
 use crate::harness::attached;
-use crate::harness::lab::{self, Fault, run};
+use crate::harness::lab::{self, Fault};
 use crate::harness::nbd::{Client, FLUSH};
 use crate::harness::wait_until;
 use crate::store::Store;
 use anyhow::{Result, ensure};
 use std::fs;
-use std::path::Path;
 
 /// What was flushed before is there, and every image is sound.
 #[test]
@@ -42,24 +42,4 @@ fn a_power_cut_takes_nothing_that_was_flushed() -> Result<()> {
         ensure!(store.agent.read(&disk, 0, 8192)? == [[1; 4096], [2; 4096]].concat(), "after a merge");
         store.clean()
     })
-}
-
-/// Takes away what the kernel knows of the volumes of an agent that does not run: mounts and devices.
-pub(crate) fn forget_devices(store: &Store) -> Result<()> {
-    for mounted in mounts_below(&store.agent.path(""))? {
-        run("umount", &[&mounted])?;
-    }
-    for name in run("dmsetup", &["ls"])?.lines().filter_map(|line| line.split_whitespace().next()) {
-        if name.starts_with("catena") {
-            run("dmsetup", &["remove", name])?;
-        }
-    }
-    Ok(())
-}
-
-/// Where something is mounted below a directory.
-fn mounts_below(place: &Path) -> Result<Vec<String>> {
-    let table = fs::read_to_string("/proc/mounts")?;
-    let points = table.lines().filter_map(|line| line.split(' ').nth(1));
-    Ok(points.filter(|point| Path::new(point).starts_with(place)).map(str::to_owned).collect())
 }

@@ -1,10 +1,9 @@
 //! A keeper that is started while its device is not there: the SR is attached, and its disks are served, when the device is.
 
-use crate::errors::is_written_again;
+use crate::broken::{forget_devices, is_written_again};
 use crate::harness::lab::{self, Disk, Fault};
 use crate::harness::nbd::{Client, FLUSH};
 use crate::harness::wait_until;
-use crate::power::forget_devices;
 use crate::store::{Store, create};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};

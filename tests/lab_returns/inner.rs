@@ -1,6 +1,6 @@
 //! Storage that fails in the middle of a merge below a disk in use: under what is copied, then under what takes it.
 
-use crate::errors::EIO;
+use crate::broken::EIO;
 use crate::harness::lab;
 use crate::harness::nbd::{Client, FLUSH};
 use crate::harness::wait_until;
