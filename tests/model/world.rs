@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{Read, Seek, Write};
+use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 const CHAIN_LIMIT: u64 = 30;
 /// How long a passing refusal may go on.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Calls that are answered when something has ended, however long that takes.
+const WAITING: [&str; 2] = ["Coalesce.run", "Job.wait"];
 /// Lines of history that a failure shows.
 const TAIL: usize = 60;
 
@@ -44,6 +46,9 @@ pub(crate) struct Strike {
     /// How long after the request was sent.
     pub(crate) after: Duration,
 }
+
+/// A result, or a refusal.
+type Answer = std::result::Result<Value, Value>;
 
 /// What became of a request.
 #[derive(Debug)]
@@ -154,7 +159,7 @@ impl World {
             }
             thread::sleep(Duration::from_millis(5));
             rewind(fds)?;
-            answer = self.agent.call_with(method, params, fds).ok();
+            answer = heard(method, self.agent.call_with(method, params, fds))?;
         }
     }
 
@@ -165,22 +170,23 @@ impl World {
         params: &Value,
         fds: &[BorrowedFd<'_>],
         strike: Option<Strike>,
-    ) -> Result<Option<std::result::Result<Value, Value>>> {
+    ) -> Result<Option<Answer>> {
         let Some(Strike { victim, after }) = strike else {
-            return Ok(self.agent.call_with(method, params, fds).ok());
+            return heard(method, self.agent.call_with(method, params, fds));
         };
         let agent = &self.agent;
         let family: Vec<Pid> =
             ["catena-keeper", "catena-datapath"].iter().flat_map(|name| agent.processes(name)).collect();
         let answer = thread::scope(|scope| {
-            let call = scope.spawn(|| agent.call_with(method, params, fds).ok());
+            let call = scope.spawn(|| agent.call_with(method, params, fds));
             thread::sleep(after);
             for pid in targets(agent, victim) {
                 // A worker may have ended by itself meanwhile.
                 let _ = kill(pid, Signal::SIGKILL);
             }
-            call.join().ok().flatten()
+            call.join().map_err(|_| anyhow!("a call panicked"))
         });
+        let answer = heard(method, answer?)?;
         match victim {
             Victim::Front => {
                 self.agent.kill()?;
@@ -369,6 +375,18 @@ impl World {
         let log: Vec<&str> = log.lines().rev().take(TAIL).collect();
         let log: Vec<&str> = log.into_iter().rev().collect();
         format!("paused: {}\n{}\nthe log:\n{}", self.paused, tail.join("\n"), log.join("\n"))
+    }
+}
+
+/// The answer to a call, if there was one before its connection broke. Who says nothing is at fault, unless he was told to wait.
+fn heard(method: &str, called: Result<Answer>) -> Result<Option<Answer>> {
+    let waited = |error: &io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+    match called {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if error.downcast_ref().is_some_and(waited) && !WAITING.contains(&method) => {
+            Err(error.context(format!("{method} is not answered")))
+        }
+        Err(_) => Ok(None),
     }
 }
 
