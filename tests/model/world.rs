@@ -22,6 +22,8 @@ const CHAIN_LIMIT: u64 = 30;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Calls that are answered when something has ended, however long that takes.
 const WAITING: [&str; 2] = ["Coalesce.run", "Job.wait"];
+/// The most bytes that a client reads at once: servers need not give more.
+const LARGEST_READ: u64 = 32 << 20;
 /// Lines of history that a failure shows.
 const TAIL: usize = 60;
 
@@ -246,8 +248,13 @@ impl World {
             Some((attached, client)) if attached == vdi => {
                 // A client that was there before the disk grew sees what it was.
                 let length = length.min(client.size.saturating_sub(from));
-                let read = client.read(from, u32::try_from(length)?)?;
-                read.map_err(|error| anyhow!("error {error} at {from} of {vdi}"))?
+                let mut all = Vec::new();
+                while (all.len() as u64) < length {
+                    let (at, left) = (from + all.len() as u64, length - all.len() as u64);
+                    let read = client.read(at, u32::try_from(left.min(LARGEST_READ))?)?;
+                    all.extend(read.map_err(|error| anyhow!("error {error} at {at} of {vdi}"))?);
+                }
+                all
             }
             _ => self.read_detached(vdi, from, length)?,
         };
