@@ -7,12 +7,13 @@
 //! ```text
 //!  client ──▶ server ──▶ session ──▶ front ──▶ routes, resolve, fanout ──▶ keeper (link) ──▶ catena-keeper
 //!                           ▲          │                                      ▲     │
-//!                           │          └──▶ lifecycle ──▶ srd (sr.d)          │     │ events
+//!                           │          └──▶ coming, lifecycle ──▶ srd (sr.d)  │     │ events
 //!                           │                   └───────▶ supervise ──────────┘     │
 //!                           └────────────── events ◀────────────────────────────────┘
 //! ```
 
 mod access;
+mod coming;
 mod config;
 mod copying;
 mod events;

@@ -1,4 +1,4 @@
-//! The life of an SR on this host: create, introduce, attach, grow, detach, forget, destroy.
+//! The life of an SR on this host: attach, grow, detach, forget, destroy; it begins in `coming`.
 //!
 //! The keeper does it, then `sr.d` says so, then the client is told. A crash between the first two leaves an SR that `sr.d` does
 //! not name yet (introduce it) or still names (it fails to attach; forget it). One such request at a
@@ -7,175 +7,15 @@
 use crate::access::Access;
 use crate::front::{Front, Params, bad_request, read};
 use crate::keeper::CallError;
-use crate::launch::Keeper;
 use crate::phase::Phase;
-use crate::routes::PATIENCE;
-use crate::srd::{MadeBy, SrEntry};
 use crate::supervise::Sr;
-use crate::table::taken;
-use catena_rpc::{
-    GrowReport, Job, Outcome, SrCreateParams, SrGrowParams, SrIntroduceParams, SrParams, SrProbeParams,
-    SrProbed,
-};
-use catena_types::{ErrorName, Failure, JobState, SrUuid};
+use catena_rpc::{GrowReport, Outcome, SrGrowParams, SrParams};
+use catena_types::{ErrorName, Failure, SrUuid};
 use serde_json::{Value, json};
-use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, TryLockError};
 
 impl Front {
-    /// `SR.create`.
-    pub(crate) fn create(&self, access: Access, params: Params) -> Outcome {
-        let mut params: SrCreateParams = read(params)?;
-        let mut entry = self.entry_at(access, &params.kind, &params.location, &params.devices)?;
-        entry.name_label.clone_from(&params.name_label);
-        (params.location, params.devices) = (entry.location.clone(), Vec::new());
-        let request_id = params.request_id.clone();
-        // A crash after the SR was made and before it is remembered: the repeated request names the same SR, and its keeper
-        // finds it made.
-        if let Some(key) = &request_id {
-            entry.uuid = SrUuid::of_key(&format!("{key} {}", entry.location));
-        }
-        self.bring_in(entry, "SR.create", wire(&params)?, request_id, false)
-    }
-
-    /// `SR.introduce`.
-    pub(crate) fn introduce(&self, access: Access, params: Params) -> Outcome {
-        let mut params: SrIntroduceParams = read(params)?;
-        let mut entry = self.entry_at(access, &params.kind, &params.location, &params.devices)?;
-        entry.name_label = params.name_label.clone().unwrap_or_default();
-        (params.location, params.devices) = (entry.location.clone(), Vec::new());
-        if params.dry_run {
-            if let Some(sr) = self.table.at(&entry.location) {
-                answered_or_refused(&sr, None)?;
-            }
-            let (keeper, started) = self.starter.start(&entry, self.table.elsewhere(&entry.location))?;
-            let outcome = keeper.first_call(started, "SR.introduce", wire(&params)?);
-            keeper.end();
-            return outcome.map_err(|error| error.into_failure(entry.uuid));
-        }
-        let request_id = params.request_id.clone();
-        self.bring_in(entry, "SR.introduce", wire(&params)?, request_id, true)
-    }
-
-    /// `SR.probe`.
-    pub(crate) fn probe(&self, access: Access, params: Params) -> Outcome {
-        let params: SrProbeParams = read(params)?;
-        let entry = self.entry_at(access, &params.kind, &params.location, &params.devices)?;
-        let mut probed = self.look(&entry)?;
-        probed.known = self.table.at(&entry.location).is_some_and(|sr| Some(sr.uuid()) == probed.uuid);
-        wire(&probed)
-    }
-
-    /// What is at the location of an SR.
-    fn look(&self, entry: &SrEntry) -> Result<SrProbed, Failure> {
-        let (keeper, started) = self.starter.start(entry, Vec::new())?;
-        let outcome = keeper.first_call(started, "SR.probe", json!({}));
-        keeper.end();
-        let document = outcome.map_err(|error| error.into_failure(entry.uuid))?;
-        serde_json::from_value(document).map_err(|error| nonsense("SR.probe", &error.to_string()))
-    }
-
-    /// Lets a new keeper create or introduce an SR and keeps it as the SR's keeper.
-    fn bring_in(
-        &self,
-        entry: SrEntry,
-        method: &str,
-        params: Value,
-        request_id: Option<String>,
-        by_job: bool,
-    ) -> Outcome {
-        self.refuse_while_stopping()?;
-        if let Some(answer) = request_id.as_deref().and_then(|id| self.answer_to(id)) {
-            return Ok(answer);
-        }
-        // An SR that is known and could not be attached may be introduced again: so a lost catalog is made anew.
-        let (_claim, known) = match by_job {
-            true => self.table.claim_any(&entry.location)?,
-            false => (self.table.claim(&entry.location)?, None),
-        };
-        let _alone = known.as_deref().map(alone).transpose()?;
-        if let Some(sr) = &known
-            && let Some(answer) = answered_or_refused(sr, request_id.as_deref())?
-        {
-            return Ok(answer);
-        }
-        // A keeper that tries to attach it meanwhile would be in the way.
-        let tried = known.as_ref().filter(|sr| sr.is_tried_again());
-        if let Some(sr) = tried {
-            sr.stop("SR.detach", json!({})).map_err(|error| sr.failure(error))?;
-        }
-        let outcome = self.make(entry, method, params, request_id, known.clone());
-        if let Some(sr) = tried
-            && sr.state().phase == Phase::Detached
-        {
-            self.settle(sr, true);
-        }
-        outcome
-    }
-
-    /// The same for a location that nobody else brings in.
-    fn make(
-        &self,
-        mut entry: SrEntry,
-        method: &str,
-        params: Value,
-        request_id: Option<String>,
-        known: Option<Arc<Sr>>,
-    ) -> Outcome {
-        let by_job = method == "SR.introduce";
-        let (keeper, started) = self.starter.start(&entry, self.table.elsewhere(&entry.location))?;
-        let outcome = keeper.first_call(started, method, params);
-        let made = outcome.map_err(|error| error.into_failure(entry.uuid)).and_then(|answer| {
-            let uuid = if by_job { introduced(&answer) } else { created(&answer) }?;
-            Ok((uuid, answer))
-        });
-        let (uuid, answer) = match made {
-            Ok((Some(uuid), answer)) => (uuid, answer),
-            Ok((None, answer)) => {
-                keeper.end();
-                return Ok(answer);
-            }
-            Err(failure) => {
-                keeper.end();
-                return Err(failure);
-            }
-        };
-        crate::points::SR_MADE.pass();
-        entry.uuid = uuid;
-        if entry.name_label.is_empty() {
-            entry.name_label = label_of(&keeper, &entry);
-        }
-        entry.made_by = request_id.map(|request_id| MadeBy { request_id, answer: answer.to_string() });
-        self.take_in(entry, keeper, known)?;
-        Ok(answer)
-    }
-
-    /// Remembers an SR and supervises the keeper that has made it.
-    fn take_in(&self, entry: SrEntry, keeper: Keeper, known: Option<Arc<Sr>>) -> Result<(), Failure> {
-        let uuid = entry.uuid;
-        let known = known.filter(|sr| sr.uuid() == uuid);
-        if known.is_none() && self.table.contains(uuid) {
-            keeper.end();
-            let text = format!("{} is the SR {uuid}, which is known at another location", entry.location);
-            return Err(Failure::new(ErrorName::SrExists, text).object("sr", uuid));
-        }
-        if let Err(error) = self.store.save(&entry) {
-            keeper.end();
-            return Err(not_remembered(uuid, &error).hint(format!(
-                "then: catena sr introduce --type {} --{} {}",
-                entry.kind,
-                if entry.on_devices { "devices" } else { "location" },
-                entry.location
-            )));
-        }
-        tracing::info!(sr = %uuid, location = entry.location, "SR taken in");
-        let sr = known.unwrap_or_else(|| Arc::new(Sr::new(entry.clone())));
-        sr.set_entry(entry);
-        self.table.insert(&sr);
-        sr.adopt(&self.starter, keeper)
-    }
-
     /// `SR.attach`.
     pub(crate) fn attach(&self, mut params: Params) -> Outcome {
         let sr = self.named_sr(&mut params)?;
@@ -274,7 +114,7 @@ impl Front {
     }
 
     /// Brings an SR that was not destroyed, or not introduced anew, back to how it was.
-    fn settle(&self, sr: &Arc<Sr>, was_wanted: bool) {
+    pub(crate) fn settle(&self, sr: &Arc<Sr>, was_wanted: bool) {
         let result = if was_wanted {
             sr.start(&self.starter, false)
         } else {
@@ -316,63 +156,17 @@ impl Front {
     }
 
     /// The answer that the request of this key was given when it made an SR known.
-    fn answer_to(&self, request_id: &str) -> Option<Value> {
+    pub(crate) fn answer_to(&self, request_id: &str) -> Option<Value> {
         let made_by = |sr: &Arc<Sr>| sr.entry().made_by.filter(|made| made.request_id == request_id);
         let made = self.table.all().iter().find_map(made_by)?;
         serde_json::from_str(&made.answer).ok()
     }
 
-    fn refuse_while_stopping(&self) -> Result<(), Failure> {
+    pub(crate) fn refuse_while_stopping(&self) -> Result<(), Failure> {
         if self.stopping.load(Ordering::SeqCst) {
             return Err(Failure::new(ErrorName::TryAgain, "the agent is about to end"));
         }
         Ok(())
-    }
-
-    /// A new SR at the location or on the devices that a request names; without a name yet.
-    fn entry_at(
-        &self,
-        access: Access,
-        kind: &str,
-        location: &str,
-        devices: &[String],
-    ) -> Result<SrEntry, Failure> {
-        let location = match (location, devices) {
-            ("", []) => return Err(bad_request("neither a location nor devices are named")),
-            (one, []) => self.location(access, one)?,
-            ("", several) => self.device_paths(access, several)?.join(","),
-            _ => return Err(bad_request("an SR has either a location or devices")),
-        };
-        Ok(SrEntry {
-            uuid: SrUuid::random(),
-            kind: kind.to_owned(),
-            name_label: String::new(),
-            location,
-            on_devices: !devices.is_empty(),
-            attach: true,
-            made_by: None,
-        })
-    }
-
-    /// Devices as they are kept.
-    fn device_paths(&self, access: Access, devices: &[String]) -> Result<Vec<String>, Failure> {
-        if let Some(path) = devices.iter().find(|path| path.contains(',')) {
-            return Err(bad_request(format!("'{path}' has a comma, which stands between devices")));
-        }
-        devices.iter().map(|path| self.location(access, path)).collect()
-    }
-
-    /// A location as it is kept: absolute, without detours. Compared as text: a look at the storage might hang.
-    fn location(&self, access: Access, location: &str) -> Result<String, Failure> {
-        if access != Access::Root && !self.private {
-            return Err(bad_request("only root may name a location"));
-        }
-        let path = Path::new(location);
-        if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
-            return Err(bad_request(format!("'{location}' is not an absolute path without '..'")));
-        }
-        let plain: PathBuf = path.components().collect();
-        Ok(plain.to_string_lossy().into_owned())
     }
 }
 
@@ -381,53 +175,8 @@ fn request_id(params: &Params) -> Option<String> {
     params.get("request_id").and_then(Value::as_str).map(str::to_owned)
 }
 
-/// Refuses an SR that a keeper has, or is about to have, but for the request that has brought it back before a crash: its new
-/// catalog has the answer. An SR that is just being attached may be about to fail, and is waited for.
-fn answered_or_refused(sr: &Sr, request_id: Option<&str>) -> Result<Option<Value>, Failure> {
-    match sr.settled().phase {
-        Phase::Detached | Phase::Failed => Ok(None),
-        Phase::Starting | Phase::Waiting | Phase::Attached | Phase::Stopping => {
-            let repeated = |id| {
-                let params = json!({"request_id": id});
-                let answer = sr.link().ok()?.call("SR.introduce", params, Vec::new(), Some(PATIENCE));
-                answer.ok().map(|answer| answer.value())
-            };
-            let answer = request_id.and_then(repeated).filter(|answer| introduced(answer).is_ok());
-            answer.map(Some).ok_or_else(|| taken(sr))
-        }
-    }
-}
-
-/// What `SR.create` has made.
-fn created(answer: &Value) -> Result<Option<SrUuid>, Failure> {
-    let uuid = answer["uuid"].as_str().and_then(|text| text.parse().ok());
-    uuid.map(Some).ok_or_else(|| nonsense("SR.create", "no uuid"))
-}
-
-/// What the job of `SR.introduce` has made; nothing, if it failed.
-fn introduced(answer: &Value) -> Result<Option<SrUuid>, Failure> {
-    let job: Job = serde_json::from_value(answer.clone())
-        .map_err(|error| nonsense("SR.introduce", &error.to_string()))?;
-    Ok((job.state == JobState::Done).then_some(job.sr))
-}
-
-fn nonsense(method: &str, why: &str) -> Failure {
-    Failure::new(ErrorName::IoError, format!("the keeper's answer to {method} makes no sense: {why}"))
-}
-
-/// The label that an introduced SR has, or the name of its directory.
-fn label_of(keeper: &Keeper, entry: &SrEntry) -> String {
-    let record = keeper.link.call("SR.get_record", json!({"sr": entry.uuid}), Vec::new(), Some(PATIENCE));
-    let label = record.ok().and_then(|record| record.value()["name_label"].as_str().map(str::to_owned));
-    label.filter(|label| !label.is_empty()).unwrap_or_else(|| {
-        Path::new(&entry.location)
-            .file_name()
-            .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-    })
-}
-
 /// The right to change the life of an SR.
-fn alone(sr: &Sr) -> Result<MutexGuard<'_, ()>, Failure> {
+pub(crate) fn alone(sr: &Sr) -> Result<MutexGuard<'_, ()>, Failure> {
     match sr.lifecycle.try_lock() {
         Ok(guard) => Ok(guard),
         Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
@@ -438,18 +187,19 @@ fn alone(sr: &Sr) -> Result<MutexGuard<'_, ()>, Failure> {
     }
 }
 
-fn not_remembered(sr: SrUuid, error: &std::io::Error) -> Failure {
+pub(crate) fn not_remembered(sr: SrUuid, error: &std::io::Error) -> Failure {
     let text = format!("it was done, but the file of SR {sr} cannot be changed: {error}");
     Failure::new(ErrorName::IoError, text).hint("mend the directory of the SR files").object("sr", sr)
 }
 
-fn wire(params: &impl serde::Serialize) -> Result<Value, Failure> {
+pub(crate) fn wire(params: &impl serde::Serialize) -> Result<Value, Failure> {
     serde_json::to_value(params).map_err(|error| bad_request(error.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::srd::SrEntry;
     use crate::testing::{Script, bare_front, front};
 
     fn params(value: Value) -> Params {
@@ -494,29 +244,6 @@ mod tests {
         assert_eq!(front.create(Access::Root, creating("r")).unwrap_err().name, ErrorName::SrNotEmpty);
         assert_eq!(front.create(Access::Root, creating("r")).unwrap_err().name, ErrorName::SrUnavailable);
         assert!(remembered(&front).is_empty() && front.table.all().is_empty());
-    }
-
-    #[test]
-    fn only_root_names_a_location_and_only_a_plain_one() {
-        let (front, _directory) = bare_front([Script::new()]);
-        let refused = front.create(Access::Change, creating("r")).unwrap_err();
-        assert!(refused.message.contains("root"), "{refused}");
-        for location in ["srv/a", "", "/srv/../a"] {
-            let text = front.location(Access::Root, location).unwrap_err().message;
-            assert!(text.contains("absolute"), "{text}");
-        }
-        let at = |location: &str, devices: &[&str]| {
-            let devices: Vec<String> = devices.iter().copied().map(str::to_owned).collect();
-            front.entry_at(Access::Root, "lvm", location, &devices).map(|entry| entry.location)
-        };
-        assert_eq!(at("", &["/dev//sdb", "/dev/sdc"]).unwrap(), "/dev/sdb,/dev/sdc");
-        for (location, devices) in [("", &[][..]), ("/a", &["/b"]), ("", &["/a,/b"]), ("", &["sdb"])] {
-            assert_eq!(
-                at(location, devices).unwrap_err().name,
-                ErrorName::BadRequest,
-                "{location} {devices:?}"
-            );
-        }
     }
 
     #[test]
