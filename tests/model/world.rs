@@ -206,7 +206,9 @@ impl World {
 
     /// A request that changes nothing, or may be repeated: until it is done.
     pub(crate) fn must(&mut self, method: &str, params: &Value, fds: &[BorrowedFd<'_>]) -> Result<Value> {
-        for _ in 0..20 {
+        // One that waits for an end was not answered for minutes: it is to be said which, before what hangs is ended without a word.
+        let tries = if WAITING.contains(&method) { 4 } else { 20 };
+        for _ in 0..tries {
             match self.request(method, params, fds, None)? {
                 Outcome::Done(value) => return Ok(value),
                 Outcome::Unknown => rewind(fds)?,
