@@ -245,7 +245,8 @@ impl Owner {
         for image in Vec::into_iter(fitted).chain::<Vec<ImageId>>(full) {
             self.roomy.remove(&image);
             let done = match self.target_of(image) {
-                Target::Fitted => self.deflate(image),
+                // In no job, so that no commit follows which would say what it takes now.
+                Target::Fitted => self.deflate(image).and_then(|()| self.remeasure(&[image])),
                 Target::Full => self.refill(image),
                 Target::Roomy => Ok(()),
             };
