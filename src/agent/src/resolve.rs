@@ -66,11 +66,7 @@ pub(crate) fn vdi(srs: &[Arc<Sr>], name: &str) -> Result<(Arc<Sr>, VdiUuid), Fai
 }
 
 fn vdi_within(srs: &[Arc<Sr>], name: &str, patience: Duration) -> Result<(Arc<Sr>, VdiUuid), Failure> {
-    let reachable: Vec<Arc<Sr>> = srs
-        .iter()
-        .filter(|sr| !matches!(sr.state().phase, Phase::Detached | Phase::Failed))
-        .map(Arc::clone)
-        .collect();
+    let reachable: Vec<Arc<Sr>> = srs.iter().filter(|sr| is_reachable(sr)).map(Arc::clone).collect();
     let exact = name.parse::<VdiUuid>().is_ok();
     let enough = |value: &Text| exact && !matches(value).is_empty();
     let replies = fanout::ask(&reachable, "Keeper.resolve", |_| json!({"name": name}), patience, enough);
@@ -79,8 +75,10 @@ fn vdi_within(srs: &[Arc<Sr>], name: &str, patience: Duration) -> Result<(Arc<Sr
     for reply in &replies {
         match &reply.outcome {
             Ok(value) => found.extend(matches(value).into_iter().map(|one| (Arc::clone(&reply.sr), one))),
-            // One that is being restarted may know it as well as one that is silent.
-            Err(failure) if reply.silent || failure.retry => silent = Some(failure),
+            // One that is being restarted may know it as well as one that is silent; not so one that has refused its SR meanwhile.
+            Err(failure) if (reply.silent || failure.retry) && is_reachable(&reply.sr) => {
+                silent = Some(failure);
+            }
             Err(failure) => tracing::warn!(sr = %reply.sr.uuid(), %failure, "a name was not looked up"),
         }
     }
@@ -101,6 +99,11 @@ fn vdi_within(srs: &[Arc<Sr>], name: &str, patience: Duration) -> Result<(Arc<Sr
         }
     }
     found.pop().map(|(sr, one)| (sr, one.uuid)).ok_or_else(|| missing(srs, name))
+}
+
+/// Whether there is, or is about to be, a keeper to be asked.
+fn is_reachable(sr: &Sr) -> bool {
+    !matches!(sr.state().phase, Phase::Detached | Phase::Failed)
 }
 
 fn matches(value: &Text) -> Vec<Resolved> {
