@@ -175,7 +175,8 @@ fn a_merge_stops_when_its_hours_end_and_goes_on_where_it_was() -> Result<()> {
     agent.ok(&["vdi", "destroy", &spare])?;
     until(&agent, "removal", || Ok((!agent.path("sr").join(&container).exists()).then_some(())))?;
     agent.ok(&["sr", "policy", "store", "coalesce.enabled=false"])?;
-    let off = status(&agent)?;
+    // The job of the removal ends a moment after the file has gone.
+    let off = until_status(&agent, "end of the removal", |now| now["current"].is_null())?;
     ensure!(off["state"] == "paused" && off["reason"]["code"] == "disabled", "{off}");
     ensure!(off["queue"].as_array().is_some_and(|queue| queue.len() == 1), "{off}");
 
