@@ -51,7 +51,7 @@ impl Session<'_> {
         fds: Vec<OwnedFd>,
         enlarge: &mut dyn FnMut(Bytes) -> Bytes,
     ) -> Answered {
-        let mut ear = Ear { mailbox: self.mailbox, job: self.job, enlarge };
+        let mut ear = Ear { mailbox: self.mailbox, job: self.job, wanted: &self.wanted, enlarge };
         self.worker.call(request, fds, &mut ear)
     }
 
@@ -101,10 +101,18 @@ impl Line {
 struct Ear<'a> {
     mailbox: &'a Sender<Mail>,
     job: JobId,
+    wanted: &'a AtomicBool,
     enlarge: &'a mut dyn FnMut(Bytes) -> Bytes,
 }
 
 impl worker::Listener for Ear<'_> {
+    /// A stop that came before the request was heard by nobody.
+    fn sent(&mut self, channel: &Channel) {
+        if !self.wanted.load(Ordering::SeqCst) {
+            worker::tell(channel, &Request::Stop);
+        }
+    }
+
     fn progress(&mut self, news: Progress) {
         tell(self.mailbox, self.job, News::Progress(news));
     }
@@ -149,8 +157,9 @@ impl LongJob {
 
     /// Asks it to stop; its end comes to the mailbox. May be said again: one that stands still may not have heard it.
     pub(crate) fn stop(&self) {
+        // In this order: whoever has not sent his request yet says it once more behind that.
+        self.wanted.store(false, Ordering::SeqCst);
         worker::tell(&self.handle, &Request::Stop);
-        self.wanted.store(false, Ordering::Relaxed);
     }
 
     /// Gives a merge another pace: its threads have the class at once, so that a batch that starves is helped too; the rest it

@@ -13,6 +13,9 @@ use std::process::{Child, Command, Stdio};
 
 /// Who hears what a worker says of its running request.
 pub(crate) trait Listener {
+    /// The request is on its way.
+    fn sent(&mut self, _channel: &Channel) {}
+
     /// How far it is.
     fn progress(&mut self, _news: Progress) {}
 
@@ -75,6 +78,7 @@ impl Worker {
         drop(borrowed);
         drop(fds);
         sent.map_err(|error| from_channel(&error))?;
+        listener.sent(channel);
         loop {
             match channel.receive::<Reply>() {
                 Ok(Some(Packet { message: Reply::Progress(news), .. })) => listener.progress(news),
